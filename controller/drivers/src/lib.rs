@@ -1,0 +1,128 @@
+//! What makes instances. A driver is a small trait over some virtual machine manager; what it can do
+//! and bear it declares as data ([`Capabilities`]), so that plans are made without it.
+//!
+//! A driver knows nothing of plans, fleets' files or the hub. It acts only on the instance that it
+//! is shown with its nonce: an instance of the same name with another nonce is not ours.
+
+use async_trait::async_trait;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
+use vm_agent_schemas::wire::Seed;
+
+/// What makes instances.
+///
+/// Every call may take long, hang or be dropped half-way by its caller, who holds the deadline: a
+/// dropped call ends whatever process it started, and leaves the instance as a later [`list`] shows
+/// it. Every call is idempotent: asking for what already is succeeds.
+///
+/// [`list`]: Driver::list
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// The name by which the fleet file knows the driver.
+    fn name(&self) -> DriverName;
+
+    /// What the driver can do and bear.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Every instance that the driver can see, ours or not. An error means that nothing is known, not
+    /// that nothing exists.
+    async fn list(&self) -> Result<Vec<Instance>, DriverError>;
+
+    /// Makes an instance, seeds it and starts it. Already made with this nonce: it is seeded anew and
+    /// started. Half made: it is finished. Its name taken by another: [`DriverError::Foreign`].
+    async fn create(&self, order: &CreateOrder) -> Result<(), DriverError>;
+
+    /// Starts an instance, with a new seed where the driver can hand one over. Already running:
+    /// nothing happens.
+    async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError>;
+
+    /// Stops an instance: first by asking it, then by the hard means. Already stopped: nothing
+    /// happens.
+    async fn stop(&self, target: &Target) -> Result<(), DriverError>;
+
+    /// Gives an instance other sizes. Where [`Capabilities::resize_running`] is false it is stopped
+    /// before and stays so.
+    async fn resize(&self, target: &Target, sizes: &Sizes) -> Result<(), DriverError>;
+
+    /// Deletes an instance with all that is in it, running or not, and frees its name. Already gone:
+    /// nothing happens.
+    async fn destroy(&self, target: &Target) -> Result<(), DriverError>;
+
+    /// Reads the nonce back from inside the instance; nothing where the driver can't.
+    async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError>;
+}
+
+/// An instance to act on, and what shows that it is the right one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The instance's name.
+    pub instance: InstanceName,
+    /// The nonce of its claim.
+    pub nonce: Nonce,
+}
+
+/// An instance to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateOrder {
+    /// The instance's name.
+    pub instance: InstanceName,
+    /// The image, in the driver's own terms.
+    pub image: String,
+    /// The sizes.
+    pub sizes: Sizes,
+    /// What goes into it. The nonce is in here.
+    pub seed: Seed,
+}
+
+impl CreateOrder {
+    /// The instance as a target for later calls.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        Target { instance: self.instance.clone(), nonce: self.seed.nonce.clone() }
+    }
+}
+
+/// Why a driver did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The driver's own service does not answer or is not there. Says nothing about instances.
+    #[error("{driver} does not answer: {reason}")]
+    Unavailable {
+        /// The driver.
+        driver: DriverName,
+        /// What it said, or that it said nothing.
+        reason: String,
+    },
+    /// The instance is not the one that was meant.
+    #[error("instance `{instance}` is not ours: its nonce is another")]
+    Foreign {
+        /// The instance.
+        instance: InstanceName,
+    },
+    /// The instance does not exist.
+    #[error("instance `{instance}` does not exist")]
+    Missing {
+        /// The instance.
+        instance: InstanceName,
+    },
+    /// The driver can't do this at all.
+    #[error("{driver} can't {what}")]
+    Unsupported {
+        /// The driver.
+        driver: DriverName,
+        /// What.
+        what: String,
+    },
+    /// It was tried and did not work.
+    #[error("could not {action} instance `{instance}`: {reason}")]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// The instance.
+        instance: InstanceName,
+        /// What went wrong, in the manager's own words where it said any.
+        reason: String,
+    },
+}

@@ -1,0 +1,578 @@
+//! The documents of the HTTP API. Every one of them has `apiVersion` and `kind`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::credential::ApiToken;
+use crate::event::Event;
+use crate::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState};
+use crate::ids::{Digest, Epoch, Incarnation, Life, Revision, Secret, TaskId};
+use crate::intent::Override;
+use crate::names::{AgentName, FleetName};
+use crate::observe::{Capabilities, InstanceState};
+use crate::plan::{Condition, Drift, Fuse, Health, Plan, Sync, WaitsFor};
+use crate::task::Task;
+use crate::units::Span;
+use crate::wire::{Channel, HealthReport, Run, Signal, TaskOutcome};
+
+/// The version of these documents.
+pub const API_VERSION: &str = "vm-agent/v1";
+
+/// A document: what it is, and what it says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Document<T> {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// What the document is.
+    pub kind: String,
+    /// What it says.
+    #[serde(flatten)]
+    pub content: T,
+}
+
+/// Something that is a document of its own.
+pub trait Kind {
+    /// What it is called.
+    const KIND: &'static str;
+}
+
+impl<T: Kind> From<T> for Document<T> {
+    fn from(content: T) -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: T::KIND.to_owned(), content }
+    }
+}
+
+/// Many of one thing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct List<T> {
+    /// The things.
+    pub items: Vec<T>,
+}
+
+macro_rules! kinds {
+    ($($type:ty => $kind:literal),+ $(,)?) => {
+        $(impl Kind for $type {
+            const KIND: &'static str = $kind;
+        })+
+    };
+}
+
+kinds! {
+    AgentView => "Agent",
+    List<AgentView> => "AgentList",
+    List<AgentDrift> => "DriftList",
+    List<Event> => "EventList",
+    List<Override> => "OverrideList",
+    List<Task> => "TaskList",
+    List<ApiToken> => "TokenList",
+    NewToken => "Token",
+    FleetView => "Fleet",
+    PlanView => "Plan",
+    Applied => "Applied",
+    Changed => "Changed",
+    ControllerStatus => "ControllerStatus",
+    LogPage => "Log",
+    Stats => "Stats",
+    Task => "Task",
+    Version => "Version",
+    Alive => "Alive",
+}
+
+/// An agent: what is wanted, what is seen, and what is being done about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentView {
+    /// Its name.
+    pub name: AgentName,
+    /// Its driver, as resolved.
+    pub driver: Option<DriverName>,
+    /// Whether it should run; nothing for an agent that should not exist.
+    pub power: Option<PowerState>,
+    /// What its instance is seen doing; nothing when it does not exist.
+    pub instance: Option<InstanceState>,
+    /// Which life of its instance this is.
+    pub incarnation: Option<Incarnation>,
+    /// Whether it is as wanted.
+    pub sync: Sync,
+    /// Whether it is well.
+    pub health: Health,
+    /// Each difference between wanted and seen.
+    pub drift: Vec<Drift>,
+    /// Why nothing, or not everything, is done about it.
+    pub waits_for: Vec<WaitsFor>,
+    /// The overrides in force.
+    pub overrides: Vec<Override>,
+    /// Named facts.
+    pub conditions: Vec<Condition>,
+    /// Its runtime's session; nothing when none is connected.
+    pub session: Option<SessionView>,
+    /// Its effective spec with origins.
+    pub wanted: Option<DeclaredAgent>,
+    /// The accepted fleet file that was last acted on.
+    pub observed_generation: Option<Revision>,
+}
+
+/// A runtime's session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionView {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// When it was accepted.
+    pub connected_at: Timestamp,
+    /// When the runtime was last heard.
+    pub last_seen: Timestamp,
+    /// The runtime's version.
+    pub runtime_version: String,
+    /// Its latest health report.
+    pub health: Option<HealthReport>,
+}
+
+/// An agent's drift.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentDrift {
+    /// The agent.
+    pub agent: AgentName,
+    /// Each difference.
+    pub drift: Vec<Drift>,
+    /// Why nothing, or not everything, is done about it.
+    pub waits_for: Vec<WaitsFor>,
+}
+
+/// The accepted fleet file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FleetView {
+    /// The fleet's name.
+    pub name: FleetName,
+    /// Which accepted file; nothing when none was ever accepted.
+    pub revision: Option<Revision>,
+    /// Where the file was.
+    pub path: Option<PathBuf>,
+    /// Each agent that it comes to.
+    pub agents: BTreeMap<AgentName, DeclaredAgent>,
+    /// The overrides on it.
+    pub overrides: Vec<Override>,
+}
+
+/// A fleet file on its way to the controller.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FleetSource {
+    /// Where the file is, for messages and for the next start.
+    pub path: Option<PathBuf>,
+    /// What it says.
+    pub text: String,
+}
+
+/// Asks what would be done.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanRequest {
+    /// Plan for this file instead of the accepted one.
+    pub source: Option<FleetSource>,
+}
+
+/// A plan, as a document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanView {
+    /// The plan.
+    #[serde(flatten)]
+    pub plan: Plan,
+}
+
+/// Asks for a file to be accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyRequest {
+    /// The file.
+    pub source: FleetSource,
+    /// Accept it only while this is still the plan.
+    #[serde(default)]
+    pub plan: Option<Digest>,
+    /// Say yes to everything in the plan that waits for an approval. Needs `plan`: a yes is to what
+    /// was shown.
+    #[serde(default)]
+    pub approve: bool,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A file was accepted, or would be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// Which accepted file it is now. The same text twice is one revision.
+    pub revision: Option<Revision>,
+    /// What will be done.
+    pub plan: Plan,
+    /// Nothing was changed.
+    pub dry_run: bool,
+}
+
+/// Asks for an agent beside the file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateRequest {
+    /// What it should be like.
+    #[serde(default)]
+    pub spec: AgentEntry,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks for an agent to start, stop or go.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeRequest {
+    /// How long this should hold against the file. Nothing means one hour for `start` and `stop`.
+    #[serde(default)]
+    pub lasting: Option<Span>,
+    /// Let it hold until it is cleared.
+    #[serde(default)]
+    pub sticky: bool,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What an imperative change came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Changed {
+    /// The agent.
+    pub agent: AgentName,
+    /// The override that it made; nothing when the file says the same.
+    pub overridden: Option<Override>,
+    /// What will be done.
+    pub plan: Plan,
+    /// Nothing was changed.
+    pub dry_run: bool,
+}
+
+/// Asks the controller to stop every machine, and then itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DownRequest {
+    /// Delete the machines too.
+    #[serde(default)]
+    pub destroy: bool,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks for a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskRequest {
+    /// What to run.
+    pub run: Run,
+    /// How long it may run; nothing means one hour.
+    #[serde(default)]
+    pub timeout: Option<Span>,
+    /// The task's id, chosen by who asks: asking twice with one id is asking once.
+    #[serde(default)]
+    pub id: Option<TaskId>,
+}
+
+/// The controller itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its fleet.
+    pub fleet: FleetName,
+    /// Its state folder.
+    pub state_dir: PathBuf,
+    /// Which life on that folder.
+    pub life: Life,
+    /// When this life began.
+    pub started_at: Timestamp,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// The accepted fleet file.
+    pub file: FileStatus,
+    /// Whether it may change anything.
+    pub fuse: Fuse,
+    /// Its drivers.
+    pub drivers: Vec<DriverStatus>,
+    /// How many agents there are, by sync.
+    pub sync: BTreeMap<String, u32>,
+    /// How many agents there are, by health.
+    pub health: BTreeMap<String, u32>,
+    /// Named facts about the fleet.
+    pub conditions: Vec<Condition>,
+}
+
+/// Where a controller listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Addresses {
+    /// The unix socket of the API, for programs of the same user.
+    pub socket: PathBuf,
+    /// The hub.
+    pub hub: SocketAddr,
+    /// The API.
+    pub api: SocketAddr,
+    /// The dashboard.
+    pub dashboard: SocketAddr,
+}
+
+/// The accepted fleet file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileStatus {
+    /// Where it was.
+    pub path: Option<PathBuf>,
+    /// Which accepted file.
+    pub revision: Option<Revision>,
+    /// When it was accepted.
+    pub applied_at: Option<Timestamp>,
+}
+
+/// A driver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DriverStatus {
+    /// Its name.
+    pub name: DriverName,
+    /// Whether it answered the last time it was asked.
+    pub answering: bool,
+    /// When it last answered.
+    pub last_answer: Option<Timestamp>,
+    /// What went wrong since.
+    pub problem: Option<String>,
+    /// How many instances it has, ours or not.
+    pub instances: u32,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+/// What `controller.json` in the state folder says to clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerFile {
+    /// The controller's process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its fleet.
+    pub fleet: FleetName,
+    /// Which life on the folder.
+    pub life: Life,
+    /// Where it listens.
+    pub addresses: Addresses,
+}
+
+/// Lines of an agent's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogPage {
+    /// The lines, oldest first.
+    pub lines: Vec<String>,
+}
+
+/// Counts since the controller started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Agents known.
+    pub agents: u32,
+    /// Runtimes connected.
+    pub sessions: u32,
+    /// Passes of the loop.
+    pub passes: u64,
+    /// Steps begun.
+    pub steps: u64,
+    /// Steps that failed or timed out.
+    pub failures: u64,
+    /// Hellos refused.
+    pub refusals: u64,
+}
+
+/// A new token: the one time that it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewToken {
+    /// What is stored of it.
+    pub token: ApiToken,
+    /// The token itself.
+    pub secret: Secret,
+}
+
+/// Asks for a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TokenRequest {
+    /// Who it is for.
+    pub name: String,
+}
+
+/// What is running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    /// The program's version.
+    pub version: String,
+    /// The version of the protocol between runtime and hub.
+    pub protocol: u32,
+}
+
+/// The controller answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Alive {
+    /// Always `ok`: a controller that is not well does not answer.
+    pub status: String,
+}
+
+/// What a client says on the WebSocket of `exec`, in text frames. The first one is `open`. Input
+/// follows in binary frames of stream 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum ExecRequest {
+    /// Run this.
+    Open {
+        /// What to run.
+        run: Run,
+        /// Whether input will come.
+        stdin: bool,
+    },
+    /// Send a signal to the process group.
+    Signal {
+        /// The signal.
+        signal: Signal,
+    },
+    /// How much output has been taken, in bytes since the start.
+    Taken {
+        /// Of which channel.
+        channel: Channel,
+        /// How much.
+        offset: u64,
+    },
+}
+
+/// What the controller says on the WebSocket of `exec`, in text frames. Output comes in binary
+/// frames of stream 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum ExecEvent {
+    /// The process has begun.
+    Opened,
+    /// How much input has been taken, in bytes since the start.
+    Taken {
+        /// How much.
+        offset: u64,
+    },
+    /// The process has ended, and all its output has been sent.
+    Ended {
+        /// How.
+        outcome: TaskOutcome,
+    },
+    /// It could not be run, or its fate is unknown.
+    Failed {
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// An error, as `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// What kind of error, for machines.
+    pub code: ProblemCode,
+    /// What went wrong, in a sentence.
+    pub reason: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remediation: Option<String>,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// What is wrong with a fleet file, place by place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagnostics: Vec<crate::fleet::Diagnostic>,
+}
+
+/// Kinds of errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemCode {
+    /// The request makes no sense, or its fleet file has errors.
+    Invalid,
+    /// No credential, or a wrong one.
+    Unauthorized,
+    /// No such thing.
+    NotFound,
+    /// It contradicts what is: another fleet's file, a stale plan, a name that is taken.
+    Conflict,
+    /// Something stands in its way: protection, an approval.
+    Blocked,
+    /// The agent's runtime is not connected.
+    Offline,
+    /// The controller is going down.
+    Unavailable,
+    /// Something of the controller's failed.
+    Internal,
+}
+
+impl ProblemCode {
+    /// The HTTP status that goes with the code.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::Unauthorized => 401,
+            Self::NotFound => 404,
+            Self::Conflict | Self::Blocked => 409,
+            Self::Offline | Self::Unavailable => 503,
+            Self::Internal => 500,
+        }
+    }
+}
+
+impl Problem {
+    /// An error of this kind.
+    pub fn new(code: ProblemCode, reason: impl Into<String>) -> Self {
+        Self {
+            status: code.status(),
+            code,
+            reason: reason.into(),
+            remediation: None,
+            retryable: matches!(code, ProblemCode::Offline | ProblemCode::Unavailable),
+            diagnostics: Vec::new(),
+        }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn remedy(mut self, remediation: impl Into<String>) -> Self {
+        self.remediation = Some(remediation.into());
+        self
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Problem {}

@@ -1,0 +1,447 @@
+//! The fleet file as it is written. Each key carries what changing it costs as `x-cost`: `live`
+//! (nothing stops), `stop` (the machine stops and starts) or `birth` (only a new machine has it, so
+//! a change is shown and waits for an approval to recreate).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Planned;
+use crate::names::{AgentName, FleetName, ProfileName, TaskName};
+use crate::net::Listen;
+use crate::units::{ByteSize, Span};
+
+/// A fleet: the agents that one controller looks after.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FleetFile {
+    /// The fleet's name. Instances are named after their agent in fleet `default`, else
+    /// `<fleet>-<agent>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"lab", extend("default" = "default", "x-cost" = "birth"))]
+    pub name: Option<FleetName>,
+
+    /// The agents that should exist, by name. An agent with nothing of its own to say is written
+    /// `builder: {}`, and a fleet of none `agents: {}`.
+    #[schemars(extend("x-cost" = "live", "examples" = [{"builder": {"cpus": 4, "memory": "8G"}}]))]
+    pub agents: BTreeMap<AgentName, AgentEntry>,
+
+    /// What an agent has where neither it nor its profile says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = [{"driver": "local"}], "x-cost" = "as the key inside"))]
+    pub defaults: Option<AgentEntry>,
+
+    /// Named templates; an agent takes one with `profile`, and a profile may build on another.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("examples" = [{"small": {"cpus": 1, "memory": "1G"}}], "x-cost" = "as the key inside"))]
+    pub profiles: BTreeMap<ProfileName, AgentEntry>,
+
+    /// How much may happen at a time.
+    #[serde(default)]
+    #[schemars(extend("x-cost" = "live", "examples" = [{"parallelism": 4}]))]
+    pub limits: Limits,
+
+    /// What happens to an instance when its agent leaves the file.
+    #[serde(default)]
+    #[schemars(example = &"auto", extend("x-cost" = "live"))]
+    pub prune: Prune,
+
+    /// Where the controller listens.
+    #[serde(default)]
+    #[schemars(extend("x-cost" = "live", "examples" = [{"listen": "auto"}]))]
+    pub hub: HubSettings,
+
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub windows: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub webhooks: Planned,
+}
+
+/// What an agent, a profile or the defaults say of an agent. Every key may be left out; the
+/// defaults named here are those that hold when no layer says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentEntry {
+    /// The profile whose settings lie under these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"small", extend("x-cost" = "as the key that changes"))]
+    pub profile: Option<ProfileName>,
+
+    /// How many agents like this there are, named `<name>-1`, `<name>-2` and so on. Without this
+    /// key there is one, named `<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 10_000), example = 3, extend("x-cost" = "live"))]
+    pub replicas: Option<u32>,
+
+    /// What makes the machine. `local` is a process in a folder and isolates nothing, so it is used
+    /// only where it is written. Without this key: `multipass` where installed, else `qemu` where
+    /// installed. Resolved once, at the agent's creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"local", extend("x-cost" = "birth"))]
+    pub driver: Option<DriverName>,
+
+    /// The image that the machine is made from, in the driver's own terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"24.04", extend("default" = "24.04", "x-cost" = "birth"))]
+    pub image: Option<String>,
+
+    /// Virtual processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024), example = 4, extend("default" = 1, "x-cost" = "stop"))]
+    pub cpus: Option<u32>,
+
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"8G", extend("default" = "1G", "x-cost" = "stop"))]
+    pub memory: Option<ByteSize>,
+
+    /// Disk. It can grow; a smaller one needs a new machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"40G", extend("default" = "5G", "x-cost" = "stop to grow, birth to shrink"))]
+    pub disk: Option<ByteSize>,
+
+    /// Whether the machine should run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"stopped", extend("default" = "running", "x-cost" = "live"))]
+    pub power: Option<PowerState>,
+
+    /// Labels, to find and select agents by. Merged with those of the layers below, key by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-cost" = "live", "examples" = [{"team": "web"}]))]
+    pub labels: BTreeMap<String, String>,
+
+    /// Environment of everything that runs in the agent. Merged with that of the layers below, key
+    /// by key. Not for secrets: these values are shown in plans.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-cost" = "live", "examples" = [{"RUST_LOG": "info"}]))]
+    pub env: BTreeMap<String, String>,
+
+    /// Agents that must be Healthy before this one is created or started. The name of an agent with
+    /// `replicas` means all of them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(extend("x-cost" = "live", "examples" = [["database"]]))]
+    pub depends_on: BTreeSet<AgentName>,
+
+    /// When a machine that went down by itself is started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"on-failure", extend("default" = "always", "x-cost" = "live"))]
+    pub restart: Option<RestartPolicy>,
+
+    /// Refuses every step that would delete this agent's machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true, extend("default" = false, "x-cost" = "live"))]
+    pub protect: Option<bool>,
+
+    /// What the agent has to do, by name. Merged with the tasks of the layers below, name by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-cost" = "live", "examples" = [{"setup": {"exec": "make deps"}}]))]
+    pub tasks: BTreeMap<TaskName, TaskEntry>,
+
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub cloud_init: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub drift: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub files: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub health: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub idle: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub mounts: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub packages: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub ports: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub reconcile: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub secrets: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub services: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub snapshots: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub sudo: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub ttl: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub user: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub warm: Planned,
+}
+
+/// What makes instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverName {
+    /// A runtime process in a folder of its own. It isolates nothing.
+    Local,
+    /// Canonical's Multipass, through its command.
+    Multipass,
+    /// `qemu-system-*`, driven directly.
+    Qemu,
+    /// An Incus or LXD server or cluster.
+    Incus,
+}
+
+impl DriverName {
+    /// The name as the fleet file writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Multipass => "multipass",
+            Self::Qemu => "qemu",
+            Self::Incus => "incus",
+        }
+    }
+}
+
+impl fmt::Display for DriverName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Whether a machine should run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerState {
+    /// It should run.
+    #[default]
+    Running,
+    /// It should exist and not run.
+    Stopped,
+}
+
+impl fmt::Display for PowerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// When a machine that went down by itself is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Always, whether it crashed or was shut down from inside.
+    #[default]
+    Always,
+    /// When it crashed, not when it was shut down from inside.
+    OnFailure,
+    /// Never: a person starts it.
+    Never,
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        })
+    }
+}
+
+/// What happens to an instance when its agent leaves the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Prune {
+    /// It stays, and is shown as unexpected.
+    Never,
+    /// It is deleted once a person has approved that.
+    #[default]
+    Confirm,
+    /// It is deleted.
+    Auto,
+}
+
+/// A command: a text is a line for the shell, a list is a program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a command: a line for the shell, or a list of program and arguments")]
+pub enum CommandLine {
+    /// A line for `/bin/sh -c`.
+    Shell(String),
+    /// A program and its arguments, with no shell between.
+    Argv(#[schemars(length(min = 1))] Vec<String>),
+}
+
+impl CommandLine {
+    /// The program and its arguments, with the shell where one was asked for.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        match self {
+            Self::Shell(line) => vec!["/bin/sh".into(), "-c".into(), line.clone()],
+            Self::Argv(argv) => argv.clone(),
+        }
+    }
+
+    /// Whether there is nothing to run.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Shell(line) => line.trim().is_empty(),
+            Self::Argv(argv) => argv.first().is_none_or(String::is_empty),
+        }
+    }
+}
+
+/// A task as the file declares it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaskEntry {
+    /// What to run: a text is a line for `/bin/sh -c`, a list is a program and its arguments.
+    #[schemars(example = &"make deps", extend("x-cost" = "live: a changed task runs again"))]
+    pub exec: CommandLine,
+
+    /// When it runs. `once`: after the agent first connects, and again only when the task changes
+    /// or the machine is made anew.
+    #[serde(default)]
+    #[schemars(example = &"once", extend("x-cost" = "live"))]
+    pub when: TaskWhen,
+
+    /// Environment for this task alone, over the agent's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-cost" = "live: a changed task runs again", "examples" = [{"CI": "true"}]))]
+    pub env: BTreeMap<String, String>,
+
+    /// The folder it runs in, absolute or below the agent's work folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"src", extend("x-cost" = "live: a changed task runs again"))]
+    pub cwd: Option<String>,
+
+    /// How long it may run before it is ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"10m", extend("default" = "1h", "x-cost" = "live: a changed task runs again"))]
+    pub timeout: Option<Span>,
+
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub after: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub backoff: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub concurrency: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub idempotent: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub retries: Planned,
+    #[serde(default, rename = "type", skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub kind: Planned,
+}
+
+/// When a task of the file runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskWhen {
+    /// Once for each machine and each wording of the task.
+    #[default]
+    Once,
+}
+
+/// How much may happen at a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Steps under way at a time in each driver's lane. A driver that bears fewer has fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256), example = 4, extend("default" = "what the driver bears", "x-cost" = "live"))]
+    pub parallelism: Option<u32>,
+
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub cpus: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub memory: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub disk: Planned,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[doc(hidden)]
+    pub reserve: Planned,
+}
+
+/// Where the controller listens. They are read when the controller starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HubSettings {
+    /// Where runtimes connect. `auto` is loopback, and beside it each driver's own network when the
+    /// driver has one: never every interface. Port 0 takes a free port and keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "auto", "x-cost" = "live"))]
+    pub listen: Option<Listen>,
+
+    /// Where the HTTP API listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9091", "x-cost" = "live"))]
+    pub api_listen: Option<Listen>,
+
+    /// Where the dashboard listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9092", "x-cost" = "live"))]
+    pub dashboard_listen: Option<Listen>,
+
+    /// How often a runtime reports its health. A runtime that is silent for two and a half times as
+    /// long is Offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"10s", extend("default" = "30s", "x-cost" = "live"))]
+    pub heartbeat: Option<Span>,
+}

@@ -1,0 +1,23 @@
+//! The fleet: what a person declares ([`FleetFile`]), and what it comes to once defaults and
+//! profiles are laid under each agent ([`Fleet`]).
+
+mod file;
+mod parse;
+mod planned;
+mod resolve;
+
+pub use file::{
+    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, RestartPolicy, TaskEntry,
+    TaskWhen,
+};
+pub use parse::{Diagnostic, FILE_MAX, Place, parse};
+pub use planned::Planned;
+pub use resolve::{AgentSpec, DeclaredAgent, Field, Fleet, Origin, TaskSpec, resolve_entry};
+
+/// The JSON Schema of the fleet file.
+#[must_use]
+pub fn json_schema() -> schemars::Schema {
+    let mut schema = schemars::schema_for!(FleetFile);
+    schema.insert("title".into(), "VM Agent System fleet file".into());
+    schema
+}

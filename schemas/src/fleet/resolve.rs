@@ -1,0 +1,462 @@
+//! From the file to one whole spec for each agent: built-in defaults, then `defaults`, then the
+//! profile and what it builds on, then the agent itself; the layer above wins, and each field
+//! remembers the layer that it came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::file::{
+    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, RestartPolicy, TaskEntry,
+    TaskWhen,
+};
+use super::parse::{Finding, nearest};
+use crate::ids::Digest;
+use crate::names::{AgentName, FleetName, ProfileName, TaskName};
+use crate::units::{ByteSize, Span};
+
+/// How long a task may run unless it says otherwise: long enough for a build, short enough that a
+/// hung one is noticed the same day.
+const TASK_TIMEOUT: Span = Span::from_secs(3600);
+
+/// A fleet with every layer applied: what the file comes to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fleet {
+    /// The fleet's name.
+    pub name: FleetName,
+    /// Each agent that should exist; replicas stand here one by one.
+    pub agents: BTreeMap<AgentName, Arc<DeclaredAgent>>,
+    /// How much may happen at a time.
+    pub limits: Limits,
+    /// What happens to an instance whose agent left the file.
+    pub prune: Prune,
+    /// Where the controller listens.
+    pub hub: HubSettings,
+}
+
+/// One agent of the file: its spec, and where each field came from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeclaredAgent {
+    /// What is wanted.
+    pub spec: AgentSpec,
+    /// The layer that each field came from.
+    pub origins: BTreeMap<Field, Origin>,
+}
+
+/// What is wanted of an agent, whole: no field is left open but the driver.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// What makes the machine; nothing means the first of the usual ones that is installed.
+    pub driver: Option<DriverName>,
+    /// The image that the machine is made from.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory: ByteSize,
+    /// Disk, in bytes.
+    pub disk: ByteSize,
+    /// Whether the machine should run.
+    pub power: PowerState,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Environment of everything that runs in the agent.
+    pub env: BTreeMap<String, String>,
+    /// Agents that must be Healthy before this one is created or started.
+    pub depends_on: BTreeSet<AgentName>,
+    /// When a machine that went down by itself is started again.
+    pub restart: RestartPolicy,
+    /// Refuses every step that would delete the machine.
+    pub protect: bool,
+    /// What the agent has to do.
+    pub tasks: BTreeMap<TaskName, TaskSpec>,
+}
+
+/// A task, whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSpec {
+    /// What to run.
+    pub exec: CommandLine,
+    /// When it runs.
+    pub when: TaskWhen,
+    /// Environment for this task alone.
+    pub env: BTreeMap<String, String>,
+    /// The folder that it runs in; nothing means the agent's work folder.
+    pub cwd: Option<String>,
+    /// How long it may run.
+    pub timeout: Span,
+}
+
+impl TaskSpec {
+    /// The digest of the task's wording: a changed task is a new one.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of_json(self)
+    }
+}
+
+impl Default for AgentSpec {
+    fn default() -> Self {
+        Self {
+            driver: None,
+            image: "24.04".into(),
+            cpus: 1,
+            memory: ByteSize::from_gib(1),
+            disk: ByteSize::from_gib(5),
+            power: PowerState::default(),
+            labels: BTreeMap::new(),
+            env: BTreeMap::new(),
+            depends_on: BTreeSet::new(),
+            restart: RestartPolicy::default(),
+            protect: false,
+            tasks: BTreeMap::new(),
+        }
+    }
+}
+
+/// A field of an agent's spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Field {
+    /// What makes the machine.
+    Driver,
+    /// The image.
+    Image,
+    /// Virtual processors.
+    Cpus,
+    /// Memory.
+    Memory,
+    /// Disk.
+    Disk,
+    /// Whether the machine should run.
+    Power,
+    /// Labels.
+    Labels,
+    /// Environment.
+    Env,
+    /// Agents that come first.
+    DependsOn,
+    /// Restart policy.
+    Restart,
+    /// Protection.
+    Protect,
+    /// Tasks.
+    Tasks,
+}
+
+impl Field {
+    /// All fields, in the order in which people read them.
+    pub const ALL: [Self; 12] = [
+        Self::Driver,
+        Self::Image,
+        Self::Cpus,
+        Self::Memory,
+        Self::Disk,
+        Self::Power,
+        Self::Labels,
+        Self::Env,
+        Self::DependsOn,
+        Self::Restart,
+        Self::Protect,
+        Self::Tasks,
+    ];
+
+    /// The field's key in the fleet file.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Image => "image",
+            Self::Cpus => "cpus",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Power => "power",
+            Self::Labels => "labels",
+            Self::Env => "env",
+            Self::DependsOn => "dependsOn",
+            Self::Restart => "restart",
+            Self::Protect => "protect",
+            Self::Tasks => "tasks",
+        }
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.key())
+    }
+}
+
+/// The layer that a value came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// Nothing says anything, so the built-in default holds.
+    BuiltIn,
+    /// `defaults` of the file.
+    Defaults,
+    /// A profile of the file.
+    Profile(ProfileName),
+    /// The agent itself, in the file.
+    Agent,
+    /// A person's override.
+    Override,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("built-in"),
+            Self::Defaults => f.write_str("defaults"),
+            Self::Profile(name) => write!(f, "profile {name}"),
+            Self::Agent => f.write_str("file"),
+            Self::Override => f.write_str("override"),
+        }
+    }
+}
+
+/// Applies all layers of a file.
+///
+/// # Errors
+/// Every place where the file contradicts itself.
+pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut agents = BTreeMap::new();
+    let mut sets: BTreeMap<AgentName, Vec<AgentName>> = BTreeMap::new();
+    let name = file.name.clone().unwrap_or_default();
+
+    for (declared, entry) in &file.agents {
+        let path = vec!["agents".to_owned(), declared.to_string()];
+        let layers = match layers(file, entry, &path) {
+            Ok(layers) => layers,
+            Err(finding) => {
+                findings.push(finding);
+                continue;
+            }
+        };
+        let agent = stack(&layers);
+        check_agent(&agent.spec, &path, &mut findings);
+        let replicas = layers.iter().rev().find_map(|(_, layer)| layer.replicas);
+        let names = match replicas {
+            None => Ok(vec![declared.clone()]),
+            Some(count) => (1..=count).map(|index| declared.replica(index)).collect(),
+        };
+        let names: Vec<AgentName> = match names {
+            Ok(names) => names,
+            Err(error) => {
+                findings.push(Finding::at(&path, error.to_string()));
+                continue;
+            }
+        };
+        let agent = Arc::new(agent);
+        for replica in &names {
+            if let Err(error) = name.instance_of(replica) {
+                findings.push(Finding::at(&path, format!("its instance can't be named: {error}")));
+            }
+            if agents.insert(replica.clone(), Arc::clone(&agent)).is_some() {
+                findings.push(Finding::at(&path, format!("two agents would be named `{replica}`")));
+            }
+        }
+        sets.insert(declared.clone(), names);
+    }
+
+    name_dependencies(&mut agents, &sets, &mut findings);
+    if findings.is_empty() {
+        findings.extend(find_cycle(&agents));
+    }
+    if findings.is_empty() {
+        Ok(Fleet { name, agents, limits: file.limits, prune: file.prune, hub: file.hub.clone() })
+    } else {
+        Err(findings)
+    }
+}
+
+/// The spec of an agent that stands alone, beside the file: an imperative `create`.
+///
+/// # Errors
+/// What is wrong with the entry, as sentences.
+pub fn resolve_entry(entry: &AgentEntry) -> Result<DeclaredAgent, Vec<String>> {
+    let mut findings = Vec::new();
+    if entry.profile.is_some() || entry.replicas.is_some() {
+        findings.push(Finding::at(&[], "profile and replicas belong to the fleet file".to_owned()));
+    }
+    let agent = stack(&[(Origin::Override, entry)]);
+    check_agent(&agent.spec, &[], &mut findings);
+    if findings.is_empty() { Ok(agent) } else { Err(findings.into_iter().map(|f| f.message).collect()) }
+}
+
+/// The layers of an agent, lowest first.
+fn layers<'a>(
+    file: &'a FleetFile,
+    entry: &'a AgentEntry,
+    path: &[String],
+) -> Result<Vec<(Origin, &'a AgentEntry)>, Finding> {
+    let mut layers = vec![(Origin::Agent, entry)];
+    let defaults = file.defaults.as_ref();
+    let mut wanted = entry.profile.as_ref().or_else(|| defaults.and_then(|d| d.profile.as_ref()));
+    let mut seen = BTreeSet::new();
+    while let Some(name) = wanted {
+        if !seen.insert(name) {
+            return Err(Finding::at(path, format!("profile `{name}` builds on itself")));
+        }
+        let Some(profile) = file.profiles.get(name) else {
+            let known = file.profiles.keys().map(ProfileName::as_str);
+            let mut at = path.to_vec();
+            at.push("profile".into());
+            return Err(Finding::at(&at, format!("there is no profile `{name}`")).hinted(nearest(name.as_str(), known)));
+        };
+        layers.push((Origin::Profile(name.clone()), profile));
+        wanted = profile.profile.as_ref();
+    }
+    layers.extend(defaults.map(|defaults| (Origin::Defaults, defaults)));
+    layers.reverse();
+    Ok(layers)
+}
+
+/// Lays the layers over the built-in defaults, lowest first.
+fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
+    let mut spec = AgentSpec::default();
+    let mut origins: BTreeMap<Field, Origin> = Field::ALL.map(|field| (field, Origin::BuiltIn)).into();
+    for (origin, layer) in layers {
+        let mut set = |field: Field, given: bool| {
+            if given {
+                origins.insert(field, origin.clone());
+            }
+        };
+        set(Field::Driver, lay(&mut spec.driver, layer.driver.map(Some)));
+        set(Field::Image, lay(&mut spec.image, layer.image.clone()));
+        set(Field::Cpus, lay(&mut spec.cpus, layer.cpus));
+        set(Field::Memory, lay(&mut spec.memory, layer.memory));
+        set(Field::Disk, lay(&mut spec.disk, layer.disk));
+        set(Field::Power, lay(&mut spec.power, layer.power));
+        set(Field::Restart, lay(&mut spec.restart, layer.restart));
+        set(Field::Protect, lay(&mut spec.protect, layer.protect));
+        set(Field::Labels, merge(&mut spec.labels, &layer.labels, Clone::clone));
+        set(Field::Env, merge(&mut spec.env, &layer.env, Clone::clone));
+        set(Field::Tasks, merge(&mut spec.tasks, &layer.tasks, whole_task));
+        let depends_on = Some(&layer.depends_on).filter(|names| !names.is_empty());
+        set(Field::DependsOn, lay(&mut spec.depends_on, depends_on.cloned()));
+    }
+    DeclaredAgent { spec, origins }
+}
+
+fn lay<T>(field: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *field = value).is_some()
+}
+
+fn merge<K: Ord + Clone, V, W>(into: &mut BTreeMap<K, W>, from: &BTreeMap<K, V>, whole: impl Fn(&V) -> W) -> bool {
+    into.extend(from.iter().map(|(key, value)| (key.clone(), whole(value))));
+    !from.is_empty()
+}
+
+fn whole_task(entry: &TaskEntry) -> TaskSpec {
+    TaskSpec {
+        exec: entry.exec.clone(),
+        when: entry.when,
+        env: entry.env.clone(),
+        cwd: entry.cwd.clone(),
+        timeout: entry.timeout.unwrap_or(TASK_TIMEOUT),
+    }
+}
+
+/// What the types alone can't refuse.
+fn check_agent(spec: &AgentSpec, path: &[String], findings: &mut Vec<Finding>) {
+    let mut find = |keys: &[&str], message: String| {
+        let at: Vec<String> = path.iter().cloned().chain(keys.iter().map(|&key| key.to_owned())).collect();
+        findings.push(Finding::at(&at, message));
+    };
+    if spec.cpus == 0 {
+        find(&["cpus"], "a machine has at least 1 processor".into());
+    }
+    if spec.image.trim().is_empty() {
+        find(&["image"], "an image has a name".into());
+    }
+    for key in spec.env.keys().filter(|key| !is_variable(key)) {
+        find(&["env", key], format!("`{key}` is no name for an environment variable"));
+    }
+    for (name, task) in &spec.tasks {
+        if task.exec.is_empty() {
+            find(&["tasks", name.as_str(), "exec"], "there is nothing to run".into());
+        }
+        for key in task.env.keys().filter(|key| !is_variable(key)) {
+            let message = format!("`{key}` is no name for an environment variable");
+            find(&["tasks", name.as_str(), "env", key], message);
+        }
+    }
+}
+
+fn is_variable(key: &str) -> bool {
+    let mut bytes = key.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Replaces the names of replica sets by the names of their members, and finds names of nobody.
+fn name_dependencies(
+    agents: &mut BTreeMap<AgentName, Arc<DeclaredAgent>>,
+    sets: &BTreeMap<AgentName, Vec<AgentName>>,
+    findings: &mut Vec<Finding>,
+) {
+    let known: BTreeSet<AgentName> = agents.keys().cloned().collect();
+    let mut missing = BTreeSet::new();
+    for (declared, members) in sets {
+        for member in members {
+            let Some(agent) = agents.get_mut(member).filter(|agent| !agent.spec.depends_on.is_empty()) else {
+                continue;
+            };
+            let mut named = BTreeSet::new();
+            for wanted in &agent.spec.depends_on {
+                if let Some(set) = sets.get(wanted) {
+                    named.extend(set.iter().cloned());
+                } else if known.contains(wanted) {
+                    named.insert(wanted.clone());
+                } else {
+                    missing.insert((declared.clone(), wanted.clone()));
+                }
+            }
+            Arc::make_mut(agent).spec.depends_on = named;
+        }
+    }
+    for (declared, wanted) in missing {
+        let path = ["agents".to_owned(), declared.to_string(), "dependsOn".to_owned()];
+        let hint = nearest(wanted.as_str(), known.iter().chain(sets.keys()).map(AgentName::as_str));
+        findings.push(Finding::at(&path, format!("there is no agent `{wanted}` to depend on")).hinted(hint));
+    }
+}
+
+/// A cycle of dependencies, if there is one: none of its agents could ever start.
+fn find_cycle(agents: &BTreeMap<AgentName, Arc<DeclaredAgent>>) -> Option<Finding> {
+    let mut settled: BTreeSet<&AgentName> = BTreeSet::new();
+    for start in agents.keys() {
+        let mut trail: Vec<(&AgentName, Vec<&AgentName>)> = Vec::new();
+        let enter = |name| agents.get(name).map(|agent| agent.spec.depends_on.iter().collect()).unwrap_or_default();
+        if !settled.contains(start) {
+            trail.push((start, enter(start)));
+        }
+        while let Some((name, rest)) = trail.last_mut() {
+            match rest.pop() {
+                Some(next) if settled.contains(next) => {}
+                Some(next) => {
+                    if let Some(from) = trail.iter().position(|(name, _)| *name == next) {
+                        let round: Vec<&str> = trail[from..].iter().map(|(name, _)| name.as_str()).collect();
+                        let path = ["agents".to_owned(), next.to_string(), "dependsOn".to_owned()];
+                        let message = format!("agents wait for each other: {} -> {next}", round.join(" -> "));
+                        return Some(Finding::at(&path, message));
+                    }
+                    trail.push((next, enter(next)));
+                }
+                None => {
+                    settled.insert(name);
+                    trail.pop();
+                }
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,239 @@
+//! What is known of the world: instances as drivers see them, what drivers can do, and the claims
+//! and operations that say what of it is ours.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::{AgentSpec, DriverName};
+use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
+use crate::names::{AgentName, FleetName, InstanceName};
+use crate::units::{ByteSize, Span};
+
+/// An instance as its driver sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Instance {
+    /// The name that the driver knows it by.
+    pub name: InstanceName,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// The nonce that the driver read back from the instance. Nothing means that this driver can't
+    /// read it without the runtime's help.
+    pub nonce: Option<Nonce>,
+    /// Its sizes, where the driver can tell.
+    pub sizes: Option<Sizes>,
+}
+
+/// What an instance is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum InstanceState {
+    /// It is coming up.
+    Starting,
+    /// It runs.
+    Running,
+    /// It is going down.
+    Stopping,
+    /// It is down because it was stopped or shut down.
+    Stopped,
+    /// It is down, and nobody stopped it: it crashed.
+    Failed,
+    /// Its memory is saved, and it does not run.
+    Suspended,
+    /// It is deleted and still holds its name.
+    Deleted,
+    /// The driver knows it and can't say what it is doing.
+    Unknown,
+}
+
+/// The sizes of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Sizes {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory: ByteSize,
+    /// Disk, in bytes.
+    pub disk: ByteSize,
+}
+
+impl Sizes {
+    /// The sizes that a spec asks for.
+    #[must_use]
+    pub fn of(spec: &AgentSpec) -> Self {
+        Self { cpus: spec.cpus, memory: spec.memory, disk: spec.disk }
+    }
+}
+
+/// What a driver can do and bear, as data, so that a plan can be made without the driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// Whether the driver gives its machines the sizes asked for.
+    pub sizes: bool,
+    /// Whether the driver makes machines from images.
+    pub images: bool,
+    /// Whether sizes change while a machine runs.
+    pub resize_running: bool,
+    /// Whether a machine can be suspended.
+    pub suspend: bool,
+    /// Whether a snapshot can be taken while the machine runs.
+    pub live_snapshot: bool,
+    /// Whether a machine can be cloned from a snapshot.
+    pub clone_from_snapshot: bool,
+    /// Whether instances carry labels.
+    pub labels: bool,
+    /// Whether a call goes on when the controller that made it is gone. Then an open operation of
+    /// an earlier life may still be making its instance.
+    pub calls_outlive_controller: bool,
+    /// Steps that the driver bears at a time.
+    pub lanes: u32,
+    /// How long each step may take.
+    pub deadlines: Deadlines,
+}
+
+/// How long each kind of step may take before it counts as timed out and the instance is looked at
+/// again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Deadlines {
+    /// A listing of all instances.
+    pub list: Span,
+    /// A create, up to the machine running.
+    pub create: Span,
+    /// A start.
+    pub start: Span,
+    /// A stop, the hard means included.
+    pub stop: Span,
+    /// A change of sizes.
+    pub resize: Span,
+    /// A deletion.
+    pub destroy: Span,
+    /// From a running machine to a runtime that has said hello.
+    pub connect: Span,
+}
+
+/// The record, written before a launch, that proves an instance is ours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The claim's own id.
+    pub id: ClaimId,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The agent.
+    pub agent: AgentName,
+    /// The driver, resolved once.
+    pub driver: DriverName,
+    /// The instance's name.
+    pub instance: InstanceName,
+    /// What ties the instance to this claim.
+    pub nonce: Nonce,
+    /// Which life of the instance this is.
+    pub incarnation: Incarnation,
+    /// When the claim was written.
+    pub created_at: Timestamp,
+    /// How far it is proven that the instance is ours.
+    pub proof: Proof,
+    /// What the instance was made from: the fields that only birth can change.
+    pub birth: Birth,
+}
+
+/// How far it is proven that an instance is the one that its claim speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Proof {
+    /// Not yet: the launch is not over, or nobody has read the nonce back.
+    Pending,
+    /// The name was free in a healthy listing just before our create, and the instance has been
+    /// watched ever since.
+    Watched,
+    /// The runtime, or the driver, read the nonce back.
+    Confirmed,
+}
+
+/// What an instance was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Birth {
+    /// The image as it was asked for.
+    pub image: String,
+    /// The sizes that the instance was given, or last resized to.
+    pub sizes: Sizes,
+}
+
+impl Birth {
+    /// What an instance made from this spec is made from.
+    #[must_use]
+    pub fn of(spec: &AgentSpec) -> Self {
+        Self { image: spec.image.clone(), sizes: Sizes::of(spec) }
+    }
+}
+
+/// One step under way: stored before its side effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// The operation's own id.
+    pub id: OperationId,
+    /// The agent that it acts on.
+    pub agent: AgentName,
+    /// The driver whose lane it takes.
+    pub driver: DriverName,
+    /// What it does.
+    pub action: Action,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it counts as timed out.
+    pub deadline: Timestamp,
+    /// The life of the controller that began it.
+    pub life: Life,
+}
+
+/// What a step does to an agent's instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// Make the instance and start it.
+    Create,
+    /// Start it.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Give it other sizes.
+    Resize,
+    /// Delete it.
+    Destroy,
+}
+
+impl Action {
+    /// The word for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Resize => "resize",
+            Self::Destroy => "destroy",
+        }
+    }
+
+    /// How long the action may take on a driver with these deadlines.
+    #[must_use]
+    pub const fn deadline(self, deadlines: &Deadlines) -> Span {
+        match self {
+            Self::Create => deadlines.create,
+            Self::Start => deadlines.start,
+            Self::Stop => deadlines.stop,
+            Self::Resize => deadlines.resize,
+            Self::Destroy => deadlines.destroy,
+        }
+    }
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}

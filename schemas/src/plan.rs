@@ -1,0 +1,546 @@
+//! What a plan says: for each agent what differs, what would be done about it, and what it waits for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::fleet::{DeclaredAgent, DriverName};
+use crate::ids::{Digest, OperationId, Revision};
+use crate::names::{AgentName, FleetName, InstanceName, TaskName};
+use crate::observe::{Action, InstanceState};
+
+/// The ordered steps that would remove the drift, and what each of them waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[must_use = "a plan that nobody reads or carries out changes nothing"]
+pub struct Plan {
+    /// The digest of what the plan decides: two plans with one id decide the same.
+    pub id: Digest,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The accepted fleet file that it was made for; nothing when none was ever accepted.
+    pub revision: Option<Revision>,
+    /// Every agent that is declared, overridden or claimed, by name.
+    pub agents: Vec<AgentPlan>,
+    /// What would be done, in order.
+    pub steps: Vec<Step>,
+    /// What waits for a person's yes.
+    pub approvals: Vec<ApprovalRequest>,
+    /// Whether the loop may change anything at all.
+    pub fuse: Fuse,
+}
+
+impl Plan {
+    /// Whether there is anything left to do, now or later.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The steps that may begin now.
+    pub fn ready(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| step.waits_for.is_empty())
+    }
+
+    /// How many steps of each kind there are.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        for step in &self.steps {
+            match step.action {
+                StepAction::Create => summary.create += 1,
+                StepAction::Destroy | StepAction::Forget => summary.destroy += 1,
+                _ => summary.change += 1,
+            }
+            summary.waiting += u32::from(!step.waits_for.is_empty());
+        }
+        summary
+    }
+
+    /// What the plan says of one agent.
+    #[must_use]
+    pub fn agent(&self, name: &AgentName) -> Option<&AgentPlan> {
+        self.agents.binary_search_by(|agent| agent.name.cmp(name)).ok().map(|index| &self.agents[index])
+    }
+}
+
+/// How many steps of each kind a plan has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Summary {
+    /// Machines to make.
+    pub create: u32,
+    /// Steps that change what exists.
+    pub change: u32,
+    /// Machines to delete.
+    pub destroy: u32,
+    /// Steps of any kind that wait for something.
+    pub waiting: u32,
+}
+
+/// What the plan says of one agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPlan {
+    /// The agent.
+    pub name: AgentName,
+    /// Its driver, as resolved; nothing while none can be.
+    pub driver: Option<DriverName>,
+    /// Its effective spec with origins; nothing for an agent that should not exist.
+    pub wanted: Option<Arc<DeclaredAgent>>,
+    /// What its instance is seen doing; nothing when it does not exist.
+    pub observed: Option<InstanceState>,
+    /// Whether it is as wanted.
+    pub sync: Sync,
+    /// Whether it is well.
+    pub health: Health,
+    /// Each difference between wanted and seen.
+    pub drift: Vec<Drift>,
+    /// Why nothing, or not everything, is done about it.
+    pub waits_for: Vec<WaitsFor>,
+}
+
+/// Whether an agent is as wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Sync {
+    /// No difference.
+    Synced,
+    /// A difference that the next step removes.
+    Drifted,
+    /// A step is under way.
+    Reconciling,
+    /// A difference that waits for something.
+    Blocked,
+    /// Too little is known to say.
+    Unknown,
+}
+
+/// Whether an agent is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Health {
+    /// It runs, and its runtime says that all is well.
+    Healthy,
+    /// It is being made or coming up.
+    Starting,
+    /// It runs, and something in it is wrong.
+    Degraded,
+    /// Its machine runs, and its runtime is not heard.
+    Offline,
+    /// Its memory is saved, and it does not run.
+    Suspended,
+    /// It is down because it should be, or was shut down.
+    Stopped,
+    /// It crashed, or could not be made.
+    Failed,
+    /// Too little is known to say.
+    Unknown,
+}
+
+impl fmt::Display for Sync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Synced => "Synced",
+            Self::Drifted => "Drifted",
+            Self::Reconciling => "Reconciling",
+            Self::Blocked => "Blocked",
+            Self::Unknown => "Unknown",
+        })
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Healthy => "Healthy",
+            Self::Starting => "Starting",
+            Self::Degraded => "Degraded",
+            Self::Offline => "Offline",
+            Self::Suspended => "Suspended",
+            Self::Stopped => "Stopped",
+            Self::Failed => "Failed",
+            Self::Unknown => "Unknown",
+        })
+    }
+}
+
+/// One difference between what is wanted and what is seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// What kind of difference.
+    pub class: DriftClass,
+    /// What differs, as the fleet file names it: `power`, `memory`, `tasks.setup`.
+    pub path: String,
+    /// The value wanted.
+    pub wanted: Value,
+    /// The value seen.
+    pub observed: Value,
+    /// What removing it takes.
+    pub cost: Cost,
+}
+
+/// Kinds of drift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriftClass {
+    /// Wanted, and does not exist.
+    Missing,
+    /// Ours, and not wanted.
+    Unexpected,
+    /// Runs and should not, or the other way round.
+    Power,
+    /// Other processors than wanted.
+    Cpus,
+    /// Other memory than wanted.
+    Memory,
+    /// Other disk than wanted.
+    Disk,
+    /// Made from another image than wanted.
+    Image,
+    /// Made by another driver than wanted.
+    Driver,
+    /// Environment or labels that the runtime has not been given yet.
+    Provisioning,
+    /// A task of the file that has not come to its end.
+    Task,
+    /// The machine runs, and its runtime is not heard.
+    RuntimeOffline,
+    /// Too little is known to say.
+    Unknown,
+}
+
+/// What removing a difference takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cost {
+    /// Nothing stops.
+    Live,
+    /// The machine comes up.
+    Start,
+    /// The machine stops and stays down.
+    Stop,
+    /// The machine stops, and starts again.
+    Restart,
+    /// A machine is made.
+    Create,
+    /// The machine is deleted, with all that is in it.
+    Destroy,
+    /// The machine is deleted with all that is in it, and made anew.
+    Replace,
+    /// Nothing can be done: it is waited for.
+    Wait,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Live => "in place",
+            Self::Start => "starts the machine",
+            Self::Stop => "stops the machine",
+            Self::Restart => "needs a stop",
+            Self::Create => "makes a machine",
+            Self::Destroy => "deletes the machine and its data",
+            Self::Replace => "deletes the machine and its data, and makes a new one",
+            Self::Wait => "waits",
+        })
+    }
+}
+
+/// One action on one agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// The agent.
+    pub agent: AgentName,
+    /// The driver that acts, or whose instance it is about.
+    pub driver: DriverName,
+    /// What is done.
+    #[serde(flatten)]
+    pub action: StepAction,
+    /// Why.
+    pub reason: String,
+    /// What it takes.
+    pub cost: Cost,
+    /// What has to happen first. A step that waits for nothing may begin now.
+    pub waits_for: Vec<WaitsFor>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "action")]
+pub enum StepAction {
+    /// Make the instance and start it.
+    Create,
+    /// Start it.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Give it the wanted sizes.
+    Resize,
+    /// Delete it.
+    Destroy,
+    /// Drop the claim of an instance that is gone.
+    Forget,
+    /// Hand the runtime its environment and labels.
+    Configure,
+    /// Run a task of the file.
+    Task {
+        /// The task.
+        task: TaskName,
+    },
+}
+
+impl StepAction {
+    /// What the step does to the instance; nothing when it does not touch it.
+    #[must_use]
+    pub const fn on_instance(&self) -> Option<Action> {
+        match self {
+            Self::Create => Some(Action::Create),
+            Self::Start => Some(Action::Start),
+            Self::Stop => Some(Action::Stop),
+            Self::Resize => Some(Action::Resize),
+            Self::Destroy => Some(Action::Destroy),
+            Self::Forget | Self::Configure | Self::Task { .. } => None,
+        }
+    }
+
+    /// The sign in front of the step in a printed plan.
+    #[must_use]
+    pub const fn symbol(&self) -> &'static str {
+        match self {
+            Self::Create => "+",
+            Self::Destroy | Self::Forget => "-",
+            Self::Start => "^",
+            Self::Stop => "v",
+            Self::Resize => "*",
+            Self::Configure | Self::Task { .. } => "~",
+        }
+    }
+}
+
+impl fmt::Display for StepAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create => f.write_str("create"),
+            Self::Start => f.write_str("start"),
+            Self::Stop => f.write_str("stop"),
+            Self::Resize => f.write_str("resize"),
+            Self::Destroy => f.write_str("destroy"),
+            Self::Forget => f.write_str("forget"),
+            Self::Configure => f.write_str("configure"),
+            Self::Task { task } => write!(f, "run task {task}"),
+        }
+    }
+}
+
+/// What a step, or an agent without one, waits for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "on")]
+pub enum WaitsFor {
+    /// The agent's step before this one.
+    EarlierStep,
+    /// A step that is under way on this agent.
+    Operation {
+        /// The operation.
+        id: OperationId,
+        /// What it does.
+        action: Action,
+    },
+    /// An agent that must be Healthy first.
+    Dependency {
+        /// That agent.
+        agent: AgentName,
+    },
+    /// A free place in the driver's lane.
+    Lane {
+        /// The driver.
+        driver: DriverName,
+    },
+    /// The time before the next attempt.
+    Backoff {
+        /// When it ends.
+        until: Timestamp,
+        /// Failures in a row.
+        failures: u32,
+        /// What went wrong the last time.
+        last: String,
+    },
+    /// A person's yes.
+    Approval {
+        /// What to approve.
+        id: Digest,
+    },
+    /// The fuse, which is blown.
+    Fuse,
+    /// A driver that answers.
+    Driver {
+        /// The driver.
+        driver: DriverName,
+        /// Since when it has not answered.
+        since: Timestamp,
+        /// What it said, or that it said nothing.
+        reason: String,
+    },
+    /// A driver: none is written, and none of the usual ones is installed.
+    NoDriver,
+    /// The end of the agent's protection.
+    Protected,
+    /// A change of `prune`, which is `never`.
+    PruneNever,
+    /// Somebody to move away an instance that is not ours and has the agent's name.
+    ForeignInstance {
+        /// The instance.
+        instance: InstanceName,
+    },
+    /// Somebody to purge a deleted instance that still holds the agent's name.
+    Tombstone {
+        /// The instance.
+        instance: InstanceName,
+    },
+    /// Proof that the instance is ours.
+    Proof,
+    /// A person to start it: the restart policy says that the controller does not.
+    RestartPolicy,
+    /// The instance to become what it is on its way to.
+    Transition {
+        /// What it is doing.
+        state: InstanceState,
+    },
+    /// The instance's state to become known.
+    UnknownState,
+    /// The runtime to connect.
+    Runtime,
+    /// A task under way.
+    TaskRunning {
+        /// The task.
+        task: TaskName,
+    },
+    /// Somebody to look at a task that did not succeed.
+    TaskFailed {
+        /// The task.
+        task: TaskName,
+        /// How it ended.
+        outcome: String,
+    },
+    /// A change that this driver can't carry out.
+    Unsupported {
+        /// What it can't do.
+        what: String,
+    },
+}
+
+impl fmt::Display for WaitsFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EarlierStep => f.write_str("the step before it"),
+            Self::Operation { action, .. } => write!(f, "a {action} that is under way"),
+            Self::Dependency { agent } => write!(f, "agent `{agent}`, which is not Healthy yet"),
+            Self::Lane { driver } => write!(f, "a free place in the lane of driver {driver}"),
+            Self::Backoff { until, failures, last } => {
+                write!(f, "the next attempt at {until} after {failures} failures; the last: {last}")
+            }
+            Self::Approval { id } => write!(f, "an approval ({})", id.short()),
+            Self::Fuse => f.write_str("the fuse, which is blown: too many agents failed at once"),
+            Self::Driver { driver, since, reason } => {
+                write!(f, "driver {driver}, which has not answered since {since}: {reason}")
+            }
+            Self::NoDriver => f.write_str(
+                "a driver: multipass and qemu are not installed; install one, or write `driver: local` \
+                 for processes without isolation",
+            ),
+            Self::Protected => f.write_str("the end of its protection: `protect: true` refuses every deletion"),
+            Self::PruneNever => f.write_str("a person: with `prune: never` it is not deleted; use `destroy`"),
+            Self::ForeignInstance { instance } => write!(
+                f,
+                "somebody to rename or delete instance `{instance}`, which has this agent's name and is not ours"
+            ),
+            Self::Tombstone { instance } => {
+                write!(f, "somebody to purge the deleted instance `{instance}`, which still holds the name")
+            }
+            Self::Proof => f.write_str("proof that the instance is ours: its runtime has never said so"),
+            Self::RestartPolicy => f.write_str("a person to start it: its restart policy says so"),
+            Self::Transition { state } => write!(f, "the instance, which is {state:?}"),
+            Self::UnknownState => f.write_str("the instance's state to become known"),
+            Self::Runtime => f.write_str("the runtime to connect"),
+            Self::TaskRunning { task } => write!(f, "task `{task}`, which is running"),
+            Self::TaskFailed { task, outcome } => {
+                write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again when its text changes")
+            }
+            Self::Unsupported { what } => write!(f, "a change that the driver can't carry out: {what}"),
+        }
+    }
+}
+
+/// Something that waits for a person's yes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalRequest {
+    /// The digest of what is shown: another thing has another id, so a yes can't slip onto it.
+    pub id: Digest,
+    /// The agents that it is about.
+    pub agents: Vec<AgentName>,
+    /// What would happen.
+    pub what: String,
+}
+
+/// Whether the loop may change anything: too many failures at once mean that the host or a driver is
+/// sick, and not the agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Fuse {
+    /// It may.
+    Closed {
+        /// Failures up to this time no longer count.
+        since: Timestamp,
+    },
+    /// It may not, but for one agent at a time to see whether all is well again.
+    Blown {
+        /// When it blew.
+        since: Timestamp,
+        /// How many agents had failed.
+        failed: u32,
+        /// How many agents there are.
+        of: u32,
+    },
+}
+
+impl Fuse {
+    /// Whether the fuse is blown.
+    #[must_use]
+    pub const fn is_blown(&self) -> bool {
+        matches!(self, Self::Blown { .. })
+    }
+}
+
+/// A named fact about an agent or the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What the fact is about.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, in one word for machines.
+    pub reason: String,
+    /// Why, in a sentence for people.
+    pub message: String,
+    /// When the status last changed.
+    pub last_transition_time: Timestamp,
+    /// The accepted fleet file that it was found under.
+    pub observed_generation: Option<Revision>,
+}
+
+/// Whether a fact holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Too little is known to say.
+    Unknown,
+}

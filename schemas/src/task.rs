@@ -1,0 +1,87 @@
+//! Tasks: units of work for a runtime, each with exactly one outcome.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClaimId, Digest, Incarnation, TaskId};
+use crate::names::{AgentName, TaskName};
+use crate::units::Span;
+use crate::wire::{Run, TaskOutcome};
+
+/// One unit of work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Task {
+    /// The task's id.
+    pub id: TaskId,
+    /// The agent that does it.
+    pub agent: AgentName,
+    /// Where it comes from.
+    pub source: TaskSource,
+    /// What to run.
+    pub run: Run,
+    /// How long it may run.
+    pub timeout: Span,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How far it is.
+    pub state: TaskState,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When it was last heard to be running.
+    pub started_at: Option<Timestamp>,
+    /// When its end was stored.
+    pub ended_at: Option<Timestamp>,
+    /// The last of what it wrote, at most 64 KiB.
+    pub output: String,
+}
+
+/// Where a task comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "from")]
+pub enum TaskSource {
+    /// The fleet file.
+    File {
+        /// Its name there.
+        name: TaskName,
+        /// The digest of its wording.
+        digest: Digest,
+        /// The machine that it is for.
+        claim: ClaimId,
+    },
+    /// A person or a program, through the API.
+    Request {
+        /// Who.
+        author: String,
+    },
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum TaskState {
+    /// Accepted, and not yet heard to be running. It may have been sent.
+    Queued,
+    /// Running in this incarnation.
+    Running {
+        /// The incarnation: with its end the task is Interrupted.
+        incarnation: Incarnation,
+    },
+    /// Over. This never changes again.
+    Ended {
+        /// How.
+        outcome: TaskOutcome,
+    },
+}
+
+impl Task {
+    /// How the task ended; nothing while it has not.
+    #[must_use]
+    pub const fn outcome(&self) -> Option<&TaskOutcome> {
+        match &self.state {
+            TaskState::Ended { outcome } => Some(outcome),
+            TaskState::Queued | TaskState::Running { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,606 @@
+//! The protocol between a runtime and the hub: JSON envelopes in text frames, bulk data in binary
+//! frames. `schemas/PROTOCOL.md` tells the same in prose, from the first byte to the last.
+
+mod frame;
+
+pub use frame::{Channel, DATA_MAX, Frame, FrameError, HEADER_LEN};
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
+use crate::names::{AgentName, FleetName};
+use crate::units::{ByteSize, Span};
+
+/// The protocol's version. A hub speaks this one and the one before it.
+pub const PROTOCOL: u32 = 1;
+/// The path of the WebSocket on the hub's address.
+pub const HUB_PATH: &str = "/v1/runtime";
+/// Largest text frame, in bytes. Bulk data travels in binary frames.
+pub const TEXT_MAX: usize = 256 * 1024;
+/// How far a producer of stream data may run ahead of what its consumer has taken, in bytes.
+pub const WINDOW: u64 = 256 * 1024;
+/// How long a connection may take from its opening to an accepted hello.
+pub const HANDSHAKE_LIMIT: Span = Span::from_secs(10);
+
+/// One message on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Envelope<B> {
+    /// The message's id.
+    pub id: MessageId,
+    /// Who sent it. The hub trusts the session, not this: a name that is not the session's own ends
+    /// the session.
+    pub from: Address,
+    /// Whom it is for.
+    pub to: Address,
+    /// When it was sent, in milliseconds since 1970.
+    pub timestamp: i64,
+    /// What it says.
+    #[serde(flatten)]
+    pub body: B,
+}
+
+/// One end of a message.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(inline, with = "String")]
+pub enum Address {
+    /// The controller.
+    Host,
+    /// Every agent.
+    Broadcast,
+    /// One agent.
+    Agent(AgentName),
+}
+
+impl TryFrom<String> for Address {
+    type Error = crate::names::InvalidName;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "host" => Ok(Self::Host),
+            "broadcast" => Ok(Self::Broadcast),
+            name => name.parse().map(Self::Agent),
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Broadcast => f.write_str("broadcast"),
+            Self::Agent(name) => name.fmt(f),
+        }
+    }
+}
+
+impl<B> Envelope<B> {
+    /// A message that is sent now.
+    pub fn new(from: Address, to: Address, now: Timestamp, body: B) -> Self {
+        Self { id: MessageId::generate(), from, to, timestamp: now.as_millisecond(), body }
+    }
+}
+
+/// What a runtime says to the hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", content = "payload")]
+pub enum FromRuntime {
+    /// The first message of a connection.
+    #[serde(rename = "hello")]
+    Hello(Hello),
+    /// The answer to a challenge.
+    #[serde(rename = "proof")]
+    Proof(ChallengeProof),
+    /// The heartbeat.
+    #[serde(rename = "health")]
+    Health(HealthReport),
+    /// Lines of the runtime's own log.
+    #[serde(rename = "log")]
+    Log(LogLines),
+    /// The environment and labels that the runtime now works with.
+    #[serde(rename = "configured")]
+    Configured(Configured),
+    /// A task has begun, or goes on from before the connection.
+    #[serde(rename = "task.started")]
+    TaskStarted(TaskRef),
+    /// A task has ended. Sent again after every reconnect until acknowledged.
+    #[serde(rename = "task.ended")]
+    TaskEnded(TaskEnded),
+    /// The process of a stream has begun.
+    #[serde(rename = "stream.opened")]
+    StreamOpened(StreamRef),
+    /// The process of a stream has ended, and all its output has been sent.
+    #[serde(rename = "stream.ended")]
+    StreamEnded(StreamEnded),
+    /// How much of a stream's input has been taken.
+    #[serde(rename = "stream.taken")]
+    StreamTaken(StreamTaken),
+}
+
+/// What the hub says to a runtime.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", content = "payload")]
+pub enum FromHub {
+    /// What the runtime has to sign to prove that it holds its key.
+    #[serde(rename = "challenge")]
+    Challenge(Challenge),
+    /// The session is accepted.
+    #[serde(rename = "welcome")]
+    Welcome(Welcome),
+    /// The session is refused or ended. The connection closes after this.
+    #[serde(rename = "refused")]
+    Refused(Refused),
+    /// The environment and labels to work with from now on.
+    #[serde(rename = "configure")]
+    Configure(Configuration),
+    /// Run a task. Sent again until `task.started` or `task.ended` comes back.
+    #[serde(rename = "task")]
+    Task(TaskOrder),
+    /// The end of a task has been stored: the runtime may forget it.
+    #[serde(rename = "task.ack")]
+    TaskAck(TaskRef),
+    /// Run a process whose input and output are a stream of this session.
+    #[serde(rename = "stream.open")]
+    StreamOpen(StreamOpen),
+    /// Send a signal to the process of a stream.
+    #[serde(rename = "stream.signal")]
+    StreamSignal(StreamSignal),
+    /// Nobody listens any more: end the process of a stream.
+    #[serde(rename = "stream.close")]
+    StreamClose(StreamRef),
+    /// How much of a stream's output has been taken.
+    #[serde(rename = "stream.taken")]
+    StreamTaken(StreamTaken),
+}
+
+/// The first message of a connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// The lowest and the highest protocol version that the runtime speaks.
+    pub protocol: (u32, u32),
+    /// The fleet that the runtime was seeded for.
+    pub fleet: FleetName,
+    /// The agent that the runtime is.
+    pub agent: AgentName,
+    /// The incarnation that it was seeded for.
+    pub incarnation: Incarnation,
+    /// The nonce that it was seeded with.
+    pub nonce: Nonce,
+    /// The machine that it runs on, as a digest of what tells this machine from its copies.
+    pub machine_id: Digest,
+    /// How often the runtime has started in this incarnation.
+    pub boot: Boot,
+    /// The runtime's Ed25519 public key, base64 (URL alphabet, no padding).
+    pub public_key: String,
+    /// The join token: only until a `welcome` has bound the public key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<Secret>,
+    /// The runtime's own version.
+    pub runtime_version: String,
+}
+
+/// What the runtime has to sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Challenge {
+    /// A random text, used once.
+    pub challenge: Nonce,
+}
+
+impl Challenge {
+    /// The bytes to sign: everything that a proof must not be moved between.
+    #[must_use]
+    pub fn signed_bytes(&self, hello: &Hello) -> Vec<u8> {
+        let parts = [
+            "vm-agent hello v1",
+            self.challenge.as_str(),
+            hello.fleet.as_str(),
+            hello.agent.as_str(),
+            &hello.incarnation.to_string(),
+            hello.nonce.as_str(),
+            hello.machine_id.as_str(),
+            &hello.boot.to_string(),
+        ];
+        parts.join("\n").into_bytes()
+    }
+}
+
+/// The answer to a challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChallengeProof {
+    /// The Ed25519 signature over [`Challenge::signed_bytes`], base64 (URL alphabet, no padding).
+    pub signature: String,
+}
+
+/// The session is accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    /// The protocol version of this session.
+    pub protocol: u32,
+    /// The session.
+    pub session: SessionId,
+    /// The session's epoch: everything of an earlier one is void.
+    pub epoch: Epoch,
+    /// How often to send `health`, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// The environment and labels to work with.
+    pub configuration: Configuration,
+}
+
+/// What a runtime works with besides its seed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Configuration {
+    /// Environment of everything that the runtime starts.
+    pub env: BTreeMap<String, String>,
+    /// The agent's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Configuration {
+    /// The digest by which hub and runtime tell whether they mean the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of_json(self)
+    }
+}
+
+/// The configuration that the runtime works with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Configured {
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// Why a session is refused or ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// Why, for machines.
+    pub code: RefusalCode,
+    /// Why, for people.
+    pub message: String,
+    /// Whether trying again can help.
+    pub retry: bool,
+}
+
+/// Why a session is refused or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalCode {
+    /// A frame that is no message of this protocol, or comes at the wrong time.
+    Protocol,
+    /// No protocol version in common.
+    Version,
+    /// Another fleet's runtime.
+    Fleet,
+    /// No such agent, or one without an instance.
+    UnknownAgent,
+    /// An incarnation that is over, or a nonce that is not the claim's.
+    Incarnation,
+    /// A join token that is wrong, used or expired, or none and no key bound.
+    JoinToken,
+    /// A public key that is not the bound one, or a signature that does not fit.
+    Credential,
+    /// The credential of another machine: a copy.
+    Clone,
+    /// A start of the runtime that a later one has replaced.
+    StaleBoot,
+    /// A newer session of the same runtime has taken its place.
+    Superseded,
+    /// A message in another's name.
+    Impersonation,
+    /// The handshake or a heartbeat took too long.
+    Silence,
+    /// A peer that does not read what it is sent, or sends more than it may.
+    Flow,
+    /// The agent's credential was revoked.
+    Revoked,
+    /// The controller is going down; come back.
+    Shutdown,
+    /// Something of the controller's failed; come back.
+    Internal,
+}
+
+impl RefusalCode {
+    /// Whether a runtime that was refused so should try again.
+    #[must_use]
+    pub const fn retry(self) -> bool {
+        matches!(self, Self::Silence | Self::Flow | Self::Shutdown | Self::Internal | Self::UnknownAgent)
+    }
+
+    /// The code as it stands on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::Version => "version",
+            Self::Fleet => "fleet",
+            Self::UnknownAgent => "unknown-agent",
+            Self::Incarnation => "incarnation",
+            Self::JoinToken => "join-token",
+            Self::Credential => "credential",
+            Self::Clone => "clone",
+            Self::StaleBoot => "stale-boot",
+            Self::Superseded => "superseded",
+            Self::Impersonation => "impersonation",
+            Self::Silence => "silence",
+            Self::Flow => "flow",
+            Self::Revoked => "revoked",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How the machine is, seen from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthReport {
+    /// Processors.
+    pub cpus: u32,
+    /// Load over the last minute.
+    pub load: f64,
+    /// Memory of the machine, in bytes.
+    pub memory_total: ByteSize,
+    /// Memory in use, in bytes.
+    pub memory_used: ByteSize,
+    /// Size of the file system that holds the work folder, in bytes.
+    pub disk_total: ByteSize,
+    /// What of it is in use, in bytes.
+    pub disk_used: ByteSize,
+    /// Seconds since the machine started.
+    pub uptime_secs: u64,
+    /// Memory of the runtime itself, in bytes.
+    pub runtime_memory: ByteSize,
+    /// Tasks that are running.
+    pub tasks: u32,
+    /// Processes of open streams.
+    pub streams: u32,
+}
+
+/// Lines of the runtime's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogLines {
+    /// The lines, without line ends, oldest first.
+    pub lines: Vec<String>,
+    /// Lines that were dropped before these because nobody took them.
+    #[serde(default)]
+    pub dropped: u64,
+}
+
+/// One attempt of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct TaskRef {
+    /// The task.
+    pub task: TaskId,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+}
+
+/// What to run, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Run {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Environment, over the agent's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The folder, absolute or below the work folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+}
+
+/// Run a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskOrder {
+    /// Which attempt of which task.
+    #[serde(flatten)]
+    pub task: TaskRef,
+    /// The stream on which its output is sent.
+    pub stream: u32,
+    /// What to run.
+    pub run: Run,
+    /// How long it may run, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// A task has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskEnded {
+    /// Which attempt of which task.
+    #[serde(flatten)]
+    pub task: TaskRef,
+    /// How it ended.
+    pub outcome: TaskOutcome,
+    /// The last of what it wrote, stdout and stderr as they came, at most 64 KiB, with bytes that are
+    /// not UTF-8 replaced.
+    pub output: String,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", tag = "end")]
+pub enum TaskOutcome {
+    /// The process ended by itself.
+    Exited {
+        /// Its exit code.
+        code: i32,
+    },
+    /// A signal ended the process.
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// It ran longer than it may, and was ended.
+    TimedOut,
+    /// It could not be started.
+    NotStarted {
+        /// Why.
+        reason: String,
+    },
+    /// It had started, and its end was not seen: the runtime or the machine went down meanwhile.
+    Interrupted,
+}
+
+impl TaskOutcome {
+    /// Whether the task did what it was meant to.
+    #[must_use]
+    pub const fn is_success(&self) -> bool {
+        matches!(self, Self::Exited { code: 0 })
+    }
+}
+
+impl fmt::Display for TaskOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited { code: 0 } => f.write_str("succeeded"),
+            Self::Exited { code } => write!(f, "ended with exit code {code}"),
+            Self::Signaled { signal } => write!(f, "was ended by signal {signal}"),
+            Self::TimedOut => f.write_str("ran longer than it may"),
+            Self::NotStarted { reason } => write!(f, "could not be started: {reason}"),
+            Self::Interrupted => f.write_str("was interrupted, and may have done its work or not"),
+        }
+    }
+}
+
+/// A stream of this session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamRef {
+    /// The stream's number, chosen by the hub, used once in a session.
+    pub stream: u32,
+}
+
+/// Run a process on a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamOpen {
+    /// The stream's number.
+    pub stream: u32,
+    /// What to run.
+    pub run: Run,
+    /// Whether input will come. Without, the process reads an empty input.
+    pub stdin: bool,
+}
+
+/// Send a signal to the process group of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamSignal {
+    /// The stream's number.
+    pub stream: u32,
+    /// The signal.
+    pub signal: Signal,
+}
+
+/// Signals that can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Signal {
+    /// Interrupt, as Ctrl-C.
+    Int,
+    /// Terminate.
+    Term,
+    /// Kill.
+    Kill,
+    /// Hang up.
+    Hup,
+    /// Quit.
+    Quit,
+}
+
+/// The process of a stream has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamEnded {
+    /// The stream's number.
+    pub stream: u32,
+    /// How it ended.
+    pub outcome: TaskOutcome,
+}
+
+/// How much of one channel of a stream has been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamTaken {
+    /// The stream's number.
+    pub stream: u32,
+    /// The channel.
+    pub channel: Channel,
+    /// Bytes taken since the stream began. The producer may send up to this plus [`WINDOW`].
+    pub offset: u64,
+}
+
+/// What a driver puts into a new incarnation, for its runtime: the content of the file `seed.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Seed {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The agent.
+    pub agent: AgentName,
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// What ties the instance to its claim.
+    pub nonce: Nonce,
+    /// Where the hub is: `ws://127.0.0.1:9090/v1/runtime`, or `wss://` off this machine.
+    pub hub: String,
+    /// SHA-256 of the hub's certificate (its whole DER), which alone is trusted with `wss://`.
+    pub hub_pin: Option<Digest>,
+    /// The join token. It works once, and only while the operation that made it is under way.
+    pub join_token: Secret,
+}
+
+/// The JSON Schema of the protocol: everything that either side says.
+#[must_use]
+pub fn json_schema() -> schemars::Schema {
+    /// Everything that stands on the wire or seeds what does.
+    #[derive(JsonSchema)]
+    #[expect(dead_code, reason = "only its schema is used")]
+    struct Protocol {
+        /// Text frames from a runtime to the hub.
+        from_runtime: Envelope<FromRuntime>,
+        /// Text frames from the hub to a runtime.
+        from_hub: Envelope<FromHub>,
+        /// The file that seeds a runtime.
+        seed: Seed,
+    }
+    schemars::schema_for!(Protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_reads_as_the_design_shows_it() {
+        let text = r#"{"id":"0190c5a8-0000-7000-8000-000000000000","from":"web","to":"host","type":"configured",
+                      "timestamp":1234567890,"payload":{"digest":"00"}}"#;
+        let envelope: Envelope<FromRuntime> = serde_json::from_str(text).unwrap();
+        assert_eq!(envelope.from, Address::Agent("web".parse().unwrap()));
+        assert_eq!(envelope.body, FromRuntime::Configured(Configured { digest: "00".to_owned().into() }));
+        let back: serde_json::Value = serde_json::to_value(&envelope).unwrap();
+        assert_eq!(back["type"], "configured");
+        assert_eq!(back["to"], "host");
+    }
+
+    #[test]
+    fn codes_print_as_they_stand_on_the_wire() {
+        for code in [RefusalCode::Clone, RefusalCode::StaleBoot, RefusalCode::JoinToken, RefusalCode::UnknownAgent] {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+        }
+    }
+}
