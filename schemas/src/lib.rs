@@ -10,6 +10,7 @@ pub mod event;
 pub mod fleet;
 pub mod ids;
 pub mod intent;
+pub mod layout;
 pub mod names;
 pub mod net;
 pub mod observe;
