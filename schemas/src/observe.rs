@@ -190,6 +190,22 @@ pub struct Operation {
     pub life: Life,
 }
 
+/// What went wrong with an agent, and when it may be tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Backoff {
+    /// The agent.
+    pub agent: AgentName,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When the last one was.
+    pub failed_at: Timestamp,
+    /// No step before this.
+    pub not_before: Timestamp,
+    /// What the last failure was, in a sentence.
+    pub last: String,
+}
+
 /// What a step does to an agent's instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
