@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{AgentSpec, DriverName};
+use crate::fleet::{AgentSpec, DriverName, PowerState};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
 use crate::names::{AgentName, FleetName, InstanceName};
 use crate::units::{ByteSize, Span};
@@ -135,6 +135,12 @@ pub struct Claim {
     pub created_at: Timestamp,
     /// How far it is proven that the instance is ours.
     pub proof: Proof,
+    /// What our last step brought the instance to: an instance that is down although this says
+    /// `running` went down by itself.
+    pub power: PowerState,
+    /// Whether the agent was protected when it was last declared. It outlives the declaration, so
+    /// that taking an agent out of the file does not take its protection away too.
+    pub protect: bool,
     /// What the instance was made from: the fields that only birth can change.
     pub birth: Birth,
 }
