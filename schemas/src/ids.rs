@@ -208,8 +208,15 @@ impl Digest {
     /// The digest of some bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-        Self(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+        Self::of_sha256(&ring::digest::digest(&ring::digest::SHA256, bytes))
+    }
+
+    /// The digest that was computed piece by piece.
+    #[must_use]
+    pub fn of_sha256(digest: &ring::digest::Digest) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let halves = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        Self(halves.map(|half| char::from(DIGITS[usize::from(half)])).collect())
     }
 
     /// The digest of a value's JSON.

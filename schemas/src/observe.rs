@@ -241,6 +241,12 @@ impl Action {
         }
     }
 
+    /// Whether the machine runs when the action has done what it should.
+    #[must_use]
+    pub const fn brings_up(self) -> bool {
+        matches!(self, Self::Create | Self::Start)
+    }
+
     /// How long the action may take on a driver with these deadlines.
     #[must_use]
     pub const fn deadline(self, deadlines: &Deadlines) -> Span {

@@ -307,6 +307,21 @@ impl StepAction {
         }
     }
 
+    /// The action as it stands in JSON.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Resize => "resize",
+            Self::Destroy => "destroy",
+            Self::Forget => "forget",
+            Self::Configure => "configure",
+            Self::Task { .. } => "task",
+        }
+    }
+
     /// The sign in front of the step in a printed plan.
     #[must_use]
     pub const fn symbol(&self) -> &'static str {
@@ -324,14 +339,8 @@ impl StepAction {
 impl fmt::Display for StepAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create => f.write_str("create"),
-            Self::Start => f.write_str("start"),
-            Self::Stop => f.write_str("stop"),
-            Self::Resize => f.write_str("resize"),
-            Self::Destroy => f.write_str("destroy"),
-            Self::Forget => f.write_str("forget"),
-            Self::Configure => f.write_str("configure"),
             Self::Task { task } => write!(f, "run task {task}"),
+            other => f.write_str(other.word()),
         }
     }
 }
@@ -386,6 +395,11 @@ pub enum WaitsFor {
     },
     /// A driver: none is written, and none of the usual ones is installed.
     NoDriver,
+    /// A driver that is written, and that this controller does not have.
+    DriverMissing {
+        /// The driver.
+        driver: DriverName,
+    },
     /// The end of the agent's protection.
     Protected,
     /// A change of `prune`, which is `never`.
@@ -451,6 +465,7 @@ impl fmt::Display for WaitsFor {
                 "a driver: multipass and qemu are not installed; install one, or write `driver: local` \
                  for processes without isolation",
             ),
+            Self::DriverMissing { driver } => write!(f, "driver {driver}, which this controller does not have"),
             Self::Protected => f.write_str("the end of its protection: `protect: true` refuses every deletion"),
             Self::PruneNever => f.write_str("a person: with `prune: never` it is not deleted; use `destroy`"),
             Self::ForeignInstance { instance } => write!(

@@ -1,1 +1,141 @@
-//! x
+//! Overrides over file spec, effective spec against observation, drift, and the steps that remove it.
+//!
+//! Everything here is a pure function over plain data: no I/O, no clock, no randomness, no async, and
+//! no driver to act with. [`plan`] reads like the question it answers: what is each agent's situation,
+//! what differs, what would be done, what may be done now.
+
+mod drift;
+mod effective;
+mod fuse;
+mod guard;
+mod inputs;
+mod moves;
+mod schedule;
+mod situation;
+pub mod table;
+
+use std::collections::BTreeSet;
+
+use ring::digest::{Context, SHA256};
+use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::{AgentPlan, ApprovalRequest, Drift, Health, Plan, Step, StepAction, Sync, WaitsFor};
+
+pub use drift::configuration_for;
+pub use effective::{Effective, End, effective, ended_overrides};
+pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
+pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
+pub use moves::reachable_sizes;
+
+use guard::Guard;
+use moves::{Moves, moves_of};
+use schedule::Schedule;
+use situation::Situation;
+
+/// The steps that would make everything as wanted, what each of them waits for, and what is known of
+/// each agent.
+pub fn plan(inputs: &Inputs) -> Plan {
+    let Effective { wanted, dismissed } = effective(&inputs.fleet, &inputs.overrides, inputs.now);
+    let unwanted = inputs.claims.keys().filter(|name| !wanted.contains_key(*name));
+    let names: BTreeSet<&AgentName> = wanted.keys().chain(unwanted).collect();
+    let situations: Vec<Situation<'_>> =
+        names.into_iter().map(|name| Situation::of(inputs, name, wanted.get(name))).collect();
+    let healths: Vec<Health> = situations.iter().map(Situation::health).collect();
+
+    let fuse = fuse::judge(&inputs.fuse, inputs.backoffs.values(), situations.len(), inputs.last_success, inputs.now);
+    let healthy = |name: &AgentName| {
+        let found = situations.binary_search_by(|situation| situation.name.cmp(name));
+        found.is_ok_and(|index| schedule::is_ready(healths[index]))
+    };
+    let mut guard = Guard::new(inputs, &dismissed, &situations);
+    let mut schedule = Schedule::new(inputs, &fuse, &healthy);
+    let mut steps = Vec::new();
+    let mut agents: Vec<Option<AgentPlan>> = situations.iter().map(|_| None).collect();
+    for index in schedule::order(&situations) {
+        let (situation, health) = (&situations[index], healths[index]);
+        let drift = drift::drift_of(situation);
+        let Moves { steps: moves, waits_for, settling } = moves_of(situation, &drift, &mut guard);
+        let from = steps.len();
+        if let Some(driver) = situation.driver {
+            steps.extend(moves.into_iter().map(|step| schedule.step(situation, driver, step)));
+        }
+        agents[index] = Some(agent_plan(situation, health, drift, waits_for, settling, &steps[from..]));
+    }
+
+    let approvals = guard.into_requests();
+    Plan {
+        id: digest(inputs, &steps, &approvals),
+        fleet: inputs.fleet.name.clone(),
+        revision: inputs.revision,
+        agents: agents.into_iter().flatten().collect(),
+        steps,
+        approvals,
+        fuse,
+    }
+}
+
+fn agent_plan(
+    situation: &Situation<'_>,
+    health: Health,
+    drift: Vec<Drift>,
+    mut waits_for: Vec<WaitsFor>,
+    settling: bool,
+    steps: &[Step],
+) -> AgentPlan {
+    let sync = sync(situation, &drift, settling, steps);
+    for reason in steps.iter().flat_map(|step| &step.waits_for) {
+        if *reason != WaitsFor::EarlierStep && !waits_for.contains(reason) {
+            waits_for.push(reason.clone());
+        }
+    }
+    AgentPlan {
+        name: situation.name.clone(),
+        driver: situation.driver,
+        wanted: situation.wanted.cloned(),
+        observed: situation.observed.map(|observed| observed.instance.state),
+        sync,
+        health,
+        drift,
+        waits_for,
+    }
+}
+
+fn sync(situation: &Situation<'_>, drift: &[Drift], settling: bool, steps: &[Step]) -> Sync {
+    let soon = |reason: &WaitsFor| matches!(reason, WaitsFor::EarlierStep | WaitsFor::Lane { .. });
+    if situation.operation.is_some() {
+        Sync::Reconciling
+    } else if situation.seen == table::Seen::Unknown {
+        Sync::Unknown
+    } else if drift.is_empty() {
+        Sync::Synced
+    } else if steps.first().is_some_and(|step| step.waits_for.iter().all(soon)) {
+        Sync::Drifted
+    } else if settling {
+        Sync::Reconciling
+    } else {
+        Sync::Blocked
+    }
+}
+
+/// The digest of what a plan decides, without what is only told about it.
+fn digest(inputs: &Inputs, steps: &[Step], approvals: &[ApprovalRequest]) -> Digest {
+    let mut context = Context::new(&SHA256);
+    let mut part = |text: &str| {
+        context.update(text.as_bytes());
+        context.update(b"\0");
+    };
+    part(inputs.fleet.name.as_str());
+    for step in steps {
+        part(step.agent.as_str());
+        part(step.driver.as_str());
+        part(step.action.word());
+        if let StepAction::Task { task } = &step.action {
+            part(task.as_str());
+        }
+        part(&step.reason);
+    }
+    for approval in approvals {
+        part(approval.id.as_str());
+    }
+    Digest::of_sha256(&context.finish())
+}

@@ -224,6 +224,10 @@ pub enum DriverName {
 }
 
 impl DriverName {
+    /// The drivers that an agent may get without naming one, first choice first. `local` isolates
+    /// nothing and `incus` is a server somewhere, so those are never chosen for anybody.
+    pub const USUAL: [Self; 2] = [Self::Multipass, Self::Qemu];
+
     /// The name as the fleet file writes it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -1,0 +1,95 @@
+//! From file spec and overrides to effective spec, and which overrides have come to their end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vm_agent_schemas::fleet::{DeclaredAgent, Field, Fleet, Origin};
+use vm_agent_schemas::ids::OverrideId;
+use vm_agent_schemas::intent::{Change, Override, Presence};
+use vm_agent_schemas::names::AgentName;
+
+/// What should be: every agent that should exist, with its effective spec.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Effective {
+    /// The effective specs.
+    pub wanted: BTreeMap<AgentName, Arc<DeclaredAgent>>,
+    /// Agents that a person said should go: their deletion needs no further approval.
+    pub dismissed: Vec<AgentName>,
+}
+
+/// Lays the overrides that hold at `now` over the file spec.
+#[must_use]
+pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effective {
+    let mut effective = Effective { wanted: fleet.agents.clone(), dismissed: Vec::new() };
+    let holding = |o: &&Override| end_of(o, fleet, now).is_none();
+    for entry in overrides.iter().filter(holding) {
+        match &entry.change {
+            Change::Presence(Presence::Present(agent)) => {
+                effective.wanted.insert(entry.agent.clone(), Arc::new(agent.clone()));
+            }
+            Change::Presence(Presence::Absent) => {
+                effective.wanted.remove(&entry.agent);
+                effective.dismissed.push(entry.agent.clone());
+            }
+            Change::Power { .. } => {}
+        }
+    }
+    for entry in overrides.iter().filter(holding) {
+        if let Change::Power { wanted: power, .. } = entry.change
+            && let Some(agent) = effective.wanted.get_mut(&entry.agent)
+        {
+            let agent = Arc::make_mut(agent);
+            agent.spec.power = power;
+            agent.origins.insert(Field::Power, Origin::Override);
+        }
+    }
+    effective.dismissed.sort();
+    effective
+}
+
+/// Why an override has come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its time is over.
+    Expired,
+    /// The file changed what it covers.
+    Superseded,
+    /// What it asked for has been done, and nothing contradicts it any more.
+    Done,
+}
+
+/// The overrides that have come to their end, and why. `known` tells whether an agent still has a
+/// claim.
+#[must_use]
+pub fn ended_overrides(
+    fleet: &Fleet,
+    overrides: &[Override],
+    known: impl Fn(&AgentName) -> bool,
+    now: Timestamp,
+) -> Vec<(OverrideId, End)> {
+    let done = |o: &Override| match &o.change {
+        Change::Presence(Presence::Absent) => !fleet.agents.contains_key(&o.agent) && !known(&o.agent),
+        Change::Presence(Presence::Present(_)) | Change::Power { .. } => false,
+    };
+    overrides
+        .iter()
+        .filter_map(|o| {
+            let end = end_of(o, fleet, now).or_else(|| done(o).then_some(End::Done))?;
+            Some((o.id, end))
+        })
+        .collect()
+}
+
+fn end_of(entry: &Override, fleet: &Fleet, now: Timestamp) -> Option<End> {
+    if !entry.holds_at(now) {
+        return Some(End::Expired);
+    }
+    let declared = fleet.agents.get(&entry.agent);
+    let superseded = match &entry.change {
+        Change::Power { covers, .. } => declared.is_some_and(|agent| agent.spec.power != *covers),
+        Change::Presence(Presence::Present(_)) => declared.is_some(),
+        Change::Presence(Presence::Absent) => false,
+    };
+    superseded.then_some(End::Superseded)
+}

@@ -1,0 +1,99 @@
+//! What may be deleted, and what waits for a person's yes first.
+
+use vm_agent_schemas::fleet::Prune;
+use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Action;
+use vm_agent_schemas::plan::{ApprovalRequest, WaitsFor};
+
+use crate::inputs::{Inputs, Mode};
+use crate::situation::Situation;
+use crate::table::{Decision, Want, decide};
+
+/// However small the fleet, this many agents may leave it at once under `prune: auto`.
+const REMOVAL_LEAST: usize = 2;
+
+/// The share of the fleet that may leave it at once under `prune: auto`, in percent.
+const REMOVAL_SHARE: usize = 30;
+
+/// Decides about deletions, and collects what has to be asked.
+pub(crate) struct Guard<'a> {
+    inputs: &'a Inputs,
+    dismissed: &'a [AgentName],
+    /// How many agents leave together, where that is more than `prune: auto` lets go.
+    mass: Option<usize>,
+    asked: Vec<ApprovalRequest>,
+}
+
+impl<'a> Guard<'a> {
+    pub(crate) fn new(inputs: &'a Inputs, dismissed: &'a [AgentName], situations: &[Situation<'_>]) -> Self {
+        let mut guard = Self { inputs, dismissed, mass: None, asked: Vec::new() };
+        let leaving =
+            situations.iter().filter(|s| s.want == Want::Absent && !guard.is_told(s.name) && leaves(s)).count();
+        let limit = REMOVAL_LEAST.max(inputs.claims.len() * REMOVAL_SHARE / 100);
+        guard.mass = (leaving > limit).then_some(leaving);
+        guard
+    }
+
+    /// What the deletion of an agent that should not exist waits for.
+    pub(crate) fn removal(&mut self, situation: &Situation<'_>) -> Option<WaitsFor> {
+        if situation.claim?.protect {
+            return Some(WaitsFor::Protected);
+        }
+        if !situation.is_proven() {
+            return Some(WaitsFor::Proof);
+        }
+        if self.is_told(situation.name) {
+            return None;
+        }
+        let because = match (self.inputs.fleet.prune, self.mass) {
+            (Prune::Never, _) => return Some(WaitsFor::PruneNever),
+            (Prune::Auto, None) => return None,
+            (Prune::Auto, Some(leaving)) => format!("it left the file together with {} others", leaving - 1),
+            (Prune::Confirm, _) => "it is no longer in the file, and `prune` is `confirm`".to_owned(),
+        };
+        let what = format!("delete `{}` and its data: {because}", situation.name);
+        self.ask("remove", situation, "", what)
+    }
+
+    /// What the replacement of an agent's instance waits for. `why` names the fields that only a new
+    /// machine can have.
+    pub(crate) fn replacement(&mut self, situation: &Situation<'_>, why: &str) -> Option<WaitsFor> {
+        let protected = situation.wanted.is_some_and(|agent| agent.spec.protect);
+        if situation.claim?.protect || protected {
+            return Some(WaitsFor::Protected);
+        }
+        if !situation.is_proven() {
+            return Some(WaitsFor::Proof);
+        }
+        let what = format!("delete `{}` and its data, and make it anew: {why}", situation.name);
+        self.ask("replace", situation, why, what)
+    }
+
+    pub(crate) fn into_requests(self) -> Vec<ApprovalRequest> {
+        self.asked
+    }
+
+    /// Asks for exactly this: another machine, another life of it or another reason is another thing.
+    fn ask(&mut self, kind: &str, situation: &Situation<'_>, detail: &str, what: String) -> Option<WaitsFor> {
+        let claim = situation.claim.map(|claim| (claim.id, claim.incarnation));
+        let id = Digest::of_json(&(kind, situation.name, claim, detail));
+        if self.inputs.approvals.contains(&id) {
+            return None;
+        }
+        self.asked.push(ApprovalRequest { id: id.clone(), agents: vec![situation.name.clone()], what });
+        Some(WaitsFor::Approval { id })
+    }
+
+    /// Whether a person said that this very agent should go.
+    fn is_told(&self, agent: &AgentName) -> bool {
+        self.inputs.mode == Mode::Destroy || self.dismissed.binary_search(agent).is_ok()
+    }
+}
+
+/// Whether an agent's machine is to be deleted, or is just being.
+fn leaves(situation: &Situation<'_>) -> bool {
+    let under_way = situation.operation.is_some_and(|operation| operation.action == Action::Destroy);
+    let decision = decide(situation.want, situation.seen, situation.link, situation.under(), Default::default());
+    under_way || decision == Decision::Act(Action::Destroy)
+}

@@ -1,0 +1,159 @@
+//! Everything that a plan is made from, as plain data.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_schemas::fleet::{DriverName, Fleet};
+use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision};
+use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::names::{AgentName, InstanceName, TaskName};
+use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Instance, Operation};
+use vm_agent_schemas::plan::Fuse;
+use vm_agent_schemas::wire::TaskOutcome;
+
+/// What a plan is made from. Same inputs, same plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// The file spec.
+    pub fleet: Arc<Fleet>,
+    /// Which accepted file it is.
+    pub revision: Option<Revision>,
+    /// What people said beside the file. Those that no longer hold are ignored.
+    pub overrides: Vec<Override>,
+    /// What is ours.
+    pub claims: BTreeMap<AgentName, Claim>,
+    /// What is under way: one operation for each agent at most.
+    pub operations: BTreeMap<AgentName, Operation>,
+    /// The drivers that are installed, and what each of them sees.
+    pub drivers: BTreeMap<DriverName, DriverView>,
+    /// The runtimes heard of, of whatever incarnation.
+    pub sessions: BTreeMap<AgentName, SessionSeen>,
+    /// The tasks of the file that were ever accepted.
+    pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    /// What people said yes to.
+    pub approvals: BTreeSet<Digest>,
+    /// What failed, and when it may be tried again.
+    pub backoffs: BTreeMap<AgentName, Backoff>,
+    /// The fuse as the last plan left it.
+    pub fuse: Fuse,
+    /// When a step last did what it should.
+    pub last_success: Option<Timestamp>,
+    /// Whether the fleet is to run at all.
+    pub mode: Mode,
+    /// How long a runtime may be silent before it counts as lost.
+    pub silence: Duration,
+    /// The controller's life.
+    pub life: Life,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Whether the fleet is to run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// As the file and the overrides say.
+    #[default]
+    Up,
+    /// Every machine is to stop, because the controller is about to.
+    Down,
+    /// Every machine is to be deleted, because a person said so.
+    Destroy,
+}
+
+/// A driver, as the plan sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DriverView {
+    /// What it can do and bear.
+    pub capabilities: Capabilities,
+    /// What it sees.
+    pub listing: Listing,
+}
+
+/// What a driver sees.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Listing {
+    /// Its latest answer, all of it.
+    Seen(BTreeMap<InstanceName, Observed>),
+    /// It does not answer: nothing is known.
+    Unanswered {
+        /// Since when.
+        since: Timestamp,
+        /// What it said, or that it said nothing.
+        reason: String,
+    },
+}
+
+/// An instance, and since when it has been in its state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The instance.
+    pub instance: Instance,
+    /// When this controller first saw it in its present state.
+    pub since: Timestamp,
+}
+
+/// A runtime heard of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSeen {
+    /// The incarnation that it speaks for.
+    pub incarnation: Incarnation,
+    /// Whether its connection is open.
+    pub connected: bool,
+    /// When it was last heard.
+    pub last_seen: Timestamp,
+    /// The digest of the configuration that it said it works with.
+    pub configured: Option<Digest>,
+    /// Whether its last report says that something is wrong in the machine.
+    pub ailing: bool,
+}
+
+/// A task of the file that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTask {
+    /// Its name in the file.
+    pub name: TaskName,
+    /// The digest of its wording.
+    pub digest: Digest,
+    /// The machine that it is for.
+    pub claim: ClaimId,
+    /// How it ended; nothing while it has not.
+    pub outcome: Option<TaskOutcome>,
+}
+
+impl Inputs {
+    /// The inputs of a controller that has seen nothing yet.
+    #[must_use]
+    pub fn empty(now: Timestamp) -> Self {
+        Self {
+            fleet: Arc::default(),
+            revision: None,
+            overrides: Vec::new(),
+            claims: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            drivers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            approvals: BTreeSet::new(),
+            backoffs: BTreeMap::new(),
+            fuse: Fuse::Closed { since: now },
+            last_success: None,
+            mode: Mode::Up,
+            silence: Duration::from_secs(75),
+            life: Life(1),
+            now,
+        }
+    }
+
+    /// The operation under way on an agent, if it may still have an effect: one of an earlier life
+    /// only while its deadline has not passed and its driver's calls outlive a controller.
+    #[must_use]
+    pub fn operation(&self, agent: &AgentName) -> Option<&Operation> {
+        self.operations.get(agent).filter(|operation| {
+            let outlives = |view: &DriverView| view.capabilities.calls_outlive_controller;
+            operation.life == self.life
+                || (self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives))
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! A model of the world that carries plans out: what instances, runtimes and tasks would do.
+
+#![allow(dead_code, unreachable_pub, reason = "each user of this module needs a part of it")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vm_agent_plan::{
+    DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, configuration_for, effective, plan, reachable_sizes,
+};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, PowerState, parse};
+use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof};
+use vm_agent_schemas::plan::{Step, StepAction};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::TaskOutcome;
+
+/// The driver of every agent in the model.
+pub const DRIVER: DriverName = DriverName::Qemu;
+
+/// A time in the life of the model.
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).expect("a time of this century")
+}
+
+/// A driver that can do everything, and bears four steps at a time.
+pub fn capabilities() -> Capabilities {
+    let minute = Span::from_secs(60);
+    Capabilities {
+        sizes: true,
+        images: true,
+        resize_running: false,
+        suspend: true,
+        live_snapshot: false,
+        clone_from_snapshot: false,
+        labels: false,
+        calls_outlive_controller: true,
+        lanes: 4,
+        deadlines: Deadlines {
+            list: minute,
+            create: minute,
+            start: minute,
+            stop: minute,
+            resize: minute,
+            destroy: minute,
+            connect: minute,
+        },
+    }
+}
+
+/// Inputs with a driver that sees nothing, and this fleet.
+pub fn inputs(fleet: Fleet) -> Inputs {
+    let view = DriverView { capabilities: capabilities(), listing: Listing::Seen(BTreeMap::new()) };
+    Inputs { fleet: Arc::new(fleet), drivers: BTreeMap::from([(DRIVER, view)]), ..Inputs::empty(at(0)) }
+}
+
+/// Inputs with the fleet of this file.
+pub fn inputs_of(text: &str) -> Inputs {
+    inputs(parse("fleet.yaml", text).expect("the test's fleet file is right"))
+}
+
+/// Inputs with so many agents, none of which exists.
+pub fn fleet_of(agents: usize) -> Inputs {
+    inputs_of(&format!("agents:\n  agent: {{replicas: {agents}, memory: 2G, env: {{A: b}}, labels: {{team: web}}}}\n"))
+}
+
+/// The inputs when every plan has been carried out.
+pub fn settled(mut inputs: Inputs) -> Inputs {
+    for view in inputs.drivers.values_mut() {
+        view.capabilities.lanes = u32::MAX;
+    }
+    while carry_out(&mut inputs) > 0 {}
+    inputs
+}
+
+/// Plans, carries out every step that may begin, and says how many there were.
+pub fn carry_out(inputs: &mut Inputs) -> usize {
+    let plan = plan(inputs);
+    inputs.fuse = plan.fuse.clone();
+    let ready: Vec<Step> = plan.ready().cloned().collect();
+    for step in &ready {
+        act(inputs, step);
+    }
+    ready.len()
+}
+
+/// What one step does to the world.
+pub fn act(inputs: &mut Inputs, step: &Step) {
+    let wanted = effective(&inputs.fleet, &inputs.overrides, inputs.now).wanted.get(&step.agent).cloned();
+    match (&step.action, wanted) {
+        (StepAction::Create, Some(agent)) => {
+            claim(inputs, &step.agent, &agent, Proof::Confirmed);
+            observe(inputs, &step.agent, InstanceState::Running);
+            connect(inputs, &step.agent, &agent);
+        }
+        (StepAction::Start, Some(agent)) => {
+            set_power(inputs, &step.agent, PowerState::Running);
+            observe(inputs, &step.agent, InstanceState::Running);
+            connect(inputs, &step.agent, &agent);
+        }
+        (StepAction::Resize, Some(agent)) => {
+            let claim = inputs.claims.get_mut(&step.agent).expect("only what is claimed is resized");
+            claim.birth.sizes = reachable_sizes(&agent.spec, &claim.birth.sizes);
+            observe_sizes(inputs, &step.agent);
+        }
+        (StepAction::Stop, _) => {
+            set_power(inputs, &step.agent, PowerState::Stopped);
+            observe(inputs, &step.agent, InstanceState::Stopped);
+            inputs.sessions.remove(&step.agent);
+        }
+        (StepAction::Destroy | StepAction::Forget, _) => {
+            let claim = inputs.claims.remove(&step.agent).expect("only what is claimed is deleted");
+            if step.action == StepAction::Destroy {
+                instances(inputs).remove(&claim.instance);
+            }
+            inputs.sessions.remove(&step.agent);
+        }
+        (StepAction::Configure, Some(agent)) => connect(inputs, &step.agent, &agent),
+        (StepAction::Task { task }, Some(agent)) => {
+            let claim = inputs.claims.get(&step.agent).expect("only what is claimed runs tasks");
+            let digest = agent.spec.tasks.get(task).expect("the task is in the spec").digest();
+            let done = FileTask {
+                name: task.clone(),
+                digest,
+                claim: claim.id,
+                outcome: Some(TaskOutcome::Exited { code: 0 }),
+            };
+            inputs.tasks.entry(step.agent.clone()).or_default().push(done);
+        }
+        (action, None) => panic!("{action:?} needs a spec, and {} has none", step.agent),
+    }
+}
+
+/// Writes a claim for an agent.
+pub fn claim(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent, proof: Proof) {
+    let claim = Claim {
+        id: ClaimId::generate(),
+        fleet: inputs.fleet.name.clone(),
+        agent: name.clone(),
+        driver: DRIVER,
+        instance: inputs.fleet.name.instance_of(name).expect("the name fits"),
+        nonce: Nonce::from_text(format!("nonce-of-{name}")),
+        incarnation: Incarnation(1),
+        created_at: inputs.now,
+        proof,
+        power: PowerState::Running,
+        protect: agent.spec.protect,
+        birth: Birth::of(&agent.spec),
+    };
+    inputs.claims.insert(name.clone(), claim);
+}
+
+/// Lets an agent's claimed instance be seen in a state.
+pub fn observe(inputs: &mut Inputs, name: &AgentName, state: InstanceState) {
+    let claim = inputs.claims.get(name).expect("the agent is claimed").clone();
+    let instance =
+        Instance { name: claim.instance.clone(), state, nonce: Some(claim.nonce), sizes: Some(claim.birth.sizes) };
+    let since = inputs.now;
+    instances(inputs).insert(claim.instance, Observed { instance, since });
+}
+
+/// Lets a runtime be heard that works with the agent's configuration.
+pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
+    let session = SessionSeen {
+        incarnation: inputs.claims[name].incarnation,
+        connected: true,
+        last_seen: inputs.now,
+        configured: Some(configuration_for(agent).digest()),
+        ailing: false,
+    };
+    inputs.sessions.insert(name.clone(), session);
+}
+
+/// Everything that the model's driver sees.
+pub fn instances(inputs: &mut Inputs) -> &mut BTreeMap<vm_agent_schemas::names::InstanceName, Observed> {
+    match &mut inputs.drivers.get_mut(&DRIVER).expect("the model has its driver").listing {
+        Listing::Seen(instances) => instances,
+        Listing::Unanswered { .. } => panic!("the driver does not answer"),
+    }
+}
+
+fn observe_sizes(inputs: &mut Inputs, name: &AgentName) {
+    let claim = inputs.claims[name].clone();
+    let observed = instances(inputs).get_mut(&claim.instance).expect("what is resized is seen");
+    observed.instance.sizes = Some(claim.birth.sizes);
+}
+
+fn set_power(inputs: &mut Inputs, name: &AgentName, power: PowerState) {
+    inputs.claims.get_mut(name).expect("the agent is claimed").power = power;
+}
