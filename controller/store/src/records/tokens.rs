@@ -1,0 +1,53 @@
+//! Tokens of the HTTP API, as digests.
+
+use rusqlite::{Connection, Row};
+use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::ids::{Digest, TokenId};
+
+use super::{already, column, row, rows};
+use crate::StoreError;
+
+/// Stores a token.
+///
+/// # Errors
+/// [`StoreError::AlreadyExists`] when one with this id or digest is stored.
+pub fn put(conn: &Connection, token: &ApiToken) -> Result<(), StoreError> {
+    conn.prepare_cached("INSERT INTO tokens (id, name, digest, created_at) VALUES (?1, ?2, ?3, ?4)")?
+        .execute((token.id.to_string(), &token.name, token.digest.as_str(), token.created_at.to_string()))
+        .map_err(|error| already(error, "a token", token.id))?;
+    Ok(())
+}
+
+/// The token with that digest.
+///
+/// # Errors
+/// When the database fails.
+pub fn find(conn: &Connection, digest: &Digest) -> Result<Option<ApiToken>, StoreError> {
+    row(conn, "SELECT * FROM tokens WHERE digest = ?1", [digest.as_str()], read)
+}
+
+/// Every token, the oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub fn all(conn: &Connection) -> Result<Vec<ApiToken>, StoreError> {
+    // Later ids sort after earlier ones.
+    rows(conn, "SELECT * FROM tokens ORDER BY id", (), read)
+}
+
+/// Removes a token, and tells whether there was one.
+///
+/// # Errors
+/// When the database fails.
+pub fn remove(conn: &Connection, id: TokenId) -> Result<bool, StoreError> {
+    Ok(conn.prepare_cached("DELETE FROM tokens WHERE id = ?1")?.execute([id.to_string()])? > 0)
+}
+
+fn read(row: &Row<'_>) -> Result<ApiToken, StoreError> {
+    Ok(ApiToken {
+        id: column("tokens", row, "id", |text: String| text.parse())?,
+        name: row.get("name")?,
+        digest: Digest::from(row.get::<_, String>("digest")?),
+        created_at: column("tokens", row, "created_at", |text: String| text.parse())?,
+    })
+}
