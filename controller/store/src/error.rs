@@ -9,7 +9,6 @@ use vm_agent_schemas::ids::TaskId;
 
 /// Why the store did not do what it was asked to. Nothing of a failed write is kept.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StoreError {
     /// The file can't be made, or is no database.
     #[error("can't open the database {}", path.display())]

@@ -12,6 +12,7 @@ use vm_agent_schemas::api::ControllerFile;
 const LOCK: &str = "lock";
 const DATABASE: &str = "state.db";
 const CONTROLLER_FILE: &str = "controller.json";
+const SOCKET: &str = "api.sock";
 
 /// How long to try for the lock. A client that asks whether the folder is held ([`is_locked`]) holds
 /// it itself for an instant, which must not look like another controller.
@@ -20,7 +21,6 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(10);
 
 /// Why the state folder can't be used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StateDirError {
     /// Another controller holds it.
     #[error(
@@ -112,6 +112,12 @@ impl StateDir {
     #[must_use]
     pub fn database(&self) -> PathBuf {
         self.join(DATABASE)
+    }
+
+    /// The unix socket of the API.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.join(SOCKET)
     }
 
     /// Tells clients where this controller listens: `controller.json`, readable by its owner alone,

@@ -88,8 +88,8 @@ fn write_until_killed(dir: &Path) -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let store = Store::open(&dir.database()).unwrap();
-        // The test harness may have begun a line of its own.
-        writeln!(std::io::stdout()).unwrap();
+        // The test harness may have begun a line of its own: end it.
+        std::io::stdout().write_all(b"\n").unwrap();
         for _ in 0..WRITERS {
             tokio::spawn(write_forever(store.clone()));
         }

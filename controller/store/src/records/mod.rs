@@ -28,7 +28,7 @@ use rusqlite::{Connection, Params, Row};
 use crate::StoreError;
 
 /// Turns the refusal of a second row, where there may be one, into an error that says so.
-fn already(error: rusqlite::Error, what: &'static str, key: impl ToString) -> StoreError {
+fn already(error: rusqlite::Error, what: &'static str, key: &impl ToString) -> StoreError {
     let code = error.sqlite_error().map(|error| error.extended_code);
     match code {
         Some(SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY) => {

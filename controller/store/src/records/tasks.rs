@@ -76,7 +76,7 @@ fn insert(conn: &Connection, task: &Task) -> Result<(), StoreError> {
     let params = (id, task.agent.as_str(), ended, claim, name, digest, record(task)?, &task.output);
     conn.prepare_cached(sql)?.execute(params).map_err(|error| {
         let key = format!("`{}` on `{}`", name.unwrap_or_default(), task.agent);
-        already(error, "a task of this wording", key)
+        already(error, "a task of this wording", &key)
     })?;
     Ok(())
 }

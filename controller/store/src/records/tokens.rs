@@ -14,7 +14,7 @@ use crate::StoreError;
 pub fn put(conn: &Connection, token: &ApiToken) -> Result<(), StoreError> {
     conn.prepare_cached("INSERT INTO tokens (id, name, digest, created_at) VALUES (?1, ?2, ?3, ?4)")?
         .execute((token.id.to_string(), &token.name, token.digest.as_str(), token.created_at.to_string()))
-        .map_err(|error| already(error, "a token", token.id))?;
+        .map_err(|error| already(error, "a token", &token.id))?;
     Ok(())
 }
 
