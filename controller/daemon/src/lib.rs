@@ -1,1 +1,4 @@
-//! x
+//! The controller: everything wired together.
+
+pub mod controller;
+pub mod http;
