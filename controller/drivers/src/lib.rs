@@ -3,6 +3,13 @@
 //!
 //! A driver knows nothing of plans, fleets' files or the hub. It acts only on the instance that it
 //! is shown with its nonce: an instance of the same name with another nonce is not ours.
+//!
+//! [`contract`] holds every driver to what the trait says; [`local`] is the driver that needs no
+//! machine, and [`fake`] the one that fails on request.
+
+pub mod contract;
+pub mod fake;
+pub mod local;
 
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::DriverName;
@@ -35,7 +42,7 @@ pub trait Driver: Send + Sync {
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError>;
 
     /// Starts an instance, with a new seed where the driver can hand one over. Already running:
-    /// nothing happens.
+    /// nothing happens. A seed with another nonce than the target's is refused.
     async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError>;
 
     /// Stops an instance: first by asking it, then by the hard means. Already stopped: nothing
@@ -47,7 +54,7 @@ pub trait Driver: Send + Sync {
     async fn resize(&self, target: &Target, sizes: &Sizes) -> Result<(), DriverError>;
 
     /// Deletes an instance with all that is in it, running or not, and frees its name. Already gone:
-    /// nothing happens.
+    /// nothing happens, and it succeeds.
     async fn destroy(&self, target: &Target) -> Result<(), DriverError>;
 
     /// Reads the nonce back from inside the instance; nothing where the driver can't.

@@ -1,0 +1,436 @@
+//! What every driver keeps to: the promises of [`Driver`], as checks that any driver passes.
+//!
+//! A test runs each of [`CHECKS`] with a new driver that has no instances. A check that fails panics
+//! with what it expected and what it found.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
+use vm_agent_schemas::units::ByteSize;
+use vm_agent_schemas::wire::Seed;
+
+use crate::{CreateOrder, Driver, DriverError, Target};
+
+/// What a check has to do to the instances behind the driver's back, or has to know of the machines.
+#[async_trait]
+pub trait World: Send + Sync {
+    /// Makes a running instance crash.
+    async fn crash(&self, instance: &InstanceName);
+
+    /// An image that the driver can make instances from.
+    fn image(&self) -> String {
+        "24.04".to_owned()
+    }
+
+    /// Sizes that the driver can give; the larger of two, for resizing.
+    fn sizes(&self, larger: bool) -> Sizes {
+        let factor = if larger { 2 } else { 1 };
+        let memory = ByteSize::from_gib(factor);
+        Sizes { cpus: if larger { 2 } else { 1 }, memory, disk: ByteSize::from_gib(5 * factor) }
+    }
+
+    /// How long an instance may take to show what was done to it.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+}
+
+/// One promise, to be checked on a driver without instances.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// The promise, as a name.
+    pub name: &'static str,
+    run: for<'a> fn(Subject<'a>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+}
+
+impl Check {
+    /// Runs the check.
+    ///
+    /// # Panics
+    /// When the driver does not keep the promise.
+    pub async fn run(&self, driver: &dyn Driver, world: &dyn World) {
+        (self.run)(Subject { driver, world }).await;
+    }
+}
+
+macro_rules! checks {
+    ($($name:ident),* $(,)?) => {
+        &[$(Check { name: stringify!($name), run: |subject| Box::pin($name(subject)) }),*]
+    };
+}
+
+/// All promises.
+pub const CHECKS: &[Check] = checks![
+    a_created_instance_runs_with_its_nonce,
+    creating_twice_makes_one_instance,
+    creating_over_anothers_instance_is_refused_and_leaves_it_alone,
+    stopping_and_starting_can_be_repeated,
+    a_created_instance_that_was_stopped_is_started_by_creating_it_again,
+    destroying_frees_the_name_and_can_be_repeated,
+    a_stopped_and_a_crashed_instance_can_be_destroyed,
+    another_nonce_is_refused_by_every_verb,
+    what_does_not_exist_is_missing_and_destroyed_already,
+    a_start_with_another_instances_seed_is_refused,
+    sizes_change_as_the_capabilities_say,
+    a_crashed_instance_shows_as_failed_and_can_be_started,
+    a_create_given_up_anywhere_is_finished_by_the_next,
+    a_destroy_given_up_anywhere_is_finished_by_the_next,
+    stops_and_starts_given_up_anywhere_are_finished_by_the_next,
+    creates_at_once_do_not_mix_up,
+    starts_at_once_start_one_machine,
+    the_nonce_can_be_read_back,
+];
+
+/// An order for an instance of this name with a nonce of its own, for tests.
+///
+/// # Panics
+/// When the text is no name.
+#[must_use]
+pub fn an_order(name: &str) -> CreateOrder {
+    let instance: InstanceName = name.parse().expect("the test gives a valid name");
+    let seed = Seed {
+        fleet: "default".parse().expect("a valid name"),
+        agent: name.parse().expect("an instance's name is valid for an agent"),
+        incarnation: Incarnation(1),
+        nonce: Nonce::generate(),
+        hub: "ws://127.0.0.1:9/v1/runtime".to_owned(),
+        hub_pin: None,
+        join_token: Secret::generate(),
+    };
+    let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(1), disk: ByteSize::from_gib(5) };
+    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed }
+}
+
+/// The driver that is checked, and what surrounds it.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    driver: &'a dyn Driver,
+    world: &'a dyn World,
+}
+
+impl Subject<'_> {
+    fn order(self, name: &str) -> CreateOrder {
+        CreateOrder { image: self.world.image(), sizes: self.world.sizes(false), ..an_order(name) }
+    }
+
+    async fn created(self, name: &str) -> CreateOrder {
+        let order = self.order(name);
+        ok("creating it", self.driver.create(&order).await);
+        order
+    }
+
+    async fn listed(self) -> Vec<Instance> {
+        ok("listing", self.driver.list().await)
+    }
+
+    async fn look(self, name: &InstanceName) -> Option<Instance> {
+        let mut found: Vec<_> = self.listed().await.into_iter().filter(|instance| instance.name == *name).collect();
+        assert!(found.len() <= 1, "`{name}` is listed more than once: {found:?}");
+        found.pop()
+    }
+
+    /// Expects the instance of this order, and nothing else by its name, to be in this state.
+    async fn expect(self, order: &CreateOrder, state: InstanceState) {
+        let deadline = Instant::now() + self.world.patience();
+        loop {
+            let found = self.look(&order.instance).await;
+            let is_as_expected = found.as_ref().is_some_and(|found| found.state == state);
+            if is_as_expected {
+                let nonce = found.and_then(|found| found.nonce);
+                assert!(
+                    nonce.as_ref().is_none_or(|nonce| *nonce == order.seed.nonce),
+                    "`{}` should be listed with nonce {} or none, and has {nonce:?}",
+                    order.instance,
+                    order.seed.nonce
+                );
+                return;
+            }
+            assert!(Instant::now() < deadline, "`{}` should be {state:?}, and shows as {found:?}", order.instance);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Expects that no instance has this name.
+    async fn expect_absent(self, name: &InstanceName) {
+        let found = self.look(name).await;
+        assert!(found.is_none(), "`{name}` should not exist, and shows as {found:?}");
+    }
+}
+
+fn ok<T>(what: &str, result: Result<T, DriverError>) -> T {
+    result.unwrap_or_else(|error| panic!("{what} should succeed, and failed: {error}"))
+}
+
+macro_rules! expect_error {
+    ($what:expr, $result:expr, $kind:ident) => {
+        match $result {
+            Err(DriverError::$kind { .. }) => {}
+            other => panic!("{} should be refused as {}, and gave {other:?}", $what, stringify!($kind)),
+        }
+    };
+}
+
+fn with_other_nonce(order: &CreateOrder) -> CreateOrder {
+    CreateOrder { seed: Seed { nonce: Nonce::generate(), ..order.seed.clone() }, ..order.clone() }
+}
+
+/// Polls a future so many times, and drops it then. Says whether it was over before.
+async fn give_up_after(polls: u32, future: impl Future<Output = Result<(), DriverError>> + Send) -> bool {
+    let mut future = pin!(future);
+    let mut polled = 0;
+    std::future::poll_fn(|context| {
+        polled += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(result) => {
+                ok("a call that nobody gave up", result);
+                Poll::Ready(true)
+            }
+            // Given up at once, without waiting for what would wake it again.
+            Poll::Pending if polled == polls => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Points at which a call is given up, at most. Calls that wait for machines have many more, alike.
+const GIVE_UP_POINTS: u32 = 40;
+
+async fn a_created_instance_runs_with_its_nonce(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    subject.expect(&order, InstanceState::Running).await;
+    let all = subject.listed().await;
+    assert_eq!(all.len(), 1, "one create should make one instance, and these are listed: {all:?}");
+    if subject.driver.capabilities().sizes
+        && let Some(sizes) = all[0].sizes
+    {
+        assert_eq!(sizes, order.sizes, "it should have the sizes that were ordered");
+    }
+}
+
+async fn creating_twice_makes_one_instance(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    let renewed = CreateOrder { seed: Seed { join_token: Secret::generate(), ..order.seed.clone() }, ..order.clone() };
+    ok("creating it again with a new join token", subject.driver.create(&renewed).await);
+    subject.expect(&order, InstanceState::Running).await;
+    assert_eq!(subject.listed().await.len(), 1, "there should be one instance");
+}
+
+async fn creating_over_anothers_instance_is_refused_and_leaves_it_alone(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    expect_error!("creating over another's", subject.driver.create(&with_other_nonce(&order)).await, Foreign);
+    subject.expect(&order, InstanceState::Running).await;
+    ok("stopping the first", subject.driver.stop(&order.target()).await);
+    expect_error!("creating over another's", subject.driver.create(&with_other_nonce(&order)).await, Foreign);
+    subject.expect(&order, InstanceState::Stopped).await;
+}
+
+async fn stopping_and_starting_can_be_repeated(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    for _ in 0..2 {
+        for _ in 0..2 {
+            ok("stopping", subject.driver.stop(&order.target()).await);
+            subject.expect(&order, InstanceState::Stopped).await;
+        }
+        for _ in 0..2 {
+            ok("starting", subject.driver.start(&order.target(), &order.seed).await);
+            subject.expect(&order, InstanceState::Running).await;
+        }
+    }
+}
+
+async fn a_created_instance_that_was_stopped_is_started_by_creating_it_again(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    ok("stopping", subject.driver.stop(&order.target()).await);
+    ok("creating again", subject.driver.create(&order).await);
+    subject.expect(&order, InstanceState::Running).await;
+}
+
+async fn destroying_frees_the_name_and_can_be_repeated(subject: Subject<'_>) {
+    let first = subject.created("web").await;
+    for _ in 0..2 {
+        ok("destroying", subject.driver.destroy(&first.target()).await);
+        subject.expect_absent(&first.instance).await;
+    }
+    let second = subject.created("web").await;
+    subject.expect(&second, InstanceState::Running).await;
+}
+
+async fn a_stopped_and_a_crashed_instance_can_be_destroyed(subject: Subject<'_>) {
+    let stopped = subject.created("stopped").await;
+    ok("stopping", subject.driver.stop(&stopped.target()).await);
+    let crashed = subject.created("crashed").await;
+    subject.world.crash(&crashed.instance).await;
+    subject.expect(&crashed, InstanceState::Failed).await;
+    for order in [stopped, crashed] {
+        ok("destroying", subject.driver.destroy(&order.target()).await);
+        subject.expect_absent(&order.instance).await;
+    }
+}
+
+async fn another_nonce_is_refused_by_every_verb(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    let other = with_other_nonce(&order);
+    let (target, driver) = (other.target(), subject.driver);
+    for state in [InstanceState::Running, InstanceState::Stopped] {
+        expect_error!("starting another's", driver.start(&target, &other.seed).await, Foreign);
+        expect_error!("stopping another's", driver.stop(&target).await, Foreign);
+        expect_error!("destroying another's", driver.destroy(&target).await, Foreign);
+        if driver.capabilities().sizes {
+            let resized = driver.resize(&target, &subject.world.sizes(true)).await;
+            expect_error!("resizing another's", resized, Foreign);
+        }
+        subject.expect(&order, state).await;
+        ok("stopping ours", driver.stop(&order.target()).await);
+    }
+}
+
+async fn what_does_not_exist_is_missing_and_destroyed_already(subject: Subject<'_>) {
+    let order = subject.order("web");
+    let (target, driver) = (order.target(), subject.driver);
+    expect_error!("starting nothing", driver.start(&target, &order.seed).await, Missing);
+    expect_error!("stopping nothing", driver.stop(&target).await, Missing);
+    expect_error!("proving nothing", driver.prove(&order.instance).await, Missing);
+    if driver.capabilities().sizes {
+        expect_error!("resizing nothing", driver.resize(&target, &order.sizes).await, Missing);
+    }
+    ok("destroying nothing", driver.destroy(&target).await);
+    subject.expect_absent(&order.instance).await;
+}
+
+async fn a_start_with_another_instances_seed_is_refused(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    ok("stopping", subject.driver.stop(&order.target()).await);
+    let started = subject.driver.start(&order.target(), &with_other_nonce(&order).seed).await;
+    expect_error!("a seed with another nonce", started, Failed);
+    subject.expect(&order, InstanceState::Stopped).await;
+}
+
+async fn sizes_change_as_the_capabilities_say(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    let (larger, capabilities) = (subject.world.sizes(true), subject.driver.capabilities());
+    let resized = subject.driver.resize(&order.target(), &larger).await;
+    if !capabilities.sizes {
+        expect_error!("resizing what has no sizes", resized, Unsupported);
+        return subject.expect(&order, InstanceState::Running).await;
+    }
+    ok("resizing", resized);
+    ok("resizing to what it has", subject.driver.resize(&order.target(), &larger).await);
+    let state = if capabilities.resize_running { InstanceState::Running } else { InstanceState::Stopped };
+    subject.expect(&order, state).await;
+    if let Some(sizes) = subject.look(&order.instance).await.and_then(|found| found.sizes) {
+        assert_eq!(sizes, larger, "it should have its new sizes");
+    }
+}
+
+async fn a_crashed_instance_shows_as_failed_and_can_be_started(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    subject.world.crash(&order.instance).await;
+    subject.expect(&order, InstanceState::Failed).await;
+    ok("starting", subject.driver.start(&order.target(), &order.seed).await);
+    subject.expect(&order, InstanceState::Running).await;
+    subject.world.crash(&order.instance).await;
+    subject.expect(&order, InstanceState::Failed).await;
+    ok("stopping", subject.driver.stop(&order.target()).await);
+    subject.expect(&order, InstanceState::Stopped).await;
+}
+
+async fn a_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
+    for polls in 1..=GIVE_UP_POINTS {
+        let order = subject.order("web");
+        let over = give_up_after(polls, subject.driver.create(&order)).await;
+        ok("creating after a create that was given up", subject.driver.create(&order).await);
+        subject.expect(&order, InstanceState::Running).await;
+        let all = subject.listed().await;
+        assert_eq!(all.len(), 1, "given up after {polls} polls, there should be one instance, and there are {all:?}");
+        ok("destroying", subject.driver.destroy(&order.target()).await);
+        if over {
+            return;
+        }
+    }
+}
+
+async fn a_destroy_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
+    for polls in 1..=GIVE_UP_POINTS {
+        let order = subject.created("web").await;
+        let over = give_up_after(polls, subject.driver.destroy(&order.target())).await;
+        ok("destroying after a destroy that was given up", subject.driver.destroy(&order.target()).await);
+        subject.expect_absent(&order.instance).await;
+        if over {
+            return;
+        }
+    }
+}
+
+async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    let (target, driver) = (order.target(), subject.driver);
+    for polls in 1..=GIVE_UP_POINTS {
+        let stopped = give_up_after(polls, driver.stop(&target)).await;
+        ok("stopping after a stop that was given up", driver.stop(&target).await);
+        subject.expect(&order, InstanceState::Stopped).await;
+        let _ = give_up_after(polls, driver.start(&target, &order.seed)).await;
+        ok("stopping after a start that was given up", driver.stop(&target).await);
+        subject.expect(&order, InstanceState::Stopped).await;
+        let started = give_up_after(polls, driver.start(&target, &order.seed)).await;
+        ok("starting after a start that was given up", driver.start(&target, &order.seed).await);
+        subject.expect(&order, InstanceState::Running).await;
+        if stopped && started {
+            return;
+        }
+    }
+}
+
+async fn creates_at_once_do_not_mix_up(subject: Subject<'_>) {
+    let orders: Vec<_> = ["one", "two", "three", "four", "five"].map(|name| subject.order(name)).into();
+    all(orders.iter().map(|order| subject.driver.create(order))).await;
+    for order in &orders {
+        subject.expect(order, InstanceState::Running).await;
+    }
+    assert_eq!(subject.listed().await.len(), orders.len(), "each create should make one instance");
+    let targets: Vec<_> = orders.iter().map(CreateOrder::target).collect();
+    all(targets.iter().map(|target| subject.driver.destroy(target))).await;
+    assert_eq!(subject.listed().await, [], "nothing should be left");
+}
+
+async fn starts_at_once_start_one_machine(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    ok("stopping", subject.driver.stop(&order.target()).await);
+    let target = order.target();
+    all((0..3).map(|_| subject.driver.start(&target, &order.seed))).await;
+    subject.expect(&order, InstanceState::Running).await;
+    ok("stopping", subject.driver.stop(&target).await);
+    subject.expect(&order, InstanceState::Stopped).await;
+}
+
+async fn the_nonce_can_be_read_back(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    if let Some(nonce) = ok("proving", subject.driver.prove(&order.instance).await) {
+        assert_eq!(nonce, order.seed.nonce, "the nonce inside should be the order's");
+    }
+    let target = Target { nonce: order.seed.nonce.clone(), ..order.target() };
+    ok("stopping with the nonce", subject.driver.stop(&target).await);
+}
+
+/// Drives calls side by side until all have succeeded.
+async fn all<F: Future<Output = Result<(), DriverError>>>(calls: impl Iterator<Item = F>) {
+    let mut open: Vec<_> = calls.map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        open.retain_mut(|call| match call.as_mut().poll(context) {
+            Poll::Ready(result) => {
+                ok("a call beside others", result);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if open.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}

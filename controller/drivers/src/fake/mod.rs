@@ -1,0 +1,594 @@
+//! A driver in memory, for tests: it does what it is asked unless a test has told it otherwise.
+//!
+//! ```
+//! use vm_agent_drivers::fake::{Behaviour, Call, Fake, On};
+//! use vm_agent_schemas::fleet::DriverName;
+//!
+//! let fake = Fake::new(DriverName::Multipass, Fake::capabilities_default());
+//! fake.script(On::create("web").once(), Behaviour::HangAfterEffect);
+//! fake.script(On::list(), Behaviour::Unavailable("the daemon is down".into()));
+//! assert_eq!(fake.calls(Call::Create), 0);
+//! ```
+
+mod script;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::Seed;
+
+use self::script::Script;
+pub use self::script::{Behaviour, Call, On};
+use crate::{CreateOrder, Driver, DriverError, Target};
+
+/// Told of each machine that comes up, with its seed.
+pub type UpHook = Arc<dyn Fn(&Seed) + Send + Sync>;
+
+/// Told of each machine that goes down, for whatever reason.
+pub type DownHook = Arc<dyn Fn(&InstanceName) + Send + Sync>;
+
+/// Where a driver lets the nonce of an instance be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonceSight {
+    /// In listings, and when asked to prove.
+    Listed,
+    /// Only when asked to prove.
+    Proved,
+    /// Nowhere: only the runtime can tell.
+    Hidden,
+}
+
+/// A driver in memory. A clone shares its world.
+#[derive(Clone)]
+pub struct Fake {
+    name: DriverName,
+    capabilities: Capabilities,
+    world: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for Fake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fake").field("name", &self.name).field("instances", &self.instances()).finish_non_exhaustive()
+    }
+}
+
+/// All that exists in the fake's world, and what was asked of it.
+struct State {
+    instances: BTreeMap<InstanceName, Instance>,
+    script: Script,
+    nonces: NonceSight,
+    calls: Vec<(Call, Option<InstanceName>)>,
+    under_way: usize,
+    most_under_way: usize,
+    on_up: Option<UpHook>,
+    on_down: Option<DownHook>,
+}
+
+/// What an effect on the world brings about outside of it.
+enum Effect {
+    None,
+    Up(Seed),
+    Down(InstanceName),
+}
+
+type Effects<'a> = [&'a (dyn Fn(&mut State) -> Result<Effect, DriverError> + Sync)];
+
+impl Fake {
+    /// A fake without instances, under the name of a real driver.
+    #[must_use]
+    pub fn new(name: DriverName, capabilities: Capabilities) -> Self {
+        let state = State {
+            instances: BTreeMap::new(),
+            script: Script::default(),
+            nonces: NonceSight::Listed,
+            calls: Vec::new(),
+            under_way: 0,
+            most_under_way: 0,
+            on_up: None,
+            on_down: None,
+        };
+        Self { name, capabilities, world: Arc::new(Mutex::new(state)) }
+    }
+
+    /// What a plain driver of machines can do: images, sizes that need a stop, four lanes, and
+    /// deadlines of a minute.
+    #[must_use]
+    pub fn capabilities_default() -> Capabilities {
+        let minute = Span::from_secs(60);
+        Capabilities {
+            sizes: true,
+            images: true,
+            resize_running: false,
+            suspend: false,
+            live_snapshot: false,
+            clone_from_snapshot: false,
+            labels: false,
+            calls_outlive_controller: false,
+            lanes: 4,
+            deadlines: Deadlines {
+                list: Span::from_secs(10),
+                create: minute,
+                start: minute,
+                stop: minute,
+                resize: minute,
+                destroy: minute,
+                connect: minute,
+            },
+        }
+    }
+
+    /// Tells the fake how to behave on these calls. What is told last leads.
+    pub fn script(&self, on: On, behaviour: Behaviour) {
+        self.state().script.add(on, behaviour);
+    }
+
+    /// Has the fake do what it is asked from now on.
+    pub fn clear_script(&self) {
+        self.state().script.clear();
+    }
+
+    /// Says where nonces can be seen from now on.
+    pub fn show_nonces(&self, sight: NonceSight) {
+        self.state().nonces = sight;
+    }
+
+    /// Calls `hook` with the seed of each machine that comes up from now on, so that a test can
+    /// attach a simulated runtime. The world may be looked at and changed from within.
+    pub fn on_up(&self, hook: UpHook) {
+        self.state().on_up = Some(hook);
+    }
+
+    /// Calls `hook` for each machine that goes down from now on.
+    pub fn on_down(&self, hook: DownHook) {
+        self.state().on_down = Some(hook);
+    }
+
+    /// Everything that exists, as it is and not as a listing shows it.
+    #[must_use]
+    pub fn instances(&self) -> Vec<Instance> {
+        self.state().instances.values().cloned().collect()
+    }
+
+    /// Puts an instance into the world, in the place of one of the same name: a foreign one, say.
+    pub fn put(&self, instance: Instance) {
+        self.state().instances.insert(instance.name.clone(), instance);
+    }
+
+    /// Has an instance crash.
+    ///
+    /// # Panics
+    /// When it does not exist.
+    pub fn crash(&self, instance: &str) {
+        self.set_state(instance, InstanceState::Failed);
+    }
+
+    /// Marks an instance as deleted; it still holds its name.
+    ///
+    /// # Panics
+    /// When it does not exist.
+    pub fn tombstone(&self, instance: &str) {
+        self.set_state(instance, InstanceState::Deleted);
+    }
+
+    /// Puts an instance into a state.
+    ///
+    /// # Panics
+    /// When it does not exist.
+    pub fn set_state(&self, instance: &str, state: InstanceState) {
+        let effect = {
+            let mut world = self.state();
+            let found = world.instances.values_mut().find(|found| found.name.as_str() == instance);
+            let found = found.unwrap_or_else(|| panic!("the test means an instance that exists, not `{instance}`"));
+            let was_up = found.state == InstanceState::Running;
+            found.state = state;
+            if was_up && state != InstanceState::Running { Effect::Down(found.name.clone()) } else { Effect::None }
+        };
+        self.tell(effect);
+    }
+
+    /// Takes an instance out of the world.
+    pub fn remove(&self, instance: &str) {
+        let removed = {
+            let mut world = self.state();
+            let name = world.instances.keys().find(|name| name.as_str() == instance).cloned();
+            name.and_then(|name| world.instances.remove(&name))
+        };
+        self.tell(removed.map_or(Effect::None, |removed| went_down(&removed)));
+    }
+
+    /// How many calls of this kind there were, those under way included.
+    #[must_use]
+    pub fn calls(&self, call: Call) -> usize {
+        self.state().calls.iter().filter(|(made, _)| *made == call).count()
+    }
+
+    /// How many calls of this kind on this instance there were, those under way included.
+    #[must_use]
+    pub fn calls_on(&self, call: Call, instance: &str) -> usize {
+        let on = |name: &Option<InstanceName>| name.as_ref().is_some_and(|name| name.as_str() == instance);
+        self.state().calls.iter().filter(|(made, name)| *made == call && on(name)).count()
+    }
+
+    /// How many calls there were that change anything, those under way included.
+    #[must_use]
+    pub fn mutating_calls(&self) -> usize {
+        self.state().calls.iter().filter(|(call, _)| call.mutates()).count()
+    }
+
+    /// How many calls that change anything are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.state().under_way
+    }
+
+    /// How many calls that change anything were under way at a time, at most.
+    #[must_use]
+    pub fn most_under_way(&self) -> usize {
+        self.state().most_under_way
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls the hooks, with the world unlocked.
+    fn tell(&self, effect: Effect) {
+        let (up, down) = {
+            let world = self.state();
+            (world.on_up.clone(), world.on_down.clone())
+        };
+        match (effect, up, down) {
+            (Effect::Up(seed), Some(hook), _) => hook(&seed),
+            (Effect::Down(instance), _, Some(hook)) => hook(&instance),
+            _ => {}
+        }
+    }
+
+    /// Makes a call as it was told to behave. The effects come one after the other, and a caller may
+    /// give up before, between and after them.
+    async fn call(
+        &self,
+        call: Call,
+        instance: Option<&InstanceName>,
+        effects: &Effects<'_>,
+    ) -> Result<(), DriverError> {
+        let (_under_way, behaviour) = self.begin(call, instance);
+        tokio::task::yield_now().await;
+        match behaviour {
+            Behaviour::Succeed => self.take_effect(effects).await,
+            Behaviour::Fail(reason) => Err(self.failure(call, instance, reason)),
+            Behaviour::Unavailable(reason) => Err(DriverError::Unavailable { driver: self.name, reason }),
+            Behaviour::Delay(delay) => {
+                tokio::time::sleep(delay).await;
+                self.take_effect(effects).await
+            }
+            Behaviour::Hang => std::future::pending().await,
+            Behaviour::HangAfterEffect => {
+                self.take_effect(effects).await?;
+                std::future::pending().await
+            }
+            Behaviour::FailAfterEffect(reason) => {
+                self.take_effect(effects).await?;
+                Err(self.failure(call, instance, reason))
+            }
+            Behaviour::HalfMake(reason) => {
+                let all_but_last = effects.split_last().map_or(effects, |(_, before)| before);
+                self.take_effect(all_but_last).await?;
+                Err(self.failure(call, instance, reason))
+            }
+        }
+    }
+
+    async fn take_effect(&self, effects: &Effects<'_>) -> Result<(), DriverError> {
+        for effect in effects {
+            let effect = effect(&mut self.state())?;
+            self.tell(effect);
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn begin(&self, call: Call, instance: Option<&InstanceName>) -> (Option<UnderWay>, Behaviour) {
+        let mut world = self.state();
+        world.calls.push((call, instance.cloned()));
+        let under_way = call.mutates().then(|| {
+            world.under_way += 1;
+            world.most_under_way = world.most_under_way.max(world.under_way);
+            UnderWay(self.clone())
+        });
+        (under_way, world.script.next(call, instance))
+    }
+
+    fn failure(&self, call: Call, instance: Option<&InstanceName>, reason: String) -> DriverError {
+        match instance {
+            Some(instance) => DriverError::Failed { action: call.verb(), instance: instance.clone(), reason },
+            None => DriverError::Unavailable { driver: self.name, reason },
+        }
+    }
+
+    fn check_seed(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+        if seed.nonce == target.nonce {
+            return Ok(());
+        }
+        let reason = "its new seed is that of another instance".to_owned();
+        Err(self.failure(Call::Start, Some(&target.instance), reason))
+    }
+}
+
+/// A call that changes something, from its begin until it is answered or given up.
+struct UnderWay(Fake);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.state().under_way -= 1;
+    }
+}
+
+fn went_down(instance: &Instance) -> Effect {
+    if instance.state == InstanceState::Running { Effect::Down(instance.name.clone()) } else { Effect::None }
+}
+
+impl State {
+    /// The instance that is meant, if it is ours.
+    fn ours(&mut self, target: &Target) -> Result<&mut Instance, DriverError> {
+        let instance = target.instance.clone();
+        match self.instances.get_mut(&target.instance) {
+            None => Err(DriverError::Missing { instance }),
+            Some(found) if found.nonce.as_ref() == Some(&target.nonce) => Ok(found),
+            Some(_) => Err(DriverError::Foreign { instance }),
+        }
+    }
+
+    /// Makes the instance of an order unless it is there. It is Starting until it is brought up.
+    fn make(&mut self, order: &CreateOrder, sizes: Option<Sizes>) -> Result<Effect, DriverError> {
+        match self.ours(&order.target()) {
+            Err(DriverError::Missing { .. }) => {
+                let (name, nonce) = (order.instance.clone(), Some(order.seed.nonce.clone()));
+                let made = Instance { name: name.clone(), state: InstanceState::Starting, nonce, sizes };
+                self.instances.insert(name, made);
+                Ok(Effect::None)
+            }
+            found => found.map(|_| Effect::None),
+        }
+    }
+
+    fn bring_up(&mut self, call: Call, target: &Target, seed: &Seed) -> Result<Effect, DriverError> {
+        let found = self.ours(target)?;
+        match found.state {
+            InstanceState::Running => Ok(Effect::None),
+            InstanceState::Deleted => Err(DriverError::Failed {
+                action: call.verb(),
+                instance: target.instance.clone(),
+                reason: "it is deleted and still holds its name".to_owned(),
+            }),
+            _ => {
+                found.state = InstanceState::Running;
+                Ok(Effect::Up(seed.clone()))
+            }
+        }
+    }
+
+    fn bring_down(&mut self, target: &Target) -> Result<Effect, DriverError> {
+        let found = self.ours(target)?;
+        let effect = went_down(found);
+        found.state = InstanceState::Stopped;
+        Ok(effect)
+    }
+
+    /// An instance as a listing shows it: one that is not yet made shows no nonce.
+    fn shown(&self, instance: &Instance) -> Instance {
+        let visible = self.nonces == NonceSight::Listed && instance.state != InstanceState::Starting;
+        Instance { nonce: instance.nonce.clone().filter(|_| visible), ..instance.clone() }
+    }
+}
+
+#[async_trait]
+impl Driver for Fake {
+    fn name(&self) -> DriverName {
+        self.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, DriverError> {
+        self.call(Call::List, None, &[]).await?;
+        let world = self.state();
+        Ok(world.instances.values().map(|instance| world.shown(instance)).collect())
+    }
+
+    async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
+        let sizes = self.capabilities.sizes.then_some(order.sizes);
+        let make = |world: &mut State| world.make(order, sizes);
+        let start = |world: &mut State| world.bring_up(Call::Create, &order.target(), &order.seed);
+        self.call(Call::Create, Some(&order.instance), &[&make, &start]).await
+    }
+
+    async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+        let start = |world: &mut State| {
+            world.ours(target)?;
+            self.check_seed(target, seed)?;
+            world.bring_up(Call::Start, target, seed)
+        };
+        self.call(Call::Start, Some(&target.instance), &[&start]).await
+    }
+
+    async fn stop(&self, target: &Target) -> Result<(), DriverError> {
+        let stop = |world: &mut State| world.bring_down(target);
+        self.call(Call::Stop, Some(&target.instance), &[&stop]).await
+    }
+
+    async fn resize(&self, target: &Target, sizes: &Sizes) -> Result<(), DriverError> {
+        let stop = |world: &mut State| match (self.capabilities.sizes, self.capabilities.resize_running) {
+            (false, _) => {
+                let what = "give an instance sizes".to_owned();
+                Err(DriverError::Unsupported { driver: self.name, what })
+            }
+            (true, true) => world.ours(target).map(|_| Effect::None),
+            (true, false) => world.bring_down(target),
+        };
+        let resize = |world: &mut State| {
+            world.ours(target)?.sizes = Some(*sizes);
+            Ok(Effect::None)
+        };
+        self.call(Call::Resize, Some(&target.instance), &[&stop, &resize]).await
+    }
+
+    async fn destroy(&self, target: &Target) -> Result<(), DriverError> {
+        let destroy = |world: &mut State| match world.ours(target) {
+            Err(DriverError::Missing { .. }) => Ok(Effect::None),
+            found => {
+                let effect = went_down(found?);
+                world.instances.remove(&target.instance);
+                Ok(effect)
+            }
+        };
+        self.call(Call::Destroy, Some(&target.instance), &[&destroy]).await
+    }
+
+    async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
+        self.call(Call::Prove, Some(instance), &[]).await?;
+        let world = self.state();
+        let found = world.instances.get(instance);
+        let found = found.ok_or_else(|| DriverError::Missing { instance: instance.clone() })?;
+        Ok(found.nonce.clone().filter(|_| world.nonces != NonceSight::Hidden))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contract::{self, an_order};
+
+    fn a_fake() -> Fake {
+        Fake::new(DriverName::Multipass, Fake::capabilities_default())
+    }
+
+    #[async_trait]
+    impl contract::World for Fake {
+        async fn crash(&self, instance: &InstanceName) {
+            Fake::crash(self, instance.as_str());
+        }
+    }
+
+    /// Waits until the deadline of a caller who gives up.
+    async fn given_up<T>(call: impl Future<Output = T>) -> bool {
+        tokio::time::timeout(Duration::from_secs(60), call).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn the_fake_keeps_the_contract_with_all_capabilities() {
+        let running = Capabilities { resize_running: true, ..Fake::capabilities_default() };
+        let sizeless = Capabilities { sizes: false, ..Fake::capabilities_default() };
+        for capabilities in [Fake::capabilities_default(), running, sizeless] {
+            for sight in [NonceSight::Listed, NonceSight::Proved, NonceSight::Hidden] {
+                for check in contract::CHECKS {
+                    let fake = Fake::new(DriverName::Qemu, capabilities.clone());
+                    fake.show_nonces(sight);
+                    check.run(&fake, &fake).await;
+                    assert_eq!(fake.under_way(), 0, "{}", check.name);
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_launch_that_times_out_may_yet_succeed() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        fake.script(On::create("web").once(), Behaviour::HangAfterEffect);
+        assert!(given_up(fake.create(&order)).await);
+        assert_eq!(fake.list().await.unwrap()[0].state, InstanceState::Running);
+        fake.create(&order).await.unwrap();
+        assert_eq!(fake.calls_on(Call::Create, "web"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_does_nothing_and_counts_until_it_is_given_up() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        fake.script(On::create("web"), Behaviour::Hang);
+        {
+            let mut call = std::pin::pin!(fake.create(&order));
+            assert!(given_up(&mut call).await);
+            assert_eq!(fake.under_way(), 1);
+        }
+        assert_eq!((fake.under_way(), fake.most_under_way()), (0, 1));
+        assert_eq!(fake.instances(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_passes_on_the_tests_clock() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        fake.script(On::every(Call::Create), Behaviour::Delay(Duration::from_secs(30)));
+        let begun = tokio::time::Instant::now();
+        fake.create(&order).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn a_half_made_instance_shows_no_nonce_and_is_finished_by_the_next_create() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        fake.script(On::create("web").once(), Behaviour::HalfMake("no space left".into()));
+        assert!(fake.create(&order).await.unwrap_err().to_string().contains("no space left"));
+        let shown = fake.list().await.unwrap();
+        assert_eq!((shown[0].state, &shown[0].nonce), (InstanceState::Starting, &None));
+        fake.create(&order).await.unwrap();
+        let shown = fake.list().await.unwrap();
+        assert_eq!((shown[0].state, &shown[0].nonce), (InstanceState::Running, &Some(order.seed.nonce)));
+    }
+
+    #[tokio::test]
+    async fn errors_are_as_scripted_and_a_listing_that_fails_shows_nothing() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        fake.script(On::list().once(), Behaviour::Fail("the daemon is down".into()));
+        assert!(matches!(fake.list().await, Err(DriverError::Unavailable { .. })));
+        assert_eq!(fake.list().await.unwrap(), []);
+        fake.script(On::create("web"), Behaviour::Unavailable("gone".into()));
+        assert!(matches!(fake.create(&order).await, Err(DriverError::Unavailable { .. })));
+        fake.clear_script();
+        fake.script(On::create("web"), Behaviour::FailAfterEffect("timed out waiting".into()));
+        assert!(matches!(fake.create(&order).await, Err(DriverError::Failed { .. })));
+        assert_eq!(fake.instances().len(), 1);
+        assert_eq!(fake.mutating_calls(), 2);
+    }
+
+    #[tokio::test]
+    async fn the_world_can_be_changed_behind_the_controllers_back() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        let name: InstanceName = "web".parse().unwrap();
+        fake.put(Instance { name, state: InstanceState::Unknown, nonce: None, sizes: None });
+        assert!(matches!(fake.create(&order).await, Err(DriverError::Foreign { .. })));
+        fake.remove("web");
+        fake.create(&order).await.unwrap();
+        fake.tombstone("web");
+        assert_eq!(fake.list().await.unwrap()[0].state, InstanceState::Deleted);
+        assert!(matches!(fake.start(&order.target(), &order.seed).await, Err(DriverError::Failed { .. })));
+        fake.destroy(&order.target()).await.unwrap();
+        assert_eq!(fake.instances(), []);
+    }
+
+    #[tokio::test]
+    async fn hooks_are_told_of_every_machine_that_comes_up_or_goes_down() {
+        let (fake, order) = (a_fake(), an_order("web"));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (up, down) = (Arc::clone(&told), Arc::clone(&told));
+        fake.on_up(Arc::new(move |seed| up.lock().unwrap().push(format!("{} up", seed.agent))));
+        fake.on_down(Arc::new(move |name| down.lock().unwrap().push(format!("{name} down"))));
+        fake.create(&order).await.unwrap();
+        fake.create(&order).await.unwrap();
+        fake.crash("web");
+        fake.stop(&order.target()).await.unwrap();
+        fake.start(&order.target(), &order.seed).await.unwrap();
+        fake.destroy(&order.target()).await.unwrap();
+        assert_eq!(*told.lock().unwrap(), ["web up", "web down", "web up", "web down"]);
+    }
+}

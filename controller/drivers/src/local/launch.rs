@@ -1,0 +1,161 @@
+//! Starting a runtime process that outlives the controller.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::layout::INSTANCE_VARIABLE;
+
+use super::folder::Folder;
+use super::hold::Hold;
+
+/// The program that runs as the runtime of an instance, with the instance's folder as its last
+/// argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeProgram {
+    /// The program: a path, or a name to be looked up in `PATH`.
+    pub path: PathBuf,
+    /// Its arguments before the folder.
+    pub args: Vec<OsString>,
+}
+
+/// What a runtime gets of the controller's environment: what programs need to find each other, the
+/// user's home, and the user's language and time. Nothing else, as the rest may hold secrets.
+const INHERITED: &[&str] =
+    &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"];
+
+/// How long a runtime may take to be up. It only has to lock a file, which takes milliseconds; the
+/// rest is for a host under load. Shorter than the deadline of a start, so that the reason is told.
+const UP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a runtime has to stay up to count as started: one that can't read its seed, or finds its
+/// port taken, ends within this time.
+const SETTLED: Duration = Duration::from_millis(30);
+
+/// Why a runtime could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    #[error("the runtime program `{}` can't be run", program.display())]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("the runtime ended at once ({status}){}", with_log(log))]
+    Ended { status: ExitStatus, log: String },
+    #[error("the runtime is not up after {} s{}", UP_LIMIT.as_secs(), with_log(log))]
+    Silent { log: String },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+fn with_log(log: &str) -> String {
+    if log.is_empty() { ", and wrote nothing".to_owned() } else { format!(", and wrote: {log}") }
+}
+
+/// Runs the program and waits until it is up.
+pub(super) async fn launch(
+    hold: &Hold,
+    program: &RuntimeProgram,
+    folder: &Folder,
+    nonce: &Nonce,
+) -> Result<(), LaunchError> {
+    let opened = folder.clone();
+    let (log, log_start) = hold.blocking(move || opened.open_log()).await?;
+    let command = command(program, folder, nonce, log)?;
+    let mut launched = Launched::spawn(command, program, hold)?;
+    let is_up = {
+        let folder = folder.clone();
+        move || folder.is_up()
+    };
+    let ended = tokio::select! {
+        up = hold.until(UP_LIMIT, is_up.clone()) => {
+            if !up? {
+                return Err(LaunchError::Silent { log: folder.log_since(log_start) });
+            }
+            tokio::time::timeout(SETTLED, launched.ended()).await.ok()
+        }
+        status = launched.ended() => Some(status),
+    };
+    match ended {
+        // Another runtime may have had the lock, and this one gave way.
+        Some(status) if !hold.blocking(is_up).await? => {
+            Err(LaunchError::Ended { status: status?, log: folder.log_since(log_start) })
+        }
+        _ => {
+            launched.let_go();
+            Ok(())
+        }
+    }
+}
+
+fn command(program: &RuntimeProgram, folder: &Folder, nonce: &Nonce, log: std::fs::File) -> io::Result<Command> {
+    let mut command = Command::new(&program.path);
+    command
+        .args(&program.args)
+        .arg(folder.path())
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .env(INSTANCE_VARIABLE, nonce.as_str())
+        // A group of its own: Ctrl-C at the controller's terminal is not meant for it.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    Ok(command)
+}
+
+/// A runtime that is coming up. Dropped before it is let go, it is killed: a start that was given up
+/// leaves nothing that comes up later.
+struct Launched {
+    child: Option<Child>,
+    hold: Hold,
+}
+
+impl Launched {
+    fn spawn(mut command: Command, program: &RuntimeProgram, hold: &Hold) -> Result<Self, LaunchError> {
+        let spawned = command.spawn();
+        let child = spawned.map_err(|source| LaunchError::Spawn { program: program.path.clone(), source })?;
+        Ok(Self { child: Some(child), hold: hold.clone() })
+    }
+
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        match &mut self.child {
+            Some(child) => child.wait().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Leaves the runtime to itself. It is waited for in the background, or it would stay a zombie
+    /// when it ends before the controller does.
+    fn let_go(mut self) {
+        if let Some(child) = self.child.take() {
+            reap(child, None);
+        }
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It fails only for a child that has ended.
+            let _ = child.start_kill();
+            // Held until it is gone: the next call must not take its last moments for a running
+            // instance.
+            reap(child, Some(self.hold.clone()));
+        }
+    }
+}
+
+fn reap(mut child: Child, hold: Option<Hold>) {
+    // Outside of a runtime, which is then shutting down, init reaps in our stead.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            let pid = child.id();
+            let ended = child.wait().await;
+            tracing::debug!(pid, ?ended, "a runtime process has ended");
+            drop(hold);
+        });
+    }
+}
