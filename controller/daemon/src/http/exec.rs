@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::stream::SplitStream;
 use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use vm_agent_hub::{Stream, StreamEvent};
 use vm_agent_schemas::api::{ExecEvent, ExecRequest, Problem, ProblemCode};
 use vm_agent_schemas::names::AgentName;
@@ -37,7 +37,7 @@ const STREAM: u32 = 0;
 const OUTBOX: usize = 32;
 /// How often a client is asked whether it is still there, so that one that vanished is noticed.
 const PING: Duration = Duration::from_secs(30);
-/// How long the last frames may take to reach the client.
+/// How long a client may take to close its end after the last frame, and to read that at shutdown.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Answers with a WebSocket on which a process of the agent speaks.
@@ -101,17 +101,29 @@ async fn serve(socket: WebSocket, controller: Controller, actor: Actor, name: Ag
         Ok(None) => None,
         Err(problem) => Some(ExecEvent::Failed { problem }),
     };
-    let farewell = async {
+    let abort = writer.abort_handle();
+    let said = async {
         if let Some(event) = end {
             // It fails only when the writer is gone, and with it the client.
             let _ = outbox.send(text(&event)).await;
         }
         drop(outbox);
+        // However long the client takes to read the last of the output: it may be a person with a pager.
+        let _ = writer.await;
+        sleep(FAREWELL).await;
     };
-    let abort = writer.abort_handle();
-    if timeout(FAREWELL, async { tokio::join!(farewell, writer) }).await.is_err() {
-        abort.abort();
+    // What the client still sends is read: closing a socket with unread input throws away its output.
+    let closed = async { while let Some(Ok(_)) = source.next().await {} };
+    let stopped = async {
+        shutdown.0.cancelled().await;
+        sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        () = said => {}
+        () = closed => {}
+        () = stopped => {}
     }
+    abort.abort();
 }
 
 /// What the client wants to run; nothing when it went away without a word.
