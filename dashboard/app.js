@@ -105,6 +105,7 @@ const WAITS = {
   driver: ({ driver, since, reason }) => [`driver ${driver}, which has not answered since `, clock(since), `: ${reason}`],
   noDriver: () =>
     "a driver: multipass and qemu are not installed; install one, or write driver: local for processes without isolation",
+  driverMissing: ({ driver }) => `driver ${driver}, which this controller does not have`,
   protected: () => "the end of its protection: protect: true refuses every deletion",
   pruneNever: (_, name) => ["a person: with prune: never it is not deleted; use ", element("code", {}, `vm-agent destroy ${name}`)],
   foreignInstance: ({ instance }) =>

@@ -234,6 +234,18 @@ async fn the_page_runs_nothing_but_its_own_script() {
     assert!(!html.contains("http://") && !html.contains("https://"));
 }
 
+#[test]
+fn the_page_has_a_sentence_for_everything_that_an_agent_may_wait_for() {
+    let script = include_str!("../../../../dashboard/app.js");
+    let document = openapi();
+    let reasons = document["components"]["schemas"]["WaitsFor"]["oneOf"].as_array().unwrap();
+    assert!(reasons.len() > 20);
+    for reason in reasons {
+        let on = reason["properties"]["on"]["const"].as_str().unwrap();
+        assert!(script.contains(&format!("\n  {on}: (")), "app.js has no sentence for `{on}`");
+    }
+}
+
 #[tokio::test]
 async fn the_dashboard_serves_the_page_and_the_api_and_nothing_else() {
     let controller = Controller::for_tests().await;
