@@ -1,1 +1,7 @@
-fn main() {}
+//! The `vm-agent` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vm_agent_cli::main(std::env::args_os())
+}

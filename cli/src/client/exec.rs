@@ -1,0 +1,247 @@
+//! A session with a process in an agent: its input, output and signals over one WebSocket.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt as _, StreamExt as _};
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{self, Message};
+use vm_agent_schemas::api::{ExecEvent, ExecRequest};
+use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Run, Signal, TaskOutcome, WINDOW};
+
+use super::{Connection, problem};
+use crate::exit::{CommandError, Exit};
+
+/// Output is acknowledged in pieces of this size: seldom enough to cost nothing, often enough that
+/// the sender never runs out of window.
+const ACKNOWLEDGE_EVERY: u64 = WINDOW / 4;
+
+/// This side of the session.
+pub(crate) struct Console<I, O, E> {
+    /// What the process reads; nothing for an empty input.
+    pub(crate) stdin: Option<I>,
+    /// Where its output goes.
+    pub(crate) stdout: O,
+    /// Where its other output goes.
+    pub(crate) stderr: E,
+    /// Each Ctrl-C. The first interrupts the process, the second lets go of it.
+    pub(crate) interrupts: mpsc::Receiver<()>,
+}
+
+/// A session that is open and has no process yet.
+pub(crate) struct Exec {
+    socket: WebSocketStream<Box<dyn Connection>>,
+}
+
+impl Exec {
+    pub(super) async fn open(
+        connection: Box<dyn Connection>,
+        url: &str,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Self, CommandError> {
+        let mut request = url.into_client_request().map_err(|error| broken(&error))?;
+        if let Some(value) = authorization {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        match tokio_tungstenite::client_async(request, connection).await {
+            Ok((socket, _)) => Ok(Self { socket }),
+            Err(tungstenite::Error::Http(response)) => {
+                let body = response.body().as_deref().unwrap_or_default();
+                Err(problem(response.status().as_u16(), body).into())
+            }
+            Err(error) => Err(broken(&error)),
+        }
+    }
+
+    /// Runs a process to its end; nothing when the person let go of it before.
+    pub(crate) async fn run<I, O, E>(
+        self,
+        run: Run,
+        console: Console<I, O, E>,
+    ) -> Result<Option<TaskOutcome>, CommandError>
+    where
+        I: AsyncRead + Unpin,
+        O: AsyncWrite + Unpin,
+        E: AsyncWrite + Unpin,
+    {
+        let Console { stdin, stdout, stderr, mut interrupts } = console;
+        let (sink, mut incoming) = self.socket.split();
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let session = &mut Session { outgoing, stdout: Output::new(stdout), stderr: Output::new(stderr) };
+        let mut input = Input { source: stdin, sent: 0, taken: 0 };
+        session.request(&ExecRequest::Open { run, stdin: input.source.is_some() });
+        // Sending is a future of its own, so that a peer that is slow to read can't keep us from
+        // reading, nor the other way round. When it fails the peer has gone, and may have said before
+        // how the process ended: reading finds that out.
+        let mut sending = std::pin::pin!(send_all(sink, queue));
+        let mut sends = true;
+        let mut interrupted = false;
+        loop {
+            tokio::select! {
+                message = next_message(&mut incoming) => match session.take(message?).await? {
+                    Progress::Running => {}
+                    Progress::InputTaken(offset) => input.taken = input.taken.max(offset),
+                    Progress::Ended(outcome) => return Ok(Some(outcome)),
+                },
+                frame = input.next(), if input.may_send() => session.send(Message::Binary(frame?.encode())),
+                Some(()) = interrupts.recv() => {
+                    if interrupted {
+                        return Ok(None);
+                    }
+                    interrupted = true;
+                    session.request(&ExecRequest::Signal { signal: Signal::Int });
+                }
+                () = &mut sending, if sends => sends = false,
+            }
+        }
+    }
+}
+
+/// What a message changes.
+enum Progress {
+    Running,
+    InputTaken(u64),
+    Ended(TaskOutcome),
+}
+
+struct Session<O, E> {
+    /// What is to be sent. Input in it is bounded by its window, and all else is small.
+    outgoing: mpsc::UnboundedSender<Message>,
+    stdout: Output<O>,
+    stderr: Output<E>,
+}
+
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Session<O, E> {
+    fn send(&self, message: Message) {
+        // Refused only once sending has failed, and then there is nobody to send to.
+        let _ = self.outgoing.send(message);
+    }
+
+    fn request(&self, request: &ExecRequest) {
+        let text = serde_json::to_string(request).expect("our own requests can be written as JSON");
+        self.send(Message::text(text));
+    }
+
+    async fn take(&mut self, message: Message) -> Result<Progress, CommandError> {
+        match message {
+            Message::Text(text) => match serde_json::from_str(&text).map_err(|error| broken(&error))? {
+                ExecEvent::Opened => Ok(Progress::Running),
+                ExecEvent::Taken { offset } => Ok(Progress::InputTaken(offset)),
+                ExecEvent::Ended { outcome } => Ok(Progress::Ended(outcome)),
+                ExecEvent::Failed { problem } => Err(problem.into()),
+            },
+            Message::Binary(bytes) => {
+                self.write(&Frame::decode(&bytes).map_err(|error| broken(&error))?).await?;
+                Ok(Progress::Running)
+            }
+            Message::Close(_) => Err(broken(&"it was closed before the command ended; how it ended is not known")),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(Progress::Running),
+        }
+    }
+
+    async fn write(&mut self, frame: &Frame) -> Result<(), CommandError> {
+        let taken = match frame.channel {
+            Channel::Stdout => self.stdout.write(frame).await?,
+            Channel::Stderr => self.stderr.write(frame).await?,
+            Channel::Stdin => return Err(broken(&"it sent input instead of output")),
+        };
+        if let Some(offset) = taken {
+            self.request(&ExecRequest::Taken { channel: frame.channel, offset });
+        }
+        Ok(())
+    }
+}
+
+/// Where one channel of output goes.
+struct Output<W> {
+    sink: W,
+    written: u64,
+    acknowledged: u64,
+}
+
+impl<W: AsyncWrite + Unpin> Output<W> {
+    fn new(sink: W) -> Self {
+        Self { sink, written: 0, acknowledged: 0 }
+    }
+
+    /// Writes a frame's data; answers with the offset when it is time to acknowledge it.
+    async fn write(&mut self, frame: &Frame) -> Result<Option<u64>, CommandError> {
+        if frame.offset != self.written {
+            let sentence = format!("output from {} to {} is missing", self.written, frame.offset);
+            return Err(broken(&sentence));
+        }
+        self.sink.write_all(&frame.data).await?;
+        self.sink.flush().await?;
+        self.written += frame.data.len() as u64;
+        let due = self.written - self.acknowledged >= ACKNOWLEDGE_EVERY;
+        if due {
+            self.acknowledged = self.written;
+        }
+        Ok(due.then_some(self.written))
+    }
+}
+
+/// Where the input comes from. Its end takes the source away.
+struct Input<I> {
+    source: Option<I>,
+    sent: u64,
+    taken: u64,
+}
+
+impl<I: AsyncRead + Unpin> Input<I> {
+    fn window(&self) -> u64 {
+        (self.taken + WINDOW).saturating_sub(self.sent)
+    }
+
+    fn may_send(&self) -> bool {
+        self.source.is_some() && self.window() > 0
+    }
+
+    /// The next piece of input, or its end. A dropped call loses nothing.
+    async fn next(&mut self) -> Result<Frame, CommandError> {
+        let room = usize::try_from(self.window()).unwrap_or(DATA_MAX).min(DATA_MAX);
+        let source = self.source.as_mut().expect("input is asked for only while there is a source");
+        let mut buffer = BytesMut::with_capacity(room);
+        let count =
+            (&mut *source).take(room as u64).read_buf(&mut buffer).await.map_err(|error| input_failed(&error))?;
+        let data: Bytes = buffer.freeze();
+        let frame = Frame { stream: 0, channel: Channel::Stdin, offset: self.sent, end: count == 0, data };
+        self.sent += count as u64;
+        if count == 0 {
+            self.source = None;
+        }
+        Ok(frame)
+    }
+}
+
+async fn next_message(
+    incoming: &mut SplitStream<WebSocketStream<Box<dyn Connection>>>,
+) -> Result<Message, CommandError> {
+    let message = incoming.next().await;
+    let message = message.ok_or_else(|| broken(&"it ended before the command; how that ends is not known"))?;
+    message.map_err(|error| broken(&error))
+}
+
+async fn send_all(
+    mut sink: SplitSink<WebSocketStream<Box<dyn Connection>>, Message>,
+    mut queue: mpsc::UnboundedReceiver<Message>,
+) {
+    while let Some(message) = queue.recv().await {
+        if sink.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn broken(reason: &dyn std::fmt::Display) -> CommandError {
+    CommandError::new(Exit::UNREACHABLE, format!("the connection to the command broke off: {reason}"))
+}
+
+fn input_failed(error: &io::Error) -> CommandError {
+    CommandError::io("the input could not be read", error)
+}

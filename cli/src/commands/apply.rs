@@ -1,0 +1,95 @@
+use clap::Args;
+use vm_agent_schemas::api::{Applied, ApplyRequest, PlanRequest, PlanView};
+
+use crate::Context;
+use crate::client::{Client, Fetched};
+use crate::exit::{CommandError, CommandResult, Exit};
+use crate::file::{FileArgs, Loaded};
+use crate::render;
+use crate::settle::{WaitArgs, goals_of, settle};
+use crate::ui::{Format, OutputArgs};
+
+use super::list;
+
+/// Make the fleet as the file says
+///
+/// Shows the plan on stderr, has the file accepted, and waits until every agent is as wanted. What
+/// would delete machines or their data waits for --yes, or for an answer on a terminal.
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Change nothing, and show what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Say yes to everything in the plan that waits for an approval
+    #[arg(short, long)]
+    yes: bool,
+    /// End with 2 when there was something to change, with 0 when not
+    #[arg(long)]
+    detailed_exitcode: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult {
+    let loaded = args.file.load()?;
+    let client = context.place.client().await?;
+    let format = args.output.output;
+    let answer = if args.dry_run {
+        let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
+        let answer = client.post::<Applied>("/apply", &request).await?;
+        context.ui.status(render::plan(&answer.content.plan, format == Format::Wide))?;
+        context.ui.status("Nothing was changed.")?;
+        answer
+    } else {
+        apply(context, &client, &loaded, args.yes).await?
+    };
+    if matches!(format, Format::Json | Format::Yaml) {
+        context.ui.document(format, &answer.raw, String::new)?;
+    }
+    let applied = answer.content;
+    if let Some(limit) = args.wait.limit().filter(|_| !applied.dry_run) {
+        settle(&mut context.ui, &client, &goals_of(&applied.plan, applied.revision), limit).await?;
+        if matches!(format, Format::Table | Format::Wide | Format::Name) {
+            list::print(context, &client, format).await?;
+        }
+    }
+    Ok(if args.detailed_exitcode && !applied.plan.is_empty() { Exit::CHANGES } else { Exit::SUCCESS })
+}
+
+/// Shows the plan, asks where something waits for a yes, and has the file accepted.
+pub(super) async fn apply(
+    context: &mut Context,
+    client: &Client,
+    loaded: &Loaded,
+    yes: bool,
+) -> Result<Fetched<Applied>, CommandError> {
+    let request = PlanRequest { source: Some(loaded.source.clone()) };
+    let plan = client.post::<PlanView>("/plan", &request).await?.content.plan;
+    context.ui.status(render::plan(&plan, false))?;
+    let open = !plan.approvals.is_empty();
+    let approve = open && (yes || asked(context)?);
+    if open && !approve {
+        context.ui.warn("what waits for a yes is left as it is; all else is done")?;
+    }
+    // A yes is to what was shown, so it holds for this plan only. Without one the file is accepted
+    // whatever has happened meanwhile: the loop plans anew anyway.
+    let request =
+        ApplyRequest { source: loaded.source.clone(), plan: approve.then_some(plan.id), approve, dry_run: false };
+    client.post("/apply", &request).await
+}
+
+/// Asks for the yes where somebody is there to give it. Nobody there is a no.
+fn asked(context: &mut Context) -> Result<bool, CommandError> {
+    if !context.ui.can_ask() {
+        return Ok(false);
+    }
+    match context.ui.confirm("say yes to what waits for it", "yes") {
+        Ok(()) => Ok(true),
+        Err(error) if error.exit == Exit::FAILURE && !error.is_silent() => Ok(false),
+        Err(error) => Err(error),
+    }
+}

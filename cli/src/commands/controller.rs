@@ -1,0 +1,81 @@
+use clap::Args;
+use vm_agent_schemas::fleet::HubSettings;
+use vm_agent_schemas::names::FleetName;
+use vm_agent_schemas::net::Listen;
+use vm_agent_schemas::units::Span;
+
+use crate::Context;
+use crate::exit::{CommandError, CommandResult, Exit};
+
+/// Run a controller in the foreground, until SIGTERM or Ctrl-C
+///
+/// For service managers; `vm-agent up` starts one by itself. The machines go on without it.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    /// The fleet that a new state folder is for [default: the one that it belongs to, else `default`]
+    #[arg(long, value_name = "NAME")]
+    fleet: Option<FleetName>,
+    /// Where runtimes connect: `auto`, or an IP address and a port
+    #[arg(long, value_name = "ADDRESS")]
+    hub_listen: Option<Listen>,
+    /// Where the HTTP API listens
+    #[arg(long, value_name = "ADDRESS")]
+    api_listen: Option<Listen>,
+    /// Where the dashboard listens
+    #[arg(long, value_name = "ADDRESS")]
+    dashboard_listen: Option<Listen>,
+    /// How often a runtime reports its health
+    #[arg(long, value_name = "SPAN")]
+    heartbeat: Option<Span>,
+    /// Begin a session of its own, away from the terminal that started it
+    #[arg(long, hide = true)]
+    own_session: bool,
+}
+
+pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandResult {
+    if args.own_session {
+        // It fails for the leader of a process group only, which is away from others' Ctrl-C already.
+        let _ = rustix::process::setsid();
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
+    log();
+    let _ = (
+        context.place.here("vm-agent controller")?,
+        args.fleet,
+        program,
+        HubSettings {
+            listen: args.hub_listen,
+            api_listen: args.api_listen,
+            dashboard_listen: args.dashboard_listen,
+            heartbeat: args.heartbeat,
+        },
+    );
+    if true {
+        return Err(CommandError::new(Exit::FAILURE, "not built in"));
+    }
+    Ok(Exit::SUCCESS)
+}
+
+/// Has the controller's log written to stderr; VM_AGENT_LOG chooses how much of it.
+fn log() {
+    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).with_env_var("VM_AGENT_LOG");
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.from_env_lossy())
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .init();
+}
+
+/// An error and what caused it, on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,48 @@
+use clap::Args;
+use hyper::Method;
+use vm_agent_schemas::api::{ChangeRequest, Changed};
+use vm_agent_schemas::names::AgentName;
+
+use super::finish;
+use crate::Context;
+use crate::exit::CommandResult;
+use crate::settle::{Goal, WaitArgs};
+use crate::ui::OutputArgs;
+
+/// Delete agents with their machines and all that is in them
+///
+/// An agent of the file stays destroyed, as an override, until you create it again.
+#[derive(Debug, Args)]
+pub(crate) struct DestroyArgs {
+    /// The agents
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<AgentName>,
+    /// Don't ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Why, for everybody who sees the override
+    #[arg(long)]
+    reason: Option<String>,
+    /// Change nothing, and show what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(context: &mut Context, args: DestroyArgs) -> CommandResult {
+    let client = context.place.client().await?;
+    if !args.yes && !args.dry_run {
+        let names = args.names.iter().map(AgentName::as_str).collect::<Vec<_>>().join(" ");
+        context.ui.confirm(&format!("this deletes the machines and all data of: {names}"), &names)?;
+    }
+    let request = ChangeRequest { reason: args.reason, dry_run: args.dry_run, ..ChangeRequest::default() };
+    let mut changed = Vec::new();
+    for name in args.names {
+        let answer = client.call::<Changed>(Method::DELETE, &format!("/agents/{name}"), &request).await?;
+        changed.push((name, Goal::Gone, answer));
+    }
+    finish(context, &client, &changed, &args.wait, args.output.output).await
+}

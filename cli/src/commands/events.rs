@@ -1,0 +1,67 @@
+use clap::Args;
+use vm_agent_schemas::api::List;
+use vm_agent_schemas::event::Event;
+
+use crate::Context;
+use crate::client::Client;
+use crate::exit::{CommandError, CommandResult, Exit};
+use crate::render;
+use crate::ui::{Format, OutputArgs};
+
+/// Show what happened
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens, until Ctrl-C; with `-o json` one document a line
+    #[arg(short, long)]
+    follow: bool,
+    /// Only events after the one with this number
+    #[arg(long, value_name = "SEQ")]
+    since: Option<u64>,
+    /// At most so many events; without --since the latest
+    #[arg(long, value_name = "COUNT", default_value = "100")]
+    limit: usize,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(context: &mut Context, args: EventsArgs) -> CommandResult {
+    let client = context.place.client().await?;
+    let format = args.output.output;
+    if args.follow {
+        follow(context, &client, args.since, args.limit, format == Format::Json).await?;
+        return Ok(Exit::SUCCESS);
+    }
+    let answer = client.get::<List<Event>>(&path(args.since, args.limit)).await?;
+    let lines = || answer.content.items.iter().map(|event| render::event(event) + "\n").collect();
+    context.ui.document(format, &answer.raw, lines)?;
+    Ok(Exit::SUCCESS)
+}
+
+fn path(since: Option<u64>, limit: usize) -> String {
+    let since = since.map_or_else(String::new, |since| format!("&since={since}"));
+    format!("/events?limit={limit}{since}")
+}
+
+/// Prints events as they come, until the controller goes away.
+pub(super) async fn follow(
+    context: &mut Context,
+    client: &Client,
+    since: Option<u64>,
+    limit: usize,
+    json: bool,
+) -> Result<(), CommandError> {
+    let mut stream = client.stream(&(path(since, limit) + "&follow=true")).await?;
+    while let Some(message) = stream.next().await? {
+        if message.kind != "message" {
+            continue;
+        }
+        let event: Event = serde_json::from_str(&message.data)
+            .map_err(|error| CommandError::new(Exit::FAILURE, format!("an event is not understood: {error}")))?;
+        if json {
+            context.ui.print(&message.data)?;
+        } else {
+            context.ui.print(render::event(&event))?;
+        }
+    }
+    Err(CommandError::new(Exit::UNREACHABLE, "the controller went away"))
+}

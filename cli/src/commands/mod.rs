@@ -1,0 +1,143 @@
+//! The commands, one in each file.
+
+mod apply;
+mod controller;
+mod create;
+mod destroy;
+mod down;
+mod drift;
+mod events;
+mod exec;
+mod list;
+mod logs;
+mod overrides;
+mod plan;
+mod power;
+mod runtime;
+mod schema;
+mod status;
+mod task;
+mod token;
+mod up;
+mod validate;
+mod version;
+
+use clap::Subcommand;
+use vm_agent_schemas::api::Changed;
+use vm_agent_schemas::names::AgentName;
+
+use crate::Context;
+use crate::client::{Client, Fetched};
+use crate::exit::{CommandError, CommandResult, Exit};
+use crate::settle::{Goal, WaitArgs, settle};
+use crate::ui::Format;
+
+/// Everything that `vm-agent` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Up(up::UpArgs),
+    Down(down::DownArgs),
+    Plan(plan::PlanArgs),
+    Apply(apply::ApplyArgs),
+    Validate(validate::ValidateArgs),
+    #[command(visible_alias = "ls")]
+    List(list::ListArgs),
+    Status(status::StatusArgs),
+    Drift(drift::DriftArgs),
+    Events(events::EventsArgs),
+    Create(create::CreateArgs),
+    #[command(visible_alias = "rm")]
+    Destroy(destroy::DestroyArgs),
+    Start(power::StartArgs),
+    Stop(power::StopArgs),
+    Override(overrides::OverrideArgs),
+    Exec(exec::ExecArgs),
+    Task(task::TaskArgs),
+    Logs(logs::LogsArgs),
+    Token(token::TokenArgs),
+    Schema(schema::SchemaArgs),
+    Version(version::VersionArgs),
+    Controller(controller::ControllerArgs),
+    #[command(hide = true)]
+    Runtime(runtime::RuntimeArgs),
+}
+
+/// Runs a command.
+pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResult {
+    match command {
+        Command::Up(args) => up::run(context, args).await,
+        Command::Down(args) => down::run(context, args).await,
+        Command::Plan(args) => plan::run(context, args).await,
+        Command::Apply(args) => apply::run(context, args).await,
+        Command::Validate(args) => validate::run(context, &args),
+        Command::List(args) => list::run(context, args).await,
+        Command::Status(args) => status::run(context, args).await,
+        Command::Drift(args) => drift::run(context, args).await,
+        Command::Events(args) => events::run(context, args).await,
+        Command::Create(args) => create::run(context, args).await,
+        Command::Destroy(args) => destroy::run(context, args).await,
+        Command::Start(args) => power::start(context, args).await,
+        Command::Stop(args) => power::stop(context, args).await,
+        Command::Override(args) => overrides::run(context, args).await,
+        Command::Exec(args) => exec::run(context, args).await.map_err(CommandError::of_exec),
+        Command::Task(args) => task::run(context, args).await,
+        Command::Logs(args) => logs::run(context, args).await,
+        Command::Token(args) => token::run(context, args).await,
+        Command::Schema(args) => schema::run(context, args),
+        Command::Version(args) => version::run(context, args).await,
+        Command::Controller(args) => controller::run(context, args).await,
+        Command::Runtime(_) => unreachable!("it was begun before any thread was"),
+    }
+}
+
+/// `KEY=VALUE`, as flags take it.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
+/// Tells what an imperative change came to, and waits until it is so.
+async fn finish(
+    context: &mut Context,
+    client: &Client,
+    changed: &[(AgentName, Goal, Fetched<Changed>)],
+    wait: &WaitArgs,
+    format: Format,
+) -> CommandResult {
+    for (agent, _, answer) in changed {
+        let Changed { overridden, plan, dry_run, .. } = &answer.content;
+        let tense = if *dry_run { "would be" } else { "is" };
+        context.ui.status(match overridden {
+            Some(it) => format!("{agent}: {}", told(it, tense)),
+            None => format!("{agent}: the file says the same, so nothing {tense} overridden"),
+        })?;
+        for step in plan.steps.iter().filter(|step| step.agent == *agent) {
+            context.ui.status(format_args!(
+                "  {} {}: {} ({})",
+                step.action.symbol(),
+                step.action,
+                step.reason,
+                step.cost
+            ))?;
+        }
+        if matches!(format, Format::Json | Format::Yaml) {
+            context.ui.document(format, &answer.raw, String::new)?;
+        }
+    }
+    let dry_run = changed.iter().any(|(.., answer)| answer.content.dry_run);
+    if let Some(limit) = wait.limit().filter(|_| !dry_run) {
+        let goals = changed.iter().map(|(agent, goal, _)| (agent.clone(), *goal)).collect();
+        settle(&mut context.ui, client, &goals, limit).await?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+fn told(it: &vm_agent_schemas::intent::Override, tense: &str) -> String {
+    let until = it.expires_at.map_or_else(
+        || "until it is cleared".to_owned(),
+        |end| format!("until {}", end.strftime("%Y-%m-%d %H:%M:%SZ")),
+    );
+    format!("the file {tense} overridden {until}")
+}

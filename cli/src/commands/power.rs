@@ -1,0 +1,73 @@
+use clap::Args;
+use vm_agent_schemas::api::{ChangeRequest, Changed};
+use vm_agent_schemas::fleet::PowerState;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::units::Span;
+
+use super::finish;
+use crate::Context;
+use crate::exit::CommandResult;
+use crate::settle::{Goal, WaitArgs};
+use crate::ui::OutputArgs;
+
+/// Start agents, for an hour unless told otherwise
+///
+/// The file is not changed; after the time the agents are as it says again.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    power: PowerArgs,
+}
+
+/// Stop agents, for an hour unless told otherwise
+///
+/// The file is not changed; after the time the agents are as it says again.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    power: PowerArgs,
+}
+
+/// What starting and stopping have in common.
+#[derive(Debug, Args)]
+struct PowerArgs {
+    /// The agents
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<AgentName>,
+    /// How long this holds against the file [default: 1h]
+    #[arg(long = "for", value_name = "SPAN")]
+    lasting: Option<Span>,
+    /// Let it hold until it is cleared
+    #[arg(long, conflicts_with = "lasting")]
+    sticky: bool,
+    /// Why, for everybody who sees the override
+    #[arg(long)]
+    reason: Option<String>,
+    /// Change nothing, and show what would be done
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn start(context: &mut Context, args: StartArgs) -> CommandResult {
+    set(context, args.power, "start", PowerState::Running).await
+}
+
+pub(crate) async fn stop(context: &mut Context, args: StopArgs) -> CommandResult {
+    set(context, args.power, "stop", PowerState::Stopped).await
+}
+
+async fn set(context: &mut Context, args: PowerArgs, verb: &str, power: PowerState) -> CommandResult {
+    let client = context.place.client().await?;
+    let request =
+        ChangeRequest { lasting: args.lasting, sticky: args.sticky, reason: args.reason, dry_run: args.dry_run };
+    let mut changed = Vec::new();
+    for name in args.names {
+        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await?;
+        changed.push((name, Goal::Power(power), answer));
+    }
+    finish(context, &client, &changed, &args.wait, args.output.output).await
+}

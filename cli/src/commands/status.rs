@@ -1,0 +1,51 @@
+use clap::Args;
+use jiff::Timestamp;
+use vm_agent_schemas::api::{AgentView, ControllerStatus, List};
+use vm_agent_schemas::event::Event;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::task::Task;
+
+use crate::Context;
+use crate::exit::{CommandResult, Exit};
+use crate::render;
+use crate::ui::{Format, OutputArgs};
+
+/// How many events are looked through for those about the agent: the most that one answer has.
+const LOOK_BACK: usize = 1000;
+/// How many of them, and of its tasks, are shown.
+const SHOWN: usize = 5;
+
+/// Show the controller, or everything about one agent
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The agent; without one, the controller
+    name: Option<AgentName>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(context: &mut Context, args: StatusArgs) -> CommandResult {
+    let client = context.place.client().await?;
+    let format = args.output.output;
+    let Some(name) = args.name else {
+        let answer = client.get::<ControllerStatus>("/status").await?;
+        context.ui.document(format, &answer.raw, || render::controller(&answer.content, Timestamp::now()))?;
+        if matches!(format, Format::Table | Format::Wide) {
+            context.ui.hint("`vm-agent list` shows the agents")?;
+        }
+        return Ok(Exit::SUCCESS);
+    };
+    let answer = client.get::<AgentView>(&format!("/agents/{name}")).await?;
+    if !matches!(format, Format::Table | Format::Wide) {
+        context.ui.document(format, &answer.raw, String::new)?;
+        return Ok(Exit::SUCCESS);
+    }
+    let mut tasks = client.get::<List<Task>>(&format!("/agents/{name}/tasks")).await?.content.items;
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.created_at));
+    tasks.truncate(SHOWN);
+    let events = client.get::<List<Event>>(&format!("/events?limit={LOOK_BACK}")).await?.content.items;
+    let about: Vec<Event> = events.into_iter().filter(|event| event.agent.as_ref() == Some(&name)).collect();
+    let last = &about[about.len().saturating_sub(SHOWN)..];
+    context.ui.print(render::agent(&answer.content, &tasks, last, Timestamp::now()))?;
+    Ok(Exit::SUCCESS)
+}

@@ -1,0 +1,183 @@
+//! Documents made by hand, for tests.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::json;
+use vm_agent_schemas::api::{AgentView, SessionView};
+use vm_agent_schemas::event::{Event, EventKind};
+use vm_agent_schemas::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState, resolve_entry};
+use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId};
+use vm_agent_schemas::intent::{Change, Override};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::InstanceState;
+use vm_agent_schemas::plan::{
+    AgentPlan, ApprovalRequest, Cost, Drift, DriftClass, Fuse, Health, Plan, Step, StepAction, Sync, WaitsFor,
+};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::{Run, TaskOutcome};
+
+pub(crate) fn now() -> Timestamp {
+    "2026-01-02T03:04:05Z".parse().unwrap()
+}
+
+fn before(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() - seconds).unwrap()
+}
+
+pub(crate) fn name(text: &str) -> AgentName {
+    text.parse().unwrap()
+}
+
+fn declared() -> DeclaredAgent {
+    let entry =
+        AgentEntry { driver: Some(DriverName::Local), memory: Some("8G".parse().unwrap()), ..AgentEntry::default() };
+    resolve_entry(&entry).unwrap()
+}
+
+pub(crate) fn healthy(agent: &str) -> AgentView {
+    AgentView {
+        name: name(agent),
+        driver: Some(DriverName::Local),
+        power: Some(PowerState::Running),
+        instance: Some(InstanceState::Running),
+        incarnation: Some(Incarnation(1)),
+        sync: Sync::Synced,
+        health: Health::Healthy,
+        drift: Vec::new(),
+        waits_for: Vec::new(),
+        overrides: Vec::new(),
+        conditions: Vec::new(),
+        session: Some(SessionView {
+            epoch: Epoch(3),
+            connected_at: before(90),
+            last_seen: before(4),
+            runtime_version: "0.1.0".into(),
+            health: None,
+        }),
+        wanted: Some(declared()),
+        observed_generation: Some(Revision(1)),
+    }
+}
+
+fn memory_drift() -> Drift {
+    Drift {
+        class: DriftClass::Memory,
+        path: "memory".into(),
+        wanted: json!(8u64 << 30),
+        observed: json!(1u64 << 30),
+        cost: Cost::Restart,
+    }
+}
+
+pub(crate) fn overridden(agent: &str) -> AgentView {
+    let by_ana = Override {
+        id: OverrideId::generate(),
+        agent: name(agent),
+        change: Change::Power { wanted: PowerState::Stopped, covers: PowerState::Running },
+        author: "ana".into(),
+        reason: Some("debug a flake".into()),
+        created_at: before(300),
+        expires_at: Some(before(-3300)),
+    };
+    AgentView {
+        power: Some(PowerState::Stopped),
+        instance: Some(InstanceState::Stopped),
+        sync: Sync::Drifted,
+        health: Health::Stopped,
+        drift: vec![memory_drift()],
+        overrides: vec![by_ana],
+        session: None,
+        ..healthy(agent)
+    }
+}
+
+pub(crate) fn blocked(agent: &str) -> AgentView {
+    AgentView {
+        power: None,
+        sync: Sync::Blocked,
+        waits_for: vec![WaitsFor::Approval { id: Digest::of(b"prune old") }],
+        wanted: None,
+        ..healthy(agent)
+    }
+}
+
+fn agent_plan(view: AgentView) -> AgentPlan {
+    AgentPlan {
+        name: view.name,
+        driver: view.driver,
+        wanted: view.wanted.map(Arc::new),
+        observed: view.instance,
+        sync: view.sync,
+        health: view.health,
+        drift: view.drift,
+        waits_for: view.waits_for,
+    }
+}
+
+fn step(agent: &str, action: StepAction, reason: &str, cost: Cost, waits_for: Vec<WaitsFor>) -> Step {
+    Step { agent: name(agent), driver: DriverName::Local, action, reason: reason.into(), cost, waits_for }
+}
+
+pub(crate) fn empty_plan() -> Plan {
+    Plan {
+        id: Digest::of(b"plan"),
+        fleet: "lab".parse().unwrap(),
+        revision: Some(Revision(1)),
+        agents: vec![agent_plan(healthy("web"))],
+        steps: Vec::new(),
+        approvals: Vec::new(),
+        granted: Vec::new(),
+        fuse: Fuse::Closed { since: before(600) },
+    }
+}
+
+pub(crate) fn plan() -> Plan {
+    let approval = Digest::of(b"prune old");
+    let missing = Drift {
+        class: DriftClass::Missing,
+        path: "presence".into(),
+        wanted: json!("present"),
+        observed: json!("absent"),
+        cost: Cost::Create,
+    };
+    let new = AgentView { drift: vec![missing], instance: None, session: None, sync: Sync::Drifted, ..healthy("web") };
+    let on_db = vec![WaitsFor::Dependency { agent: name("db") }];
+    let on_yes = vec![WaitsFor::Approval { id: approval.clone() }];
+    Plan {
+        agents: vec![agent_plan(overridden("db")), agent_plan(blocked("old")), agent_plan(new)],
+        steps: vec![
+            step("db", StepAction::Resize, "memory differs", Cost::Live, Vec::new()),
+            step("web", StepAction::Create, "it does not exist", Cost::Create, on_db),
+            step("old", StepAction::Destroy, "it is not in the file", Cost::Destroy, on_yes),
+        ],
+        approvals: vec![ApprovalRequest { id: approval, agents: vec![name("old")], what: "delete its machine".into() }],
+        ..empty_plan()
+    }
+}
+
+pub(crate) fn blocked_plan() -> Plan {
+    let view = AgentView { waits_for: vec![WaitsFor::NoDriver], sync: Sync::Blocked, ..healthy("web") };
+    Plan { agents: vec![agent_plan(view)], ..empty_plan() }
+}
+
+pub(crate) fn task(agent: &str) -> Task {
+    Task {
+        id: TaskId::from_uuid("0190c5a8-0000-7000-8000-000000000000".parse().unwrap()),
+        agent: name(agent),
+        source: TaskSource::Request { author: "ana".into() },
+        run: Run { argv: vec!["make".into(), "test".into()], env: Default::default(), cwd: None },
+        timeout: Span::from_secs(3600),
+        attempt: 1,
+        state: TaskState::Ended { outcome: TaskOutcome::Exited { code: 2 } },
+        created_at: before(60),
+        started_at: Some(before(59)),
+        ended_at: Some(before(1)),
+        output: "no rule\n".into(),
+    }
+}
+
+pub(crate) fn event(seq: u64, agent: &str) -> Event {
+    Event { seq, at: before(5), kind: EventKind::StepSucceeded, agent: Some(name(agent)), message: "created".into() }
+}

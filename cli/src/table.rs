@@ -1,0 +1,112 @@
+//! Aligned columns without lines around them.
+
+use std::fmt::Write as _;
+
+use anstyle::Style;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+use crate::ui::{PLAIN, STRONG};
+
+/// One field of a table.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl Cell {
+    pub(crate) fn new(text: &impl ToString, style: Style) -> Self {
+        // A line end inside a cell would break the row.
+        Self { text: text.to_string().replace('\n', " "), style }
+    }
+}
+
+impl<T: ToString> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self::new(&text, PLAIN)
+    }
+}
+
+/// Rows under a header.
+#[derive(Debug)]
+pub(crate) struct Table {
+    header: Vec<Cell>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    pub(crate) fn new(header: &[&str]) -> Self {
+        Self { header: header.iter().map(|name| Cell::new(name, STRONG)).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row; empty cells are shown as `-`.
+    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
+        debug_assert_eq!(cells.len(), self.header.len(), "a row has a cell for each column");
+        self.rows.push(cells);
+    }
+
+    /// The table as text, with styles.
+    pub(crate) fn render(&self) -> String {
+        let lines = || std::iter::once(&self.header).chain(&self.rows);
+        let mut widths = vec![1; self.header.len()];
+        for row in lines() {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.text.width().max(*width);
+            }
+        }
+        let mut text = String::new();
+        for row in lines() {
+            for (index, (width, Cell { text: cell, style })) in widths.iter().zip(row).enumerate() {
+                let shown = if cell.is_empty() { "-" } else { cell };
+                let _ = write!(text, "{style}{shown}{style:#}");
+                // The last column is not padded: lines end with what they say.
+                if index + 1 < row.len() {
+                    text.push_str(&" ".repeat(width - shown.width() + 2));
+                }
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// The beginning of a line that fits into `width` columns. Styles are dropped from a line that is
+/// cut: half a sequence is worse than none.
+pub(crate) fn truncate(line: &str, width: usize) -> String {
+    let plain = anstream::adapter::strip_str(line).to_string();
+    if plain.width() <= width {
+        return line.to_owned();
+    }
+    let mut used = 1;
+    let kept = plain.chars().take_while(|character| {
+        used += character.width().unwrap_or(0);
+        used <= width
+    });
+    kept.collect::<String>() + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ui::GOOD;
+
+    #[test]
+    fn columns_align_whatever_the_width_of_their_letters_and_styles() {
+        let mut table = Table::new(&["NAME", "HEALTH", "NOTES"]);
+        table.row(vec!["web".into(), Cell::new(&"Healthy", GOOD), "".into()]);
+        table.row(vec!["データ".into(), "Failed".into(), "two\nlines".into()]);
+        let plain = anstream::adapter::strip_str(&table.render()).to_string();
+        insta::assert_snapshot!(plain, @r"
+        NAME    HEALTH   NOTES
+        web     Healthy  -
+        データ  Failed   two lines
+        ");
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_ends_with_a_mark() {
+        assert_eq!(truncate("abcdef", 6), "abcdef");
+        assert_eq!(truncate("abcdefg", 6), "abcde…");
+        assert_eq!(truncate(&format!("{GOOD}abc{GOOD:#}"), 3), format!("{GOOD}abc{GOOD:#}"));
+    }
+}
