@@ -1,1 +1,16 @@
-//! x
+//! The hub: one session for each connected runtime, streams to processes in agents, and the delivery
+//! of tasks.
+//!
+//! [`state`] decides: a synchronous state machine that takes events and answers with effects.
+//! [`serve`] puts it behind sockets: it listens, speaks TLS and WebSocket, and carries the effects out.
+//! `schemas/PROTOCOL.md` tells what goes over the wire.
+
+mod adapter;
+mod identity;
+pub mod state;
+mod stream;
+
+pub use adapter::{HubHandle, Options, ServeError, Storage, serve};
+pub use identity::{Identity, IdentityError};
+pub use state::{CloseReason, Notice, OpenError, Record, SessionInfo};
+pub use stream::{Stream, StreamEvent};

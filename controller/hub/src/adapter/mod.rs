@@ -1,0 +1,224 @@
+//! The hub behind sockets: the thin part that listens, reads and writes, and owns the clock.
+//!
+//! ```text
+//!  listener ─▶ connection (one task each) ──inputs──▶ ┌───────┐ ──▶ storage ──▶ held effects ─┐
+//!                 ▲                                   │ owner │ ◀─────────────────────────────┘
+//!                 └──────────── outgoing queue ────── └───────┘ ──▶ notices, clients
+//!  HubHandle, Stream ────────── commands ───────────────▲
+//! ```
+//!
+//! One task owns the [`Hub`](crate::state::Hub) and never waits for a peer: what can't be sent at once
+//! is queued within a bound, and who fills the bound is closed.
+
+mod connection;
+mod door;
+mod notices;
+mod owner;
+mod release;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::task::Task;
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::{Configuration, Run};
+
+use crate::identity::Identity;
+use crate::state::{Event, Hub, Notice, OpenError, Record, SessionInfo};
+use crate::stream::{Stream, StreamEvent};
+use door::Door;
+use owner::Owner;
+
+/// Frames that wait for the owner. A reader that finds no room waits, and so does its peer: TCP
+/// carries the pressure back.
+const INPUTS: usize = 256;
+
+/// What a hub needs.
+pub struct Options {
+    /// The fleet whose runtimes may come.
+    pub fleet: FleetName,
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// How often a runtime is to send `health`.
+    pub heartbeat: Span,
+    /// The hub's certificate.
+    pub identity: Identity,
+    /// Where records are made durable.
+    pub storage: Arc<dyn Storage>,
+    /// Where the controller is told. When it does not keep up, health reports, logs, refusals and task
+    /// output are dropped; everything else waits.
+    pub notices: mpsc::Sender<Notice>,
+}
+
+/// Makes records durable.
+pub trait Storage: Send + Sync + 'static {
+    /// Stores records, all or none. Calls are made in the order in which the records must become
+    /// durable, and the next call does not wait for the future of the last: an implementation takes a
+    /// record's place in the order before it returns.
+    fn store(&self, records: Vec<Record>) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Why a hub can't serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address can't be listened on.
+    #[error("can't listen for runtimes on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificate can't be used.
+    #[error("can't use the hub's certificate")]
+    Certificate(#[from] rustls::Error),
+}
+
+/// What the owner is asked for from inside the controller.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Pass this on.
+    Event(Event),
+    /// Open a stream.
+    Open {
+        agent: AgentName,
+        run: Run,
+        stdin: bool,
+        /// How the stream reaches the owner.
+        hub: mpsc::UnboundedSender<Command>,
+        answer: oneshot::Sender<Result<Stream, OpenError>>,
+    },
+    /// Tell the sessions.
+    Sessions(oneshot::Sender<Vec<SessionInfo>>),
+    /// Refuse everyone, and end.
+    Shutdown,
+}
+
+/// A running hub. Cheap to clone; without any handle and stream left it goes down.
+#[derive(Clone)]
+pub struct HubHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    addresses: Arc<[SocketAddr]>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Starts a hub.
+///
+/// # Errors
+/// When an address can't be listened on.
+pub async fn serve(options: Options) -> Result<HubHandle, ServeError> {
+    let tls = TlsAcceptor::from(Arc::new(options.identity.server_config()?));
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for address in options.listen {
+        let failed = |source| ServeError::Listen { address, source };
+        // tokio sets SO_REUSEADDR: a controller that comes back does not wait for old connections.
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    let (inputs, from_connections) = mpsc::channel(INPUTS);
+    let (commands, from_handles) = mpsc::unbounded_channel();
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let door = Arc::new(Door::new(tls, inputs, tasks.clone()));
+    for listener in listeners {
+        tasks.spawn(stop.clone().run_until_cancelled_owned(door.clone().listen(listener)));
+    }
+    let hub = Hub::new(options.fleet, options.heartbeat);
+    let owner = Owner::new(hub, options.heartbeat, options.storage, options.notices);
+    tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            owner.run(from_connections, from_handles).await;
+            stop.cancel();
+        }
+    });
+    tasks.close();
+    Ok(HubHandle { commands, addresses: addresses.into(), stop, tasks })
+}
+
+impl HubHandle {
+    /// Where the hub listens: the addresses asked for, with the ports they got.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The first of the addresses.
+    ///
+    /// # Panics
+    /// When the hub was asked to listen nowhere.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        *self.addresses.first().expect("a hub listens somewhere")
+    }
+
+    /// Lets the agent's runtime speak with this credential, which is stored already: at the controller's
+    /// start, and for each new incarnation.
+    pub fn enroll(&self, credential: Credential, configuration: Configuration) {
+        self.tell(Event::Enroll(credential, configuration));
+    }
+
+    /// Ends the agent's session, its credential and its tasks: its instance is no more.
+    pub fn revoke(&self, agent: AgentName) {
+        self.tell(Event::Revoke(agent));
+    }
+
+    /// Gives the agent another configuration.
+    pub fn configure(&self, agent: AgentName, configuration: Configuration) {
+        self.tell(Event::Configure(agent, configuration));
+    }
+
+    /// Delivers an accepted, stored task. At the controller's start: every task that is not over, in the
+    /// order in which they were accepted.
+    pub fn submit(&self, task: Task) {
+        self.tell(Event::Submit(task));
+    }
+
+    /// Runs a process in an agent.
+    ///
+    /// # Errors
+    /// When the agent's runtime is not connected, or the hub goes down.
+    pub async fn open_stream(&self, agent: AgentName, run: Run, stdin: bool) -> Result<Stream, OpenError> {
+        let (answer, opened) = oneshot::channel();
+        let hub = self.commands.clone();
+        let _ = self.commands.send(Command::Open { agent, run, stdin, hub, answer });
+        opened.await.unwrap_or(Err(OpenError::Shutdown))
+    }
+
+    /// The sessions as they are now; none when the hub has gone down.
+    pub async fn sessions(&self) -> Vec<SessionInfo> {
+        let (answer, sessions) = oneshot::channel();
+        let _ = self.commands.send(Command::Sessions(answer));
+        sessions.await.unwrap_or_default()
+    }
+
+    /// Tells every runtime that the controller goes down, and waits until that is written and all
+    /// records are stored. Peers that do not read are given up on after a few seconds.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let _ = self.commands.send(Command::Shutdown);
+        self.tasks.wait().await;
+    }
+
+    /// A hub that has gone down has nobody to tell.
+    fn tell(&self, event: Event) {
+        let _ = self.commands.send(Command::Event(event));
+    }
+}
+
+/// What a client's end of a stream receives.
+type ClientSender = mpsc::UnboundedSender<StreamEvent>;

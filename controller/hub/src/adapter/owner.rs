@@ -1,0 +1,202 @@
+//! The task that owns the hub's state: it turns what happens into events, and carries effects out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tokio_tungstenite::tungstenite::Message;
+use vm_agent_schemas::ids::{Nonce, SessionId};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::{Address, Envelope, FromHub};
+
+use super::connection::{Input, Outgoing};
+use super::notices::Notices;
+use super::release::{Released, Releases};
+use super::{ClientSender, Command, Storage};
+use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, StreamKey};
+use crate::stream::Stream;
+
+/// How often time is looked at, at the least: handshakes are timed in seconds.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ticks in a heartbeat, at the least.
+const TICKS_PER_HEARTBEAT: u32 = 4;
+
+/// How long a controller that goes down has to take the last notices.
+const LAST_NOTICES: Duration = Duration::from_secs(2);
+
+/// A stream that is being opened.
+struct Opening {
+    stream: Stream,
+    answer: oneshot::Sender<Result<Stream, OpenError>>,
+}
+
+pub(super) struct Owner {
+    hub: Hub,
+    tick: Duration,
+    releases: Releases,
+    notices: Notices,
+    connections: HashMap<ConnId, Outgoing>,
+    opening: HashMap<StreamKey, Opening>,
+    clients: HashMap<StreamKey, ClientSender>,
+    last_key: u64,
+    shutting_down: bool,
+}
+
+impl Owner {
+    pub(super) fn new(hub: Hub, heartbeat: Span, storage: Arc<dyn Storage>, notices: mpsc::Sender<Notice>) -> Self {
+        // An interval of zero panics.
+        let tick = (heartbeat.get() / TICKS_PER_HEARTBEAT).clamp(Duration::from_millis(1), TICK);
+        Self {
+            hub,
+            tick,
+            releases: Releases::new(storage),
+            notices: Notices::new(notices),
+            connections: HashMap::new(),
+            opening: HashMap::new(),
+            clients: HashMap::new(),
+            last_key: 0,
+            shutting_down: false,
+        }
+    }
+
+    /// Serves until asked to shut down, or until nobody is left who could ask.
+    pub(super) async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) {
+        let mut ticks = tokio::time::interval(self.tick);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while !(self.shutting_down && self.releases.is_empty()) {
+            tokio::select! {
+                Some(input) = inputs.recv() => self.input(input),
+                command = commands.recv(), if !self.shutting_down => self.command(command.unwrap_or(Command::Shutdown)),
+                released = self.releases.next() => self.release(released),
+                () = self.notices.pass_on() => {}
+                _ = ticks.tick() => self.handle(Event::Tick),
+            }
+        }
+        let _ = tokio::time::timeout(LAST_NOTICES, self.notices.finish()).await;
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Opened { conn, peer, since, outgoing } => {
+                self.connections.insert(conn, outgoing);
+                let (challenge, session) = (Nonce::generate(), SessionId::generate());
+                self.handle(Event::Opened { conn, peer, since, challenge, session });
+            }
+            Input::Received { conn, inbound } => self.handle(Event::Received { conn, inbound }),
+            Input::Closed { conn } => {
+                self.connections.remove(&conn);
+                self.handle(Event::Closed { conn });
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Event(event) => {
+                if let Event::CloseStream { key } = event {
+                    self.clients.remove(&key);
+                }
+                self.handle(event);
+            }
+            Command::Open { agent, run, stdin, hub, answer } => {
+                self.last_key += 1;
+                let key = StreamKey(self.last_key);
+                let (client, events) = mpsc::unbounded_channel();
+                self.clients.insert(key, client);
+                self.opening.insert(key, Opening { stream: Stream::new(key, events, hub), answer });
+                self.handle(Event::OpenStream { key, agent, run, stdin });
+            }
+            Command::Sessions(answer) => {
+                // Who asked may have left.
+                let _ = answer.send(self.hub.sessions());
+            }
+            Command::Shutdown => {
+                self.shutting_down = true;
+                self.handle(Event::Shutdown);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let answer = self.hub.handle(event, Timestamp::now());
+        let at_once = self.releases.push(answer);
+        self.carry_out(at_once);
+    }
+
+    fn release(&mut self, released: Released) {
+        let Released { records, result, mut dependent, later } = released;
+        if let Err(error) = result {
+            tracing::error!(error, "Could not store what sessions depend on");
+            let answer = self.hub.handle(Event::StoreFailed(records), Timestamp::now());
+            self.carry_out(answer);
+            dependent.retain(|it| !matches!(it, Effect::Send { .. } | Effect::SendData { .. } | Effect::Notify(_)));
+        } else {
+            let answer = self.hub.handle(Event::Stored(records), Timestamp::now());
+            self.carry_out(answer);
+        }
+        self.carry_out(dependent);
+        self.carry_out(later);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send { conn, to, body } => self.send(conn, to, body),
+                Effect::SendData { conn, frame } => self.queue(conn, Message::Binary(frame.encode())),
+                Effect::Close { conn } => {
+                    self.connections.remove(&conn);
+                }
+                Effect::Notify(notice) => self.notices.push(notice),
+                Effect::Opening { key, answer } => self.opened(key, answer),
+                Effect::Client { key, event } => {
+                    let last = event.is_last();
+                    if let Some(client) = self.clients.get(&key) {
+                        // A client that has left is told of by the drop of its stream.
+                        let _ = client.send(event);
+                    }
+                    if last {
+                        self.clients.remove(&key);
+                    }
+                }
+                Effect::Store(_) => unreachable!("records go to the storage before effects come here"),
+            }
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, to: Address, body: FromHub) {
+        if matches!(body, FromHub::Welcome(_))
+            && let Some(outgoing) = self.connections.get_mut(&conn)
+        {
+            outgoing.proven();
+        }
+        let envelope = Envelope::new(Address::Host, to, Timestamp::now(), body);
+        let text = serde_json::to_string(&envelope).expect("messages have no keys that are not texts");
+        self.queue(conn, Message::text(text));
+    }
+
+    fn queue(&mut self, conn: ConnId, message: Message) {
+        let full = self.connections.get(&conn).is_some_and(|outgoing| outgoing.send(message).is_err());
+        if full {
+            // Forgotten here first: its last words have no room either.
+            self.connections.remove(&conn);
+            self.handle(Event::Overflowed { conn });
+        }
+    }
+
+    fn opened(&mut self, key: StreamKey, answer: Result<(), OpenError>) {
+        let Some(opening) = self.opening.remove(&key) else { return };
+        if answer.is_err() {
+            self.clients.remove(&key);
+        }
+        // If nobody waits any more, the stream is dropped, and that closes it.
+        let _ = opening.answer.send(answer.map(|()| opening.stream));
+    }
+}

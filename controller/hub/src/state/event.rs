@@ -1,0 +1,392 @@
+//! What the hub is told, and what it answers: plain data, so that every behaviour can be written
+//! down as a list of the one and compared with a list of the other.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, SessionId};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::task::Task;
+use vm_agent_schemas::wire::{
+    Address, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, HealthReport, RefusalCode, Run, Signal,
+    TaskRef,
+};
+
+use crate::stream::StreamEvent;
+
+/// One connection, in the adapter's counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// The client's end of a stream, in the adapter's counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamKey(pub u64);
+
+/// Something that happened to the hub.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A connection was upgraded to a WebSocket.
+    Opened {
+        /// The connection.
+        conn: ConnId,
+        /// Who is at the other end.
+        peer: SocketAddr,
+        /// When the connection was accepted, before TLS and upgrade: from then on its handshake is timed.
+        since: Timestamp,
+        /// A fresh random value for the challenge.
+        challenge: Nonce,
+        /// A fresh id for the session that may come of it.
+        session: SessionId,
+    },
+    /// A frame came.
+    Received {
+        /// On this connection.
+        conn: ConnId,
+        /// What it says.
+        inbound: Inbound,
+    },
+    /// What was sent on the connection was not read, and there is no room for more.
+    Overflowed {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// The connection is gone.
+    Closed {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Time has passed.
+    Tick,
+    /// The records of an [`Effect::Store`] are durable.
+    Stored(Vec<Record>),
+    /// The records of an [`Effect::Store`] could not be stored. The effects after it were not carried
+    /// out.
+    StoreFailed(Vec<Record>),
+    /// This credential, already stored, is the agent's from now on, with this configuration.
+    Enroll(Credential, Configuration),
+    /// The agent's instance is no more.
+    Revoke(AgentName),
+    /// The agent has another configuration.
+    Configure(AgentName, Configuration),
+    /// An accepted, stored task is to be delivered.
+    Submit(Task),
+    /// A client wants a process in an agent.
+    OpenStream {
+        /// The client's end.
+        key: StreamKey,
+        /// The agent.
+        agent: AgentName,
+        /// The process.
+        run: Run,
+        /// Whether input will come.
+        stdin: bool,
+    },
+    /// A client has input.
+    Input {
+        /// The client's end.
+        key: StreamKey,
+        /// Bytes of input before these.
+        offset: u64,
+        /// Whether the input ends here.
+        end: bool,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// A client has taken output.
+    Taken {
+        /// The client's end.
+        key: StreamKey,
+        /// Of which channel.
+        channel: Channel,
+        /// Up to where.
+        offset: u64,
+    },
+    /// A client sends a signal.
+    Signal {
+        /// The client's end.
+        key: StreamKey,
+        /// The signal.
+        signal: Signal,
+    },
+    /// A client has left.
+    CloseStream {
+        /// The client's end.
+        key: StreamKey,
+    },
+    /// The controller goes down.
+    Shutdown,
+}
+
+/// One frame of a runtime.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Inbound {
+    /// A text frame.
+    Message(Envelope<FromRuntime>),
+    /// A binary frame.
+    Data(Frame),
+    /// No frame of this protocol, and why.
+    Invalid(String),
+}
+
+impl Inbound {
+    /// Reads a text frame.
+    #[must_use]
+    pub fn from_text(text: &str) -> Self {
+        match serde_json::from_str(text) {
+            Ok(envelope) => Self::Message(envelope),
+            Err(error) => Self::Invalid(describe(&error)),
+        }
+    }
+
+    /// Reads a binary frame.
+    #[must_use]
+    pub fn from_binary(bytes: &Bytes) -> Self {
+        match Frame::decode(bytes) {
+            Ok(frame) => Self::Data(frame),
+            Err(error) => Self::Invalid(error.to_string()),
+        }
+    }
+}
+
+/// The parser's text may quote the message, and the message may hold a join token: only what is
+/// missing is passed on, and the place.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if text.starts_with("missing field") {
+        format!("a text frame is no message of this protocol: {text}")
+    } else {
+        format!("a text frame is no message of this protocol (column {})", error.column())
+    }
+}
+
+/// Something that the hub wants done. Effects are carried out in order. Those that follow a
+/// [`Store`](Effect::Store) wait until its record is durable; if it can't be made durable, those of
+/// the same answer that grant something ([`Send`](Effect::Send), [`SendData`](Effect::SendData),
+/// [`Notify`](Effect::Notify)) are dropped.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Send a message.
+    Send {
+        /// On this connection.
+        conn: ConnId,
+        /// To whom it is addressed.
+        to: Address,
+        /// What it says.
+        body: FromHub,
+    },
+    /// Send a binary frame.
+    SendData {
+        /// On this connection.
+        conn: ConnId,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Send what is under way, then close the connection.
+    Close {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Make a record durable.
+    Store(Record),
+    /// Tell the controller.
+    Notify(Notice),
+    /// Answer [`Event::OpenStream`].
+    Opening {
+        /// The client's end.
+        key: StreamKey,
+        /// Whether there is such a stream now.
+        answer: Result<(), OpenError>,
+    },
+    /// Tell a client.
+    Client {
+        /// The client's end.
+        key: StreamKey,
+        /// What.
+        event: StreamEvent,
+    },
+}
+
+/// What must survive. A record replaces the former one of the same agent or task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// An agent's credential.
+    Credential(Credential),
+    /// A task.
+    Task(Task),
+}
+
+impl Record {
+    /// The agent that the record is about.
+    #[must_use]
+    pub const fn agent(&self) -> &AgentName {
+        match self {
+            Self::Credential(credential) => &credential.agent,
+            Self::Task(task) => &task.agent,
+        }
+    }
+}
+
+/// Why a stream can't be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The agent has no session.
+    #[error("the agent's runtime is not connected")]
+    Offline,
+    /// The hub goes down.
+    #[error("the controller is going down")]
+    Shutdown,
+}
+
+/// Something that the controller should know.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// A runtime has bound its key to its credential. It has shown the claim's nonce.
+    Joined {
+        /// The agent.
+        agent: AgentName,
+        /// Its incarnation.
+        incarnation: Incarnation,
+    },
+    /// A session was accepted.
+    SessionOpened {
+        /// The agent.
+        agent: AgentName,
+        /// The session's epoch.
+        epoch: Epoch,
+    },
+    /// A session has ended.
+    SessionClosed {
+        /// The agent.
+        agent: AgentName,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// Why.
+        why: CloseReason,
+    },
+    /// A runtime has not been heard for some heartbeats. Its connection is kept.
+    SessionSilent {
+        /// The agent.
+        agent: AgentName,
+        /// When it was last heard.
+        last_seen: Timestamp,
+    },
+    /// A silent runtime is heard again.
+    SessionHeard {
+        /// The agent.
+        agent: AgentName,
+    },
+    /// A connection was refused before it became a session.
+    Refused {
+        /// The agent that it said to be, if it said so.
+        agent: Option<AgentName>,
+        /// Why, for machines.
+        code: RefusalCode,
+        /// Why, for people.
+        message: String,
+        /// Who.
+        peer: SocketAddr,
+    },
+    /// A health report.
+    Health {
+        /// The agent.
+        agent: AgentName,
+        /// The report.
+        report: HealthReport,
+    },
+    /// Lines of a runtime's log.
+    Log {
+        /// The agent.
+        agent: AgentName,
+        /// The lines.
+        lines: Vec<String>,
+        /// Lines missing before them.
+        dropped: u64,
+    },
+    /// The configuration that a runtime now works with.
+    Configured {
+        /// The agent.
+        agent: AgentName,
+        /// The configuration's digest.
+        digest: Digest,
+    },
+    /// A task has begun.
+    TaskStarted(Task),
+    /// A task is over.
+    TaskEnded(Task),
+    /// A task wrote something.
+    TaskOutput {
+        /// The agent.
+        agent: AgentName,
+        /// The task.
+        task: TaskRef,
+        /// Where it wrote.
+        channel: Channel,
+        /// What it wrote.
+        data: Bytes,
+    },
+    /// A runtime spoke of a task that is not under way: one that is over, or was never given to it.
+    TaskUnknown {
+        /// The agent.
+        agent: AgentName,
+        /// The task.
+        task: TaskRef,
+    },
+}
+
+impl Notice {
+    /// Whether the notice may be dropped when the controller can't keep up: a later one makes up for
+    /// it, or people can do without.
+    #[must_use]
+    pub const fn may_be_dropped(&self) -> bool {
+        matches!(self, Self::Health { .. } | Self::Log { .. } | Self::TaskOutput { .. } | Self::Refused { .. })
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The connection went away.
+    Disconnected,
+    /// The hub ended it.
+    Refused {
+        /// Why, for machines.
+        code: RefusalCode,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disconnected => f.write_str("the connection to the runtime was lost"),
+            Self::Refused { message, .. } => f.write_str(message),
+        }
+    }
+}
+
+/// A session, as it is now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionInfo {
+    /// The agent.
+    pub agent: AgentName,
+    /// The incarnation that speaks.
+    pub incarnation: Incarnation,
+    /// The session's epoch.
+    pub epoch: Epoch,
+    /// Which start of the runtime this is.
+    pub boot: Boot,
+    /// When the session was accepted.
+    pub connected_at: Timestamp,
+    /// When the runtime was last heard.
+    pub last_seen: Timestamp,
+    /// The runtime's version.
+    pub runtime_version: String,
+    /// The latest health report.
+    pub health: Option<HealthReport>,
+    /// The digest of the configuration that the runtime works with.
+    pub configured: Option<Digest>,
+}

@@ -1,0 +1,246 @@
+//! What goes on in a session: health, log, tasks and streams.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::task::Task;
+use vm_agent_schemas::wire::{
+    Address, Channel, DATA_MAX, Frame, FromHub, FromRuntime, Run, Signal, StreamEnded, StreamOpen, StreamRef,
+    StreamSignal, TaskEnded, TaskOrder, TaskRef,
+};
+
+use super::handshake::Refusal;
+use super::sessions::check_sender;
+use super::streams::Owner;
+use super::tasks::{Ended, fits, reference};
+use super::{ConnId, Effect, Hub, Inbound, Notice, OpenError, Record, StreamKey};
+use crate::stream::StreamEvent;
+
+const TOO_LARGE: &str = "arguments and environment are larger than one message can be";
+
+impl Hub {
+    /// A frame came in a session.
+    pub(super) fn heard(&mut self, conn: ConnId, inbound: Inbound, now: Timestamp) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        let agent = session.agent.clone();
+        if session.heard(now) {
+            self.notify(Notice::SessionHeard { agent: agent.clone() });
+        }
+        match inbound {
+            Inbound::Invalid(why) => Err(Refusal::protocol(why)),
+            Inbound::Data(frame) => self.output(conn, agent, frame),
+            Inbound::Message(envelope) => {
+                check_sender(&envelope.from, &agent)?;
+                if envelope.to != Address::Host {
+                    return Err(Refusal::protocol(format!("nobody can be reached as `{}` here", envelope.to)));
+                }
+                self.message(conn, agent, envelope.body, now)
+            }
+        }
+    }
+
+    fn message(&mut self, conn: ConnId, agent: AgentName, body: FromRuntime, now: Timestamp) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        match body {
+            FromRuntime::Hello(_) | FromRuntime::Proof(_) => {
+                return Err(Refusal::protocol("the handshake is over: a session has one hello"));
+            }
+            FromRuntime::Health(report) => {
+                session.health = Some(report);
+                self.notify(Notice::Health { agent, report });
+            }
+            FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
+            FromRuntime::Configured(configured) => {
+                session.configured = Some(configured.digest.clone());
+                self.notify(Notice::Configured { agent, digest: configured.digest });
+            }
+            FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
+            FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
+            FromRuntime::StreamOpened(StreamRef { stream }) => {
+                if let Some(Owner::Client(key)) = session.streams.owner(stream)? {
+                    self.effects.push(Effect::Client { key, event: StreamEvent::Opened });
+                }
+            }
+            FromRuntime::StreamEnded(ended) => self.stream_ended(conn, ended)?,
+            FromRuntime::StreamTaken(taken) => {
+                if let Some(key) = session.streams.input_taken(taken)? {
+                    let event = StreamEvent::Taken { offset: taken.offset };
+                    self.effects.push(Effect::Client { key, event });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // Tasks.
+
+    pub(super) fn submit(&mut self, task: Task, now: Timestamp) {
+        let agent = task.agent.clone();
+        let queue = self.tasks.entry(agent.clone()).or_default();
+        queue.submit(task);
+        if let Some(enrolled) = self.agents.get(&agent) {
+            let over = queue.begin_incarnation(enrolled.credential.incarnation, now);
+            self.finish(over);
+        }
+        self.deliver(&agent, now);
+    }
+
+    /// Sends the agent's next task, when it is its turn and the agent is there.
+    pub(super) fn deliver(&mut self, agent: &AgentName, now: Timestamp) {
+        let Some(conn) = self.live(agent) else { return };
+        loop {
+            let Some(epoch) = self.session(conn).map(|session| session.epoch) else { return };
+            let Some(queue) = self.tasks.get_mut(agent) else { return };
+            let Some(task) = queue.next_to_send(epoch) else { return };
+            if fits(&task.run) {
+                return self.order(conn, task);
+            }
+            let rejected = queue.reject(reference(&task), TOO_LARGE, now);
+            self.finish(rejected.into_iter().collect());
+        }
+    }
+
+    fn order(&mut self, conn: ConnId, task: Task) {
+        let Some(session) = self.session_mut(conn) else { return };
+        let stream = session.streams.open(Owner::Task(reference(&task)), false);
+        let timeout_ms = u64::try_from(task.timeout.get().as_millis()).unwrap_or(u64::MAX);
+        let order = TaskOrder { task: reference(&task), stream, run: task.run, timeout_ms };
+        self.send(conn, FromHub::Task(order));
+    }
+
+    fn task_started(&mut self, conn: ConnId, agent: AgentName, task: TaskRef, now: Timestamp) {
+        let Some(incarnation) = self.session(conn).map(|session| session.incarnation) else { return };
+        match self.tasks.get_mut(&agent).and_then(|queue| queue.started(task, incarnation, now)) {
+            Some((task, news)) => {
+                self.effects.push(Effect::Store(Record::Task(task.clone())));
+                if news {
+                    self.notify(Notice::TaskStarted(task));
+                }
+            }
+            None => self.notify(Notice::TaskUnknown { agent, task }),
+        }
+    }
+
+    /// The end is stored, then acknowledged. An end that is known is acknowledged again, and stored
+    /// again before that, since its first record may have failed. An end of what is not under way here
+    /// is acknowledged too, else the runtime would repeat it for ever.
+    fn task_ended(&mut self, conn: ConnId, agent: &AgentName, ended: TaskEnded, now: Timestamp) {
+        let task = ended.task;
+        let known = self.tasks.get_mut(agent).map_or(Ended::Unknown, |queue| queue.ended(ended, now));
+        if let Some(session) = self.session_mut(conn) {
+            session.streams.close_task(task);
+        }
+        match known {
+            Ended::Now(task) => self.finish(vec![task]),
+            Ended::Before(task) => self.effects.push(Effect::Store(Record::Task(task))),
+            Ended::Unknown => self.notify(Notice::TaskUnknown { agent: agent.clone(), task }),
+        }
+        self.send(conn, FromHub::TaskAck(task));
+        self.deliver(agent, now);
+    }
+
+    /// Stores the ends again that could not be stored.
+    pub(super) fn store_again(&mut self) {
+        let unstored = self.tasks.values_mut().flat_map(super::TaskQueue::take_unstored);
+        let unstored: Vec<_> = unstored.collect();
+        self.finish(unstored);
+    }
+
+    // Streams, from the runtime.
+
+    fn output(&mut self, conn: ConnId, agent: AgentName, frame: Frame) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        match session.streams.output(&frame)? {
+            None => {}
+            Some(Owner::Client(key)) => {
+                let Frame { channel, offset, end, data, .. } = frame;
+                self.effects.push(Effect::Client { key, event: StreamEvent::Data { channel, offset, end, data } });
+            }
+            Some(Owner::Task(task)) => {
+                let Frame { stream, channel, offset, data, .. } = frame;
+                let taken = session.streams.output_taken(stream, channel, offset + data.len() as u64);
+                if !data.is_empty() {
+                    self.notify(Notice::TaskOutput { agent, task, channel, data });
+                }
+                if let Some(taken) = taken {
+                    self.send(conn, FromHub::StreamTaken(taken));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stream_ended(&mut self, conn: ConnId, ended: StreamEnded) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        if let Some(Owner::Client(key)) = session.streams.owner(ended.stream)? {
+            session.streams.close(ended.stream);
+            self.clients.remove(&key);
+            self.effects.push(Effect::Client { key, event: StreamEvent::Ended(ended.outcome) });
+        }
+        Ok(())
+    }
+
+    // Streams, from clients. An event of a client whose stream is over comes too late, and means
+    // nothing.
+
+    pub(super) fn open_stream(&mut self, key: StreamKey, agent: &AgentName, run: Run, stdin: bool) {
+        let live = self.live(agent).filter(|_| !self.shutting_down);
+        let Some((conn, session)) = live.and_then(|conn| Some((conn, self.session_mut(conn)?))) else {
+            let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
+            return self.effects.push(Effect::Opening { key, answer: Err(error) });
+        };
+        if !fits(&run) {
+            self.effects.push(Effect::Opening { key, answer: Ok(()) });
+            return self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
+        }
+        let stream = session.streams.open(Owner::Client(key), stdin);
+        self.clients.insert(key, (conn, stream));
+        self.effects.push(Effect::Opening { key, answer: Ok(()) });
+        self.send(conn, FromHub::StreamOpen(StreamOpen { stream, run, stdin }));
+    }
+
+    pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes) {
+        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
+        let Some(session) = self.session_mut(conn) else { return };
+        if let Err(why) = session.streams.input(stream, offset, end, data.len() as u64) {
+            self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_owned()) });
+            return self.close_stream(key);
+        }
+        let mut offset = offset;
+        loop {
+            let data_now = data.split_to(data.len().min(DATA_MAX));
+            let last = data.is_empty();
+            let len = data_now.len() as u64;
+            if len > 0 || end {
+                let frame = Frame { stream, channel: Channel::Stdin, offset, end: end && last, data: data_now };
+                self.effects.push(Effect::SendData { conn, frame });
+            }
+            if last {
+                return;
+            }
+            offset += len;
+        }
+    }
+
+    pub(super) fn taken(&mut self, key: StreamKey, channel: Channel, offset: u64) {
+        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
+        let Some(session) = self.session_mut(conn) else { return };
+        if let Some(taken) = session.streams.output_taken(stream, channel, offset) {
+            self.send(conn, FromHub::StreamTaken(taken));
+        }
+    }
+
+    pub(super) fn signal(&mut self, key: StreamKey, signal: Signal) {
+        if let Some(&(conn, stream)) = self.clients.get(&key) {
+            self.send(conn, FromHub::StreamSignal(StreamSignal { stream, signal }));
+        }
+    }
+
+    pub(super) fn close_stream(&mut self, key: StreamKey) {
+        let Some((conn, stream)) = self.clients.remove(&key) else { return };
+        if let Some(session) = self.session_mut(conn) {
+            session.streams.close(stream);
+            self.send(conn, FromHub::StreamClose(StreamRef { stream }));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The hub as a state machine: events in, effects out. It has no sockets, no disk, no clock and no
+//! randomness; what it needs of them comes in with the events.
+//!
+//! ```text
+//!            opened            hello, fit             proof, fit: credential stored
+//!  (nothing) ──────▶ AwaitingHello ──────▶ AwaitingProof ──────▶ Live
+//!                          │ anything else,      │                 │ another's name, a broken rule,
+//!                          │ or too late         │                 │ long silence, a newer session
+//!                          ▼                     ▼                 ▼
+//!                       refused, closed, forgotten ◀───────────────┘
+//! ```
+//!
+//! A connection that is closed is forgotten at once: whatever still comes from it means nothing.
+//!
+//! **Durability.** Memory runs ahead of the disk: effects that depend on a record follow its
+//! [`Effect::Store`] and are held back until it is durable. What takes something away (the end of an
+//! older session) stands before it. If storing fails, the session is closed and the runtime comes
+//! back; records are whole, so the next one makes good what the failed one missed, and an ended task
+//! is kept here until its end is durable.
+
+mod event;
+mod handshake;
+mod live;
+mod sessions;
+mod streams;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::ids::SessionId;
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::{Address, Challenge, Configuration, FromHub, Hello};
+
+pub use event::{CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, Record, SessionInfo, StreamKey};
+
+use sessions::Session;
+use tasks::TaskQueue;
+
+/// All connections, sessions, streams and unfinished tasks of one fleet.
+#[derive(Debug)]
+pub struct Hub {
+    fleet: FleetName,
+    heartbeat: Duration,
+    agents: BTreeMap<AgentName, Enrolled>,
+    /// Tasks may be accepted for an agent that has no instance yet.
+    tasks: BTreeMap<AgentName, TaskQueue>,
+    connections: BTreeMap<ConnId, Connection>,
+    clients: BTreeMap<StreamKey, (ConnId, u32)>,
+    last_tick: Option<Timestamp>,
+    /// Nobody is judged by silence before this time.
+    grace_until: Timestamp,
+    shutting_down: bool,
+    effects: Vec<Effect>,
+}
+
+/// An agent that may have a session.
+#[derive(Debug)]
+struct Enrolled {
+    credential: Credential,
+    configuration: Configuration,
+    /// The connection of its session.
+    live: Option<ConnId>,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Connection {
+    peer: SocketAddr,
+    challenge: Challenge,
+    session: SessionId,
+    opened_at: Timestamp,
+    phase: Phase,
+}
+
+/// How far a connection is.
+#[derive(Debug)]
+enum Phase {
+    AwaitingHello,
+    AwaitingProof(Box<Hello>),
+    Live(Box<Session>),
+}
+
+impl Phase {
+    /// The agent that the peer says to be.
+    fn claimed(&self) -> Option<&AgentName> {
+        match self {
+            Self::AwaitingHello => None,
+            Self::AwaitingProof(hello) => Some(&hello.agent),
+            Self::Live(session) => Some(&session.agent),
+        }
+    }
+}
+
+impl Hub {
+    /// A hub without agents, whose runtimes are to send a heartbeat that often.
+    #[must_use]
+    pub fn new(fleet: FleetName, heartbeat: Span) -> Self {
+        Self {
+            fleet,
+            heartbeat: heartbeat.get(),
+            agents: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            last_tick: None,
+            grace_until: Timestamp::MIN,
+            shutting_down: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes in one event and answers with what is to be done, in order.
+    pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Effect> {
+        match event {
+            Event::Opened { conn, peer, since, challenge, session } => {
+                let challenge = Challenge { challenge };
+                let phase = Phase::AwaitingHello;
+                self.opened(conn, Connection { peer, challenge, session, opened_at: since, phase });
+            }
+            Event::Received { conn, inbound } => self.received(conn, inbound, now),
+            Event::Overflowed { conn } => self.overflowed(conn),
+            Event::Closed { conn } => self.forget(conn, &CloseReason::Disconnected),
+            Event::Tick => self.tick(now),
+            Event::Stored(records) => self.stored(&records),
+            Event::StoreFailed(records) => self.store_failed(&records),
+            Event::Enroll(credential, configuration) => self.enroll(credential, configuration, now),
+            Event::Revoke(agent) => self.revoke(&agent, now),
+            Event::Configure(agent, configuration) => self.configure(&agent, configuration),
+            Event::Submit(task) => self.submit(task, now),
+            Event::OpenStream { key, agent, run, stdin } => self.open_stream(key, &agent, run, stdin),
+            Event::Input { key, offset, end, data } => self.input(key, offset, end, data),
+            Event::Taken { key, channel, offset } => self.taken(key, channel, offset),
+            Event::Signal { key, signal } => self.signal(key, signal),
+            Event::CloseStream { key } => self.close_stream(key),
+            Event::Shutdown => self.shutdown(),
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The sessions as they are now. One counts from when its credential is durable.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        let live = self.agents.values().filter_map(|agent| self.session(agent.live?));
+        live.filter(|session| session.durable).map(Session::info).collect()
+    }
+
+    fn session(&self, conn: ConnId) -> Option<&Session> {
+        match &self.connections.get(&conn)?.phase {
+            Phase::Live(session) => Some(session),
+            Phase::AwaitingHello | Phase::AwaitingProof(_) => None,
+        }
+    }
+
+    fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
+        match &mut self.connections.get_mut(&conn)?.phase {
+            Phase::Live(session) => Some(session),
+            Phase::AwaitingHello | Phase::AwaitingProof(_) => None,
+        }
+    }
+
+    fn live(&self, agent: &AgentName) -> Option<ConnId> {
+        self.agents.get(agent)?.live
+    }
+
+    fn send(&mut self, conn: ConnId, body: FromHub) {
+        let claimed = self.connections.get(&conn).and_then(|connection| connection.phase.claimed());
+        // A peer that has not said who it is can only be meant as anyone.
+        let to = claimed.map_or(Address::Broadcast, |agent| Address::Agent(agent.clone()));
+        self.effects.push(Effect::Send { conn, to, body });
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.effects.push(Effect::Notify(notice));
+    }
+
+    /// Stores the end of tasks, and tells of it.
+    fn finish(&mut self, tasks: Vec<Task>) {
+        self.effects.extend(tasks.iter().cloned().map(Record::Task).map(Effect::Store));
+        self.effects.extend(tasks.into_iter().map(Notice::TaskEnded).map(Effect::Notify));
+    }
+
+    fn stored(&mut self, records: &[Record]) {
+        for record in records {
+            match record {
+                Record::Task(task) if matches!(task.state, TaskState::Ended { .. }) => {
+                    if let Some(queue) = self.tasks.get_mut(&task.agent) {
+                        queue.stored(tasks::reference(task));
+                    }
+                }
+                Record::Task(_) => {}
+                Record::Credential(credential) => {
+                    let conn = self.live(&credential.agent);
+                    let session = conn.and_then(|conn| self.session_mut(conn));
+                    if let Some(session) = session.filter(|session| session.epoch == credential.epoch) {
+                        session.durable = true;
+                    }
+                }
+            }
+        }
+        self.tasks.retain(|_, queue| !queue.is_empty());
+    }
+}
+
+/// How long ago that was; nothing when the clock was set back meanwhile.
+fn elapsed(now: Timestamp, since: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}

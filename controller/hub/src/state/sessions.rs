@@ -1,0 +1,370 @@
+//! How connections become sessions, and how they end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::wire::{
+    Address, Configuration, Envelope, FromHub, FromRuntime, HANDSHAKE_LIMIT, HealthReport, Hello, RefusalCode, Refused,
+    Welcome,
+};
+
+use super::handshake::{self, Refusal};
+use super::streams::Streams;
+use super::{
+    CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed, tasks,
+};
+use crate::stream::StreamEvent;
+
+/// Heartbeats, in halves, after which a runtime counts as silent: two may be lost, and half of one is
+/// room for jitter. The connection is kept, since a runtime that was only suspended goes on with it.
+const SILENT_AFTER_HALF_HEARTBEATS: u32 = 5;
+
+/// Heartbeats after which the connection of a silent runtime is closed: by then it is more likely dead
+/// than suspended, and a runtime that comes back reconnects at no cost.
+const CLOSED_AFTER_HEARTBEATS: u32 = 10;
+
+/// The accepted connection of a runtime.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) agent: AgentName,
+    pub(super) incarnation: Incarnation,
+    pub(super) epoch: Epoch,
+    boot: Boot,
+    connected_at: Timestamp,
+    last_seen: Timestamp,
+    runtime_version: String,
+    pub(super) health: Option<HealthReport>,
+    pub(super) configured: Option<Digest>,
+    pub(super) streams: Streams,
+    /// Whether the record that makes this a session is stored.
+    pub(super) durable: bool,
+    silent: bool,
+}
+
+impl Session {
+    fn new(credential: &Credential, runtime_version: String, now: Timestamp) -> Self {
+        Self {
+            agent: credential.agent.clone(),
+            incarnation: credential.incarnation,
+            epoch: credential.epoch,
+            boot: credential.boot,
+            connected_at: now,
+            last_seen: now,
+            runtime_version,
+            health: None,
+            configured: None,
+            streams: Streams::default(),
+            durable: false,
+            silent: false,
+        }
+    }
+
+    /// Takes note that the runtime was heard. Answers whether it had been silent.
+    pub(super) fn heard(&mut self, now: Timestamp) -> bool {
+        self.last_seen = now;
+        std::mem::take(&mut self.silent)
+    }
+
+    pub(super) fn info(&self) -> SessionInfo {
+        SessionInfo {
+            agent: self.agent.clone(),
+            incarnation: self.incarnation,
+            epoch: self.epoch,
+            boot: self.boot,
+            connected_at: self.connected_at,
+            last_seen: self.last_seen,
+            runtime_version: self.runtime_version.clone(),
+            health: self.health,
+            configured: self.configured.clone(),
+        }
+    }
+}
+
+/// What silence means for a connection.
+enum Silence {
+    Fine,
+    Silent,
+    TooLong(&'static str),
+}
+
+impl Connection {
+    fn silence(&self, heartbeat: Duration, now: Timestamp) -> Silence {
+        match &self.phase {
+            Phase::AwaitingHello | Phase::AwaitingProof(_) => {
+                if elapsed(now, self.opened_at) > HANDSHAKE_LIMIT.get() {
+                    return Silence::TooLong("the handshake took too long");
+                }
+            }
+            Phase::Live(session) => {
+                let silence = elapsed(now, session.last_seen);
+                if silence > heartbeat * CLOSED_AFTER_HEARTBEATS {
+                    return Silence::TooLong("the runtime has not been heard for too long");
+                }
+                if !session.silent && silence > heartbeat * SILENT_AFTER_HALF_HEARTBEATS / 2 {
+                    return Silence::Silent;
+                }
+            }
+        }
+        Silence::Fine
+    }
+}
+
+impl Hub {
+    pub(super) fn opened(&mut self, conn: ConnId, connection: Connection) {
+        self.connections.insert(conn, connection);
+        if self.shutting_down {
+            self.refuse(conn, going_down());
+        }
+    }
+
+    pub(super) fn received(&mut self, conn: ConnId, inbound: Inbound, now: Timestamp) {
+        let result = match self.connections.get(&conn).map(|connection| &connection.phase) {
+            None => Ok(()),
+            Some(Phase::AwaitingHello) => self.hello(conn, inbound, now),
+            Some(Phase::AwaitingProof(hello)) => {
+                let hello = hello.clone();
+                self.proof(conn, *hello, inbound, now)
+            }
+            Some(Phase::Live(_)) => self.heard(conn, inbound, now),
+        };
+        if let Err(refusal) = result {
+            self.refuse(conn, refusal);
+        }
+    }
+
+    fn hello(&mut self, conn: ConnId, inbound: Inbound, now: Timestamp) -> Result<(), Refusal> {
+        let (from, hello) = match inbound {
+            Inbound::Message(Envelope { from, body: FromRuntime::Hello(hello), .. }) => (from, hello),
+            Inbound::Invalid(why) => return Err(Refusal::protocol(why)),
+            Inbound::Message(_) | Inbound::Data(_) => {
+                return Err(Refusal::protocol("the first message of a connection is `hello`"));
+            }
+        };
+        check_sender(&from, &hello.agent)?;
+        let credential = self.agents.get(&hello.agent).map(|agent| &agent.credential);
+        let verdict = handshake::check_hello(&hello, &self.fleet, credential, now);
+        let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
+        // Also when it is refused: then the refusal names who it said to be.
+        connection.phase = Phase::AwaitingProof(Box::new(hello));
+        let challenge = connection.challenge.clone();
+        verdict?;
+        self.send(conn, FromHub::Challenge(challenge));
+        Ok(())
+    }
+
+    fn proof(&mut self, conn: ConnId, hello: Hello, inbound: Inbound, now: Timestamp) -> Result<(), Refusal> {
+        let (from, proof) = match inbound {
+            Inbound::Message(Envelope { from, body: FromRuntime::Proof(proof), .. }) => (from, proof),
+            Inbound::Invalid(why) => return Err(Refusal::protocol(why)),
+            Inbound::Message(_) | Inbound::Data(_) => {
+                return Err(Refusal::protocol("the answer to a challenge is `proof`"));
+            }
+        };
+        check_sender(&from, &hello.agent)?;
+        let (Some(agent), Some(connection)) = (self.agents.get(&hello.agent), self.connections.get(&conn)) else {
+            return Err(Refusal::new(RefusalCode::UnknownAgent, "the agent was removed meanwhile"));
+        };
+        let version = handshake::check_hello(&hello, &self.fleet, Some(&agent.credential), now)?;
+        handshake::check_proof(&hello, &connection.challenge, &proof)?;
+        self.accept(conn, hello, version, now);
+        Ok(())
+    }
+
+    fn accept(&mut self, conn: ConnId, hello: Hello, protocol: u32, now: Timestamp) {
+        if let Some(older) = self.live(&hello.agent) {
+            let message = "a newer session of the same runtime has taken the place of this one";
+            self.refuse(older, Refusal::new(RefusalCode::Superseded, message));
+        }
+        let (Some(agent), Some(connection)) = (self.agents.get_mut(&hello.agent), self.connections.get_mut(&conn))
+        else {
+            return;
+        };
+        let joined = agent.credential.binding.is_none();
+        let credential = handshake::accepted(&agent.credential, &hello);
+        agent.credential = credential.clone();
+        agent.live = Some(conn);
+        connection.phase = Phase::Live(Box::new(Session::new(&credential, hello.runtime_version, now)));
+        let welcome = Welcome {
+            protocol,
+            session: connection.session,
+            epoch: credential.epoch,
+            heartbeat_ms: u64::try_from(self.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            configuration: agent.configuration.clone(),
+        };
+        let (incarnation, epoch) = (credential.incarnation, credential.epoch);
+        self.effects.push(Effect::Store(Record::Credential(credential)));
+        self.send(conn, FromHub::Welcome(welcome));
+        if joined {
+            self.notify(Notice::Joined { agent: hello.agent.clone(), incarnation });
+        }
+        self.notify(Notice::SessionOpened { agent: hello.agent.clone(), epoch });
+        self.deliver(&hello.agent, now);
+    }
+
+    /// Tells the peer why, closes the connection and forgets it.
+    pub(super) fn refuse(&mut self, conn: ConnId, refusal: Refusal) {
+        let Some(connection) = self.connections.get(&conn) else { return };
+        let (peer, claimed) = (connection.peer, connection.phase.claimed().cloned());
+        let live = matches!(connection.phase, Phase::Live(_));
+        let Refusal { code, message } = refusal;
+        self.send(conn, FromHub::Refused(Refused { code, message: message.clone(), retry: code.retry() }));
+        self.effects.push(Effect::Close { conn });
+        if !live {
+            self.notify(Notice::Refused { agent: claimed, code, message: message.clone(), peer });
+        }
+        self.forget(conn, &CloseReason::Refused { code, message });
+    }
+
+    /// A connection is no more, and with it its session and the streams of that.
+    pub(super) fn forget(&mut self, conn: ConnId, why: &CloseReason) {
+        let Some(Connection { phase: Phase::Live(session), .. }) = self.connections.remove(&conn) else { return };
+        if let Some(agent) = self.agents.get_mut(&session.agent) {
+            agent.live = None;
+        }
+        for key in session.streams.clients() {
+            self.clients.remove(&key);
+            self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_string()) });
+        }
+        let (agent, epoch) = (session.agent, session.epoch);
+        self.notify(Notice::SessionClosed { agent, epoch, why: why.clone() });
+    }
+
+    pub(super) fn overflowed(&mut self, conn: ConnId) {
+        self.refuse(conn, Refusal::flow("the runtime does not read what it is sent"));
+    }
+
+    pub(super) fn tick(&mut self, now: Timestamp) {
+        // Ticks come far more often than heartbeats. A gap means that the host slept or its clock was
+        // set: then no runtime is to blame for its silence.
+        if self.last_tick.is_some_and(|last| elapsed(now, last) > self.heartbeat) {
+            let grace = self.heartbeat * SILENT_AFTER_HALF_HEARTBEATS / 2;
+            self.grace_until = now.saturating_add(grace).unwrap_or(now);
+        }
+        self.last_tick = Some(now);
+        if now >= self.grace_until {
+            self.judge_silence(now);
+        }
+        self.end_overdue_tasks(now);
+        self.store_again();
+    }
+
+    fn judge_silence(&mut self, now: Timestamp) {
+        let silences: Vec<_> =
+            self.connections.iter().map(|(conn, it)| (*conn, it.silence(self.heartbeat, now))).collect();
+        for (conn, silence) in silences {
+            match silence {
+                Silence::Fine => {}
+                Silence::TooLong(message) => self.refuse(conn, Refusal::new(RefusalCode::Silence, message)),
+                Silence::Silent => {
+                    if let Some(session) = self.session_mut(conn) {
+                        session.silent = true;
+                        let (agent, last_seen) = (session.agent.clone(), session.last_seen);
+                        self.notify(Notice::SessionSilent { agent, last_seen });
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_overdue_tasks(&mut self, now: Timestamp) {
+        let connected: Vec<_> = self.agents.values().filter_map(|agent| self.session(agent.live?)).collect();
+        let connected: Vec<_> = connected.iter().map(|it| (it.agent.clone(), it.connected_at)).collect();
+        for (agent, connected_at) in connected {
+            let Some(queue) = self.tasks.get_mut(&agent) else { continue };
+            let overdue = queue.end_overdue(connected_at, now);
+            if !overdue.is_empty() {
+                self.finish(overdue);
+                self.deliver(&agent, now);
+            }
+        }
+    }
+
+    pub(super) fn store_failed(&mut self, records: &[Record]) {
+        for record in records {
+            if let Record::Task(task) = record
+                && let Some(queue) = self.tasks.get_mut(&task.agent)
+            {
+                queue.not_stored(tasks::reference(task));
+            }
+        }
+        let agents: BTreeSet<_> = records.iter().map(Record::agent).collect();
+        for conn in agents.into_iter().filter_map(|agent| self.live(agent)).collect::<Vec<_>>() {
+            self.refuse(conn, Refusal::new(RefusalCode::Internal, "the controller could not store what it must"));
+        }
+    }
+
+    pub(super) fn enroll(&mut self, credential: Credential, configuration: Configuration, now: Timestamp) {
+        let agent = credential.agent.clone();
+        if let Some(known) = self.agents.get_mut(&agent).map(|agent| &mut agent.credential)
+            && known.nonce == credential.nonce
+            && known.incarnation >= credential.incarnation
+        {
+            // What is known here is ahead of what the caller read; only the join token can be newer.
+            if known.incarnation == credential.incarnation && known.binding.is_none() {
+                known.join = credential.join;
+            }
+            return self.configure(&agent, configuration);
+        }
+        if let Some(conn) = self.live(&agent) {
+            let message = format!("the incarnation was replaced by incarnation {}", credential.incarnation);
+            self.refuse(conn, Refusal::new(RefusalCode::Incarnation, message));
+        }
+        let incarnation = credential.incarnation;
+        let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
+        if let Some(queue) = self.tasks.get_mut(&agent) {
+            let mut over = queue.begin_incarnation(incarnation, now);
+            if replaced.is_some() {
+                over.extend(queue.end_incarnation(now));
+            }
+            self.finish(over);
+        }
+    }
+
+    pub(super) fn revoke(&mut self, agent: &AgentName, now: Timestamp) {
+        if let Some(conn) = self.live(agent) {
+            self.refuse(conn, Refusal::new(RefusalCode::Revoked, format!("agent `{agent}` was removed")));
+        }
+        self.agents.remove(agent);
+        if let Some(queue) = self.tasks.get_mut(agent) {
+            let over = queue.end_all("the agent was removed before the task was delivered", now);
+            self.finish(over);
+        }
+    }
+
+    pub(super) fn configure(&mut self, agent: &AgentName, configuration: Configuration) {
+        let Some(enrolled) = self.agents.get_mut(agent) else { return };
+        if enrolled.configuration == configuration {
+            return;
+        }
+        enrolled.configuration = configuration.clone();
+        if let Some(conn) = enrolled.live {
+            self.send(conn, FromHub::Configure(configuration));
+        }
+    }
+
+    pub(super) fn shutdown(&mut self) {
+        self.shutting_down = true;
+        for conn in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.refuse(conn, going_down());
+        }
+    }
+}
+
+fn going_down() -> Refusal {
+    Refusal::new(RefusalCode::Shutdown, "the controller is going down")
+}
+
+/// A message comes from the agent that its connection belongs to.
+pub(super) fn check_sender(from: &Address, agent: &AgentName) -> Result<(), Refusal> {
+    match from {
+        Address::Agent(name) if name == agent => Ok(()),
+        other => {
+            let message = format!("the runtime of agent `{agent}` sent a message in the name of `{other}`");
+            Err(Refusal::new(RefusalCode::Impersonation, message))
+        }
+    }
+}

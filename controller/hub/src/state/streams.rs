@@ -1,0 +1,177 @@
+//! The streams of one session: which numbers are open, and how far each channel is.
+//!
+//! Every channel is counted in bytes from its start. A producer may be at most a window ahead of what
+//! its consumer has taken, in both directions; so no end ever holds more than a window.
+
+use std::collections::BTreeMap;
+
+use vm_agent_schemas::wire::{Channel, Frame, StreamTaken, TaskRef, WINDOW};
+
+use super::StreamKey;
+use super::handshake::Refusal;
+
+/// Whom a stream serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A client, who takes output when it likes.
+    Client(StreamKey),
+    /// A task, whose output is taken at once.
+    Task(TaskRef),
+}
+
+/// Output: the runtime produces.
+#[derive(Debug, Default)]
+struct Output {
+    received: u64,
+    taken: u64,
+    ended: bool,
+}
+
+/// Input: a client produces, and the hub sees to it that it keeps the rules.
+#[derive(Debug)]
+struct Input {
+    sent: u64,
+    taken: u64,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Stream {
+    owner: Owner,
+    stdin: Input,
+    stdout: Output,
+    stderr: Output,
+}
+
+/// The streams of one session.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    /// The number given out last. Numbers begin at 1 and are used once.
+    last: u32,
+    open: BTreeMap<u32, Stream>,
+}
+
+impl Streams {
+    /// Opens a stream and answers with its number.
+    pub(super) fn open(&mut self, owner: Owner, stdin: bool) -> u32 {
+        self.last += 1;
+        let stdin = Input { sent: 0, taken: 0, ended: !stdin };
+        self.open.insert(self.last, Stream { owner, stdin, stdout: Output::default(), stderr: Output::default() });
+        self.last
+    }
+
+    /// Forgets a stream and answers whom it served.
+    pub(super) fn close(&mut self, number: u32) -> Option<Owner> {
+        self.open.remove(&number).map(|stream| stream.owner)
+    }
+
+    /// Forgets the stream of a task.
+    pub(super) fn close_task(&mut self, task: TaskRef) {
+        self.open.retain(|_, stream| stream.owner != Owner::Task(task));
+    }
+
+    /// The clients of all open streams.
+    pub(super) fn clients(&self) -> impl Iterator<Item = StreamKey> {
+        self.open.values().filter_map(|stream| match stream.owner {
+            Owner::Client(key) => Some(key),
+            Owner::Task(_) => None,
+        })
+    }
+
+    /// Whom a stream serves; nothing when it was open once and is not any more, since what was under
+    /// way when the hub closed it still comes.
+    pub(super) fn owner(&self, number: u32) -> Result<Option<Owner>, Refusal> {
+        if number == 0 || number > self.last {
+            return Err(Refusal::protocol(format!("stream {number} was never opened")));
+        }
+        Ok(self.open.get(&number).map(|stream| stream.owner))
+    }
+
+    /// Counts output that came, and answers whom it is for.
+    pub(super) fn output(&mut self, frame: &Frame) -> Result<Option<Owner>, Refusal> {
+        let owner = self.owner(frame.stream)?;
+        let Some(stream) = self.open.get_mut(&frame.stream) else { return Ok(owner) };
+        let output = match frame.channel {
+            Channel::Stdout => &mut stream.stdout,
+            Channel::Stderr => &mut stream.stderr,
+            Channel::Stdin => return Err(Refusal::protocol("a runtime sent data on stdin")),
+        };
+        output.receive(frame)?;
+        Ok(owner)
+    }
+
+    /// Counts output that was taken; nothing to tell the producer when it knows as much already.
+    pub(super) fn output_taken(&mut self, number: u32, channel: Channel, offset: u64) -> Option<StreamTaken> {
+        let stream = self.open.get_mut(&number)?;
+        let output = match channel {
+            Channel::Stdout => &mut stream.stdout,
+            Channel::Stderr => &mut stream.stderr,
+            Channel::Stdin => return None,
+        };
+        if offset <= output.taken || offset > output.received {
+            return None;
+        }
+        output.taken = offset;
+        Some(StreamTaken { stream: number, channel, offset })
+    }
+
+    /// Counts input of a client. The error says in what it broke the rules.
+    pub(super) fn input(&mut self, number: u32, offset: u64, end: bool, len: u64) -> Result<(), &'static str> {
+        let Some(stream) = self.open.get_mut(&number) else { return Ok(()) };
+        let input = &mut stream.stdin;
+        if input.ended {
+            return Err("input came after the end of the input");
+        }
+        if offset != input.sent {
+            return Err("the offset of the input does not follow on the input so far");
+        }
+        if input.sent + len - input.taken > WINDOW {
+            return Err("the input runs ahead of what the process has taken by more than the window");
+        }
+        input.sent += len;
+        input.ended = end;
+        Ok(())
+    }
+
+    /// Counts input that the process was given, and answers whom to tell.
+    pub(super) fn input_taken(&mut self, taken: StreamTaken) -> Result<Option<StreamKey>, Refusal> {
+        if taken.channel != Channel::Stdin {
+            return Err(Refusal::protocol("a runtime takes from stdin only"));
+        }
+        let owner = self.owner(taken.stream)?;
+        let (Some(stream), Some(Owner::Client(key))) = (self.open.get_mut(&taken.stream), owner) else {
+            return Ok(None);
+        };
+        if taken.offset > stream.stdin.sent || taken.offset < stream.stdin.taken {
+            return Err(Refusal::flow(format!(
+                "stream {} has taken {} bytes of input, of {} sent and {} taken before",
+                taken.stream, taken.offset, stream.stdin.sent, stream.stdin.taken
+            )));
+        }
+        let news = taken.offset > stream.stdin.taken;
+        stream.stdin.taken = taken.offset;
+        Ok(news.then_some(key))
+    }
+}
+
+impl Output {
+    fn receive(&mut self, frame: &Frame) -> Result<(), Refusal> {
+        let violation = |what: &str| Err(Refusal::flow(format!("stream {}: {what}", frame.stream)));
+        let len = frame.data.len() as u64;
+        if self.ended {
+            return violation("data came after the end of its channel");
+        }
+        if frame.offset != self.received {
+            return violation("the offset does not follow on the data so far");
+        }
+        if len == 0 && !frame.end {
+            return violation("a frame carries no data and ends nothing");
+        }
+        if self.received + len - self.taken > WINDOW {
+            return violation("more was sent than the window allows");
+        }
+        self.received += len;
+        self.ended = frame.end;
+        Ok(())
+    }
+}

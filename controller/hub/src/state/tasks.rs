@@ -1,0 +1,205 @@
+//! The tasks of one agent: first in, first out, one at a time.
+//!
+//! A task that was sent may have begun, heard of or not. So it is sent again only to the same
+//! incarnation, whose runtime tells by its journal what it has seen; when the incarnation is over,
+//! the task ends as interrupted.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_schemas::ids::{Epoch, Incarnation};
+use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::wire::{Run, TEXT_MAX, TaskEnded, TaskOutcome, TaskRef};
+
+use super::elapsed;
+
+/// Most output that is kept of a task, in bytes.
+const OUTPUT_MAX: usize = 64 * 1024;
+
+/// How much longer than its timeout a connected runtime may be silent about a running task before the
+/// task counts as interrupted. Ending a process group takes a runtime seconds; a minute means that it
+/// has forgotten the task, and those behind it should not wait for ever.
+const OVERDUE: Duration = Duration::from_secs(60);
+
+/// Room that a message needs beside what it runs.
+const MESSAGE_OVERHEAD: usize = 1024;
+
+/// Whether a message with this can be sent at all.
+pub(super) fn fits(run: &Run) -> bool {
+    serde_json::to_vec(run).is_ok_and(|json| json.len() + MESSAGE_OVERHEAD <= TEXT_MAX)
+}
+
+#[derive(Debug)]
+struct Entry {
+    task: Task,
+    /// The session in which it was last sent.
+    sent: Option<Epoch>,
+    /// Its end could not be stored, and is to be stored again.
+    unstored: bool,
+}
+
+impl Entry {
+    fn reference(&self) -> TaskRef {
+        reference(&self.task)
+    }
+
+    const fn is_over(&self) -> bool {
+        matches!(self.task.state, TaskState::Ended { .. })
+    }
+
+    const fn may_have_begun(&self) -> bool {
+        matches!(self.task.state, TaskState::Running { .. }) || self.sent.is_some()
+    }
+
+    fn end(&mut self, outcome: TaskOutcome, output: String, now: Timestamp) -> Task {
+        if !self.is_over() {
+            self.task.state = TaskState::Ended { outcome };
+            self.task.ended_at = Some(now);
+            self.task.output = output;
+        }
+        self.task.clone()
+    }
+}
+
+/// What the end of a task means.
+#[derive(Debug, PartialEq)]
+pub(super) enum Ended {
+    /// It is over now.
+    Now(Task),
+    /// It was over before, and its end may not be durable yet.
+    Before(Task),
+    /// It is not under way here.
+    Unknown,
+}
+
+/// The tasks of one agent that are not over, and those whose end is not durable yet.
+#[derive(Debug, Default)]
+pub(super) struct TaskQueue {
+    entries: Vec<Entry>,
+}
+
+pub(super) const fn reference(task: &Task) -> TaskRef {
+    TaskRef { task: task.id, attempt: task.attempt }
+}
+
+impl TaskQueue {
+    /// Takes a task in. A task that is known already, or over, changes nothing.
+    pub(super) fn submit(&mut self, task: Task) {
+        let known = self.entries.iter().any(|entry| entry.reference() == reference(&task));
+        let entry = Entry { task, sent: None, unstored: false };
+        if !known && !entry.is_over() {
+            self.entries.push(entry);
+        }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The task to send in this session now, if any: none while another may be running.
+    pub(super) fn next_to_send(&mut self, epoch: Epoch) -> Option<Task> {
+        let running = |entry: &Entry| matches!(entry.task.state, TaskState::Running { .. });
+        let busy = |entry: &Entry| !entry.is_over() && (running(entry) || entry.sent == Some(epoch));
+        if self.entries.iter().any(busy) {
+            return None;
+        }
+        let entry = self.entries.iter_mut().find(|entry| !entry.is_over())?;
+        entry.sent = Some(epoch);
+        Some(entry.task.clone())
+    }
+
+    /// A runtime says that a task runs. Answers with the task as it is now, and whether that is news.
+    pub(super) fn started(&mut self, task: TaskRef, incarnation: Incarnation, now: Timestamp) -> Option<(Task, bool)> {
+        let entry = self.entries.iter_mut().find(|entry| entry.reference() == task && !entry.is_over())?;
+        let state = TaskState::Running { incarnation };
+        let news = entry.task.state != state;
+        entry.task.state = state;
+        entry.task.started_at = Some(now);
+        Some((entry.task.clone(), news))
+    }
+
+    /// A runtime says that a task is over.
+    pub(super) fn ended(&mut self, ended: TaskEnded, now: Timestamp) -> Ended {
+        match self.entries.iter_mut().find(|entry| entry.reference() == ended.task) {
+            None => Ended::Unknown,
+            Some(entry) if entry.is_over() => Ended::Before(entry.task.clone()),
+            Some(entry) => Ended::Now(entry.end(ended.outcome, tail(ended.output), now)),
+        }
+    }
+
+    /// Ends a task that could never be sent.
+    pub(super) fn reject(&mut self, task: TaskRef, reason: &str, now: Timestamp) -> Option<Task> {
+        let entry = self.entries.iter_mut().find(|entry| entry.reference() == task && !entry.is_over())?;
+        Some(entry.end(TaskOutcome::NotStarted { reason: reason.to_owned() }, String::new(), now))
+    }
+
+    /// Only this incarnation can still say how its tasks ended. Answers with what is over now.
+    pub(super) fn begin_incarnation(&mut self, incarnation: Incarnation, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| match entry.task.state {
+            TaskState::Running { incarnation: of } => (of != incarnation).then_some(TaskOutcome::Interrupted),
+            TaskState::Queued | TaskState::Ended { .. } => None,
+        })
+    }
+
+    /// The incarnation that tasks were sent to is over. Answers with those that end by that.
+    pub(super) fn end_incarnation(&mut self, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| entry.may_have_begun().then_some(TaskOutcome::Interrupted))
+    }
+
+    /// There is no agent any more. Answers with what is over now.
+    pub(super) fn end_all(&mut self, reason: &str, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| {
+            Some(if entry.may_have_begun() {
+                TaskOutcome::Interrupted
+            } else {
+                TaskOutcome::NotStarted { reason: reason.to_owned() }
+            })
+        })
+    }
+
+    /// Ends the running tasks of which a runtime, connected since then, should have told the end.
+    pub(super) fn end_overdue(&mut self, connected_at: Timestamp, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| {
+            let heard = entry.task.started_at.unwrap_or(entry.task.created_at);
+            let running = matches!(entry.task.state, TaskState::Running { .. });
+            let overdue = elapsed(now, heard) > entry.task.timeout.get().saturating_add(OVERDUE);
+            (running && overdue && elapsed(now, connected_at) > OVERDUE).then_some(TaskOutcome::Interrupted)
+        })
+    }
+
+    /// The end of a task is durable: it may be forgotten.
+    pub(super) fn stored(&mut self, task: TaskRef) {
+        self.entries.retain(|entry| entry.reference() != task);
+    }
+
+    /// The end of a task could not be stored.
+    pub(super) fn not_stored(&mut self, task: TaskRef) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.reference() == task) {
+            entry.unstored = entry.is_over();
+        }
+    }
+
+    /// The ended tasks that are to be stored again.
+    pub(super) fn take_unstored(&mut self) -> Vec<Task> {
+        let unstored = self.entries.iter_mut().filter(|entry| entry.unstored);
+        let taken = unstored.map(|entry| {
+            entry.unstored = false;
+            entry.task.clone()
+        });
+        taken.collect()
+    }
+
+    fn end_where(&mut self, now: Timestamp, outcome: impl Fn(&Entry) -> Option<TaskOutcome>) -> Vec<Task> {
+        let open = self.entries.iter_mut().filter(|entry| !entry.is_over());
+        open.filter_map(|entry| outcome(entry).map(|outcome| entry.end(outcome, String::new(), now))).collect()
+    }
+}
+
+/// The last [`OUTPUT_MAX`] bytes of a text, from the start of a character.
+fn tail(output: String) -> String {
+    let mut start = output.len().saturating_sub(OUTPUT_MAX);
+    while !output.is_char_boundary(start) {
+        start += 1;
+    }
+    if start == 0 { output } else { output[start..].to_owned() }
+}
