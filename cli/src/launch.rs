@@ -24,15 +24,16 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 /// How much of the log of a controller that did not start is shown.
 const LOG_LINES: usize = 12;
 
-/// Starts a controller for a fleet on a state folder, and waits until it answers.
-pub(crate) async fn launch(state_dir: &Path, fleet: &Fleet) -> Result<Local, CommandError> {
+/// Starts a controller for a fleet on a state folder, and waits until it answers. `program` is the one
+/// whose `controller` command is run: this one, but in tests.
+pub(crate) async fn launch(program: &Path, state_dir: &Path, fleet: &Fleet) -> Result<Local, CommandError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(state_dir)
         .map_err(|error| CommandError::io(format_args!("`{}` can't be made", state_dir.display()), &error))?;
     let log = Log::open(state_dir)?;
-    let mut child = spawn(state_dir, fleet, &log.file)
+    let mut child = spawn(program, state_dir, fleet, &log.file)
         .map_err(|error| CommandError::io("a controller could not be started", &error))?;
     let answering = tokio::time::timeout(START_LIMIT, answering(&log, &mut child)).await;
     if let Ok(answering) = answering {
@@ -43,8 +44,8 @@ pub(crate) async fn launch(state_dir: &Path, fleet: &Fleet) -> Result<Local, Com
     Err(log.explain(&format!("the controller did not answer within {} s", START_LIMIT.as_secs())))
 }
 
-fn spawn(state_dir: &Path, fleet: &Fleet, log: &File) -> io::Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
+fn spawn(program: &Path, state_dir: &Path, fleet: &Fleet, log: &File) -> io::Result<Child> {
+    let mut command = Command::new(program);
     command
         .args(["controller", "--own-session", "--fleet", fleet.name.as_str(), "--state-dir"])
         .arg(state_dir)
@@ -141,6 +142,32 @@ mod tests {
             ..HubSettings::default()
         };
         assert_eq!(listen_flags(&hub).join(" "), "--hub-listen auto --dashboard-listen 127.0.0.1:0");
+    }
+
+    /// A program that stands in for a controller.
+    fn script(dir: &Path, text: &str) -> std::path::PathBuf {
+        let path = dir.join("program");
+        let mut file = File::options().create(true).write(true).mode(0o700).open(&path).unwrap();
+        file.write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_ends_as_it_starts_is_told_with_the_end_of_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("deep/state");
+        let program = script(dir.path(), "echo \"$1 $2 $3 $4 in $PWD\" >&2; exit 7");
+        let error = launch(&program, &state_dir, &Fleet::default()).await.err().unwrap();
+        assert_eq!(error.exit, Exit::UNREACHABLE);
+        let seen = state_dir.canonicalize().unwrap();
+        let expected = format!(
+            "the controller ended as it started (exit status: 7)\n  | controller --own-session --fleet default in {}",
+            seen.display()
+        );
+        assert_eq!(error.to_string(), expected);
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&state_dir), mode(&state_dir.join(LOG_FILE))), (0o700, 0o600));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::ui::{Color, Format, Ui};
 /// runtime answers, 10 denied, 11 a person has to act first, 130 interrupted. `exec` and `task --wait`
 /// end with the command's own code; 255 says that it could not be run.
 #[derive(Debug, Parser)]
-#[command(name = "vm-agent", version, arg_required_else_help = true, infer_long_args = false)]
+#[command(name = "vm-agent", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,

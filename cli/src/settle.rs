@@ -287,7 +287,10 @@ pub(crate) fn detached() -> CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::{Peer, http};
     use crate::render::samples::{self, blocked, healthy, name, overridden};
+    use crate::ui::Color;
+    use tokio::io::AsyncWriteExt as _;
 
     fn goals(goals: &[(&str, Goal)]) -> BTreeMap<AgentName, Goal> {
         goals.iter().map(|(agent, goal)| (name(agent), *goal)).collect()
@@ -363,5 +366,44 @@ mod tests {
             error.to_string(),
             "1 agent not ready after 10m\n  web: Synced, Offline; waits for the runtime to connect"
         );
+    }
+
+    fn listing(agents: &[AgentView]) -> String {
+        http("200 OK", &serde_json::json!({ "items": agents }).to_string())
+    }
+
+    const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+
+    #[tokio::test]
+    async fn an_event_is_the_time_to_look_again() {
+        let peer = Peer::new();
+        let mut ui = Ui::new(Color::Never, true);
+        let goals = goals(&[("web", Goal::AsFile(None))]);
+        let server = async {
+            let (asked, mut events) = peer.begin_answer(STREAM).await;
+            assert!(asked.starts_with("GET /events?follow=true"), "{asked}");
+            peer.answer(&listing(&[AgentView { health: Health::Starting, ..healthy("web") }])).await;
+            events.write_all(b"data: {}\n\n").await.unwrap();
+            peer.answer(&listing(&[healthy("web")])).await;
+        };
+        let (settled, ()) = tokio::join!(settle(&mut ui, &peer.client, &goals, Span::from_secs(60)), server);
+        settled.unwrap();
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_its_limit_and_with_the_controller() {
+        let peer = Peer::new();
+        let mut ui = Ui::new(Color::Never, true);
+        let goals = goals(&[("web", Goal::Gone)]);
+        for (limit, hold, exit) in [(0, true, Exit::TIMED_OUT), (60, false, Exit::UNREACHABLE)] {
+            let server = async {
+                let (_, events) = peer.begin_answer(STREAM).await;
+                let held = hold.then_some(events);
+                peer.answer(&listing(&[healthy("web")])).await;
+                held
+            };
+            let (settled, _held) = tokio::join!(settle(&mut ui, &peer.client, &goals, Span::from_secs(limit)), server);
+            assert_eq!(settled.unwrap_err().exit, exit);
+        }
     }
 }

@@ -239,4 +239,4 @@ fn problem(status: u16, body: &[u8]) -> Problem {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

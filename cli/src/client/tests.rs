@@ -16,14 +16,14 @@ use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Run, Signal, TaskOutcome,
 use super::*;
 
 /// A socket to answer on, and a client of it.
-struct Peer {
+pub(crate) struct Peer {
     listener: UnixListener,
-    client: Client,
+    pub(crate) client: Client,
     _dir: TempDir,
 }
 
 impl Peer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -32,7 +32,12 @@ impl Peer {
     }
 
     /// Takes one request and answers it with these bytes. Gives back what was asked.
-    async fn answer(&self, answer: &str) -> String {
+    pub(crate) async fn answer(&self, answer: &str) -> String {
+        self.begin_answer(answer).await.0
+    }
+
+    /// The same, but the answer goes on as long as the connection is held.
+    pub(crate) async fn begin_answer(&self, answer: &str) -> (String, UnixStream) {
         let (mut stream, _) = self.listener.accept().await.unwrap();
         let mut asked = String::new();
         while !asked.contains("\r\n\r\n") {
@@ -42,7 +47,7 @@ impl Peer {
             asked.push_str(std::str::from_utf8(&piece[..count]).unwrap());
         }
         stream.write_all(answer.as_bytes()).await.unwrap();
-        asked
+        (asked, stream)
     }
 
     async fn answer_exec(&self) -> WebSocketStream<UnixStream> {
@@ -51,7 +56,7 @@ impl Peer {
     }
 }
 
-fn http(status: &str, body: &str) -> String {
+pub(crate) fn http(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 

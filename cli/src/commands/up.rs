@@ -61,7 +61,9 @@ async fn controller(context: &mut Context, loaded: &Loaded) -> Result<Local, Com
     let state_dir = context.place.here("vm-agent up")?.to_owned();
     let Some(local) = find(&state_dir).await? else {
         context.ui.status(format_args!("starting a controller on {}", state_dir.display()))?;
-        return launch(&state_dir, &loaded.fleet).await;
+        let program = std::env::current_exe()
+            .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
+        return launch(&program, &state_dir, &loaded.fleet).await;
     };
     if local.file.fleet == loaded.fleet.name {
         return Ok(local);
