@@ -184,6 +184,14 @@ fn the_schema_is_json_and_describes_the_file() {
 }
 
 #[test]
+fn a_runtime_without_a_seed_does_not_run() {
+    let sandbox = Sandbox::new();
+    let output = sandbox.run(&["runtime", sandbox.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("seed.json"));
+}
+
+#[test]
 fn the_version_is_told_with_the_protocol() {
     let output = Sandbox::new().run(&["version", "-o", "json"]);
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
