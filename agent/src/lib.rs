@@ -1,1 +1,88 @@
-//! x
+//! The runtime: the program inside an instance. It connects to the hub, reports health, and runs tasks
+//! and the processes of interactive sessions. It shares only the wire protocol with the controller.
+//!
+//! One loop ([`runtime`]) owns all state: sources (signals, the connection, ended tasks, log lines)
+//! are turned into events, and each event is handled by an ordinary function that never waits.
+//! Around it stand small parts: [`folder`] keeps what survives a restart, [`connection`] and
+//! [`handshake`] make a session, [`session`] lives with one, [`streams`] and [`tasks`] run processes
+//! by means of [`process`].
+
+mod backoff;
+mod connection;
+mod folder;
+mod handshake;
+mod health;
+mod identity;
+mod log_forward;
+mod outgoing;
+mod process;
+mod runtime;
+mod session;
+mod streams;
+mod tasks;
+mod tls;
+mod window;
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub use folder::FolderError;
+use log_forward::LogQueue;
+
+/// Why a runtime did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Its folder can't be used.
+    #[error("the runtime's folder can't be used")]
+    Folder(#[from] FolderError),
+    /// The operating system refused something that every program needs.
+    #[error("the runtime could not {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs the runtime of a folder until it is told to end (SIGTERM or SIGINT), logging to stderr. This is
+/// the whole program; call it from a process that does nothing else, before any other thread starts.
+#[must_use]
+pub fn main(folder: &Path) -> ExitCode {
+    let logs = log_forward::install();
+    match run(folder, logs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says how the program is called; the exit code is that of a wrong call.
+#[must_use]
+pub fn usage() -> ExitCode {
+    let _ = log_forward::install();
+    tracing::error!("call it with one argument, the folder that holds its seed: vm-agent-runtime <folder>");
+    ExitCode::from(2)
+}
+
+fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {
+    let folder = folder::Folder::open(folder)?;
+    // Away from the terminal and the process group of whoever started it: a Ctrl-C meant for them is
+    // not meant for this. It fails when the process leads a group already, and then is not needed.
+    let _ = rustix::process::setsid();
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| RuntimeError::System { what: "start its event loop", source })?;
+    tokio.block_on(runtime::run(folder, logs))
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

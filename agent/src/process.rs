@@ -1,0 +1,295 @@
+//! Processes: started in a group of their own, read until they have no more to say, ended as a group.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rustix::process::{Pid, kill_process_group, test_kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::layout::INSTANCE_VARIABLE;
+use vm_agent_schemas::wire::{Run, Signal, TaskOutcome};
+
+/// What a process inherits of the runtime's environment: what programs need to find their way. Anything
+/// else in it was meant for the runtime.
+const INHERITED: [&str; 11] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "TMPDIR", "TZ"];
+/// Where programs are found if the runtime was started without a `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long output is waited for, in all, after the process has ended. Its output is in the pipe by
+/// then; what still comes is from a process that it left behind, and that may live for ever.
+const LINGER: Duration = Duration::from_secs(1);
+/// How much is read in that time at most: more than a pipe holds.
+const LINGER_BYTES: usize = 1 << 20;
+/// How often a group that is to end is looked at.
+const GROUP_POLL: Duration = Duration::from_millis(20);
+
+/// What every process finds around it.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    /// The folder that relative ones start from.
+    pub(crate) work: PathBuf,
+    /// The instance's nonce: every process carries it.
+    pub(crate) nonce: Nonce,
+    /// The agent's environment.
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// A process that has been started.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// The process, which leads its group.
+    pub(crate) leader: Leader,
+    /// Its input, where it has one.
+    pub(crate) stdin: Option<ChildStdin>,
+    /// Its output.
+    pub(crate) stdout: ChildStdout,
+    /// Its output beside stdout.
+    pub(crate) stderr: ChildStderr,
+}
+
+/// The leading process of a group.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    child: Child,
+    /// The group, until the leader has been waited for.
+    group: Option<Pid>,
+}
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    #[error("there is nothing to run: argv is empty")]
+    NoProgram,
+    #[error("there is no folder `{0}` to run in")]
+    NoFolder(String),
+    #[error("there is no program `{0}`")]
+    NotFound(String),
+    #[error("`{0}` may not be run: permission denied")]
+    Denied(String),
+    #[error("`{program}`: {reason}")]
+    Other { program: String, reason: io::Error },
+}
+
+impl Surroundings {
+    /// Starts a process in a group of its own. Without `stdin` it reads an empty input.
+    pub(crate) fn spawn(&self, run: &Run, stdin: bool) -> Result<Process, SpawnError> {
+        let (program, arguments) = run.argv.split_first().ok_or(SpawnError::NoProgram)?;
+        let folder = run.cwd.as_ref().map_or_else(|| self.work.clone(), |cwd| self.work.join(cwd));
+        if !folder.is_dir() {
+            return Err(SpawnError::NoFolder(folder.display().to_string()));
+        }
+        let mut child = self
+            .command(program, &folder)
+            .args(arguments)
+            .envs(&self.env)
+            .envs(&run.env)
+            .env(INSTANCE_VARIABLE, self.nonce.as_str())
+            .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| SpawnError::new(program, error))?;
+        Ok(Process {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take().expect("stdout was asked to be a pipe"),
+            stderr: child.stderr.take().expect("stderr was asked to be a pipe"),
+            leader: Leader { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), child },
+        })
+    }
+
+    fn command(&self, program: &str, folder: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(folder).env_clear().env("PATH", DEFAULT_PATH);
+        command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command
+    }
+}
+
+impl SpawnError {
+    fn new(program: &str, reason: io::Error) -> Self {
+        let program = program.to_owned();
+        match reason.kind() {
+            io::ErrorKind::NotFound => Self::NotFound(program),
+            io::ErrorKind::PermissionDenied => Self::Denied(program),
+            _ => Self::Other { program, reason },
+        }
+    }
+}
+
+impl Leader {
+    /// Waits for the process to end. May be dropped and called again.
+    pub(crate) async fn wait(&mut self) -> TaskOutcome {
+        let status = self.child.wait().await;
+        self.group = None;
+        outcome(&status)
+    }
+
+    /// Sends a signal to the process's group; nothing happens once the process has been waited for, for
+    /// then its id may be another's.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            send(group, signal);
+        }
+    }
+
+    /// Ends the whole group: asks it, and kills what is left of it after the grace.
+    pub(crate) async fn end(&mut self, grace: Duration) -> TaskOutcome {
+        let Some(group) = self.group else { return self.wait().await };
+        send(group, Signal::Term);
+        let gone = async {
+            let _ = self.child.wait().await;
+            while test_kill_process_group(group).is_ok() {
+                sleep(GROUP_POLL).await;
+            }
+        };
+        if timeout(grace, gone).await.is_err() {
+            // The group's id is still its own: a member holds it.
+            send(group, Signal::Kill);
+        }
+        self.wait().await
+    }
+}
+
+fn send(group: Pid, signal: Signal) {
+    let signal = match signal {
+        Signal::Int => rustix::process::Signal::INT,
+        Signal::Term => rustix::process::Signal::TERM,
+        Signal::Kill => rustix::process::Signal::KILL,
+        Signal::Hup => rustix::process::Signal::HUP,
+        Signal::Quit => rustix::process::Signal::QUIT,
+    };
+    // A group that is gone needs no signal.
+    let _ = kill_process_group(group, signal);
+}
+
+fn outcome(status: &io::Result<ExitStatus>) -> TaskOutcome {
+    use std::os::unix::process::ExitStatusExt;
+    let Ok(status) = status else { return TaskOutcome::Interrupted };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => TaskOutcome::Exited { code },
+        (None, Some(signal)) => TaskOutcome::Signaled { signal },
+        (None, None) => TaskOutcome::Interrupted,
+    }
+}
+
+/// Reads a pipe to its end, or until its process has ended and nothing more is to be expected.
+#[derive(Debug)]
+pub(crate) struct Drain<R> {
+    pipe: R,
+    /// The process has ended.
+    ended: CancellationToken,
+    patience: Duration,
+    spare: usize,
+}
+
+impl<R: AsyncRead + Unpin> Drain<R> {
+    /// Reads `pipe`, whose process has ended once `ended` says so.
+    pub(crate) fn new(pipe: R, ended: CancellationToken) -> Self {
+        Self { pipe, ended, patience: LINGER, spare: LINGER_BYTES }
+    }
+
+    /// The next data, at most `max` bytes; nothing at the end.
+    pub(crate) async fn read(&mut self, max: usize) -> Option<Bytes> {
+        let mut buffer = BytesMut::with_capacity(max);
+        let count = {
+            let mut room = (&mut buffer).limit(max);
+            let mut read = std::pin::pin!(self.pipe.read_buf(&mut room));
+            tokio::select! {
+                biased;
+                read = &mut read => read,
+                () = self.ended.cancelled() => {
+                    let began = Instant::now();
+                    let read = timeout(self.patience, read).await.unwrap_or(Ok(0));
+                    self.patience = self.patience.saturating_sub(began.elapsed());
+                    read
+                }
+            }
+        };
+        if self.ended.is_cancelled() {
+            self.spare = self.spare.saturating_sub(buffer.len());
+        }
+        let more = count.is_ok_and(|count| count > 0) && self.spare > 0;
+        more.then(|| buffer.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn surroundings(folder: &Path) -> Surroundings {
+        let env = BTreeMap::from([("SHARED".to_owned(), "agent".to_owned()), ("AGENT".to_owned(), "yes".to_owned())]);
+        Surroundings { work: folder.to_owned(), nonce: Nonce::from_text("the-nonce"), env }
+    }
+
+    fn shell(line: &str) -> Run {
+        let argv = ["sh", "-c", line].map(str::to_owned).to_vec();
+        Run { argv, env: BTreeMap::from([("SHARED".to_owned(), "run".to_owned())]), cwd: None }
+    }
+
+    async fn output(process: &mut Process) -> String {
+        let mut text = String::new();
+        process.stdout.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn a_process_has_the_agents_environment_under_its_own_and_the_nonce() {
+        let place = tempfile::tempdir().unwrap();
+        let line = "echo $SHARED $AGENT $VM_AGENT_INSTANCE ${CARGO_MANIFEST_DIR:-clean}; pwd";
+        let mut process = surroundings(place.path()).spawn(&shell(line), false).unwrap();
+        let folder = place.path().canonicalize().unwrap();
+        assert_eq!(output(&mut process).await, format!("run yes the-nonce clean\n{}\n", folder.display()));
+        assert_eq!(process.leader.wait().await, TaskOutcome::Exited { code: 0 });
+    }
+
+    #[tokio::test]
+    async fn what_can_not_start_says_why() {
+        let place = tempfile::tempdir().unwrap();
+        let surroundings = surroundings(place.path());
+        let run = |argv: &[&str], cwd: Option<&str>| {
+            let argv = argv.iter().map(|&text| text.to_owned()).collect();
+            let run = Run { argv, env: BTreeMap::new(), cwd: cwd.map(str::to_owned) };
+            surroundings.spawn(&run, false).unwrap_err().to_string()
+        };
+        assert_eq!(run(&[], None), "there is nothing to run: argv is empty");
+        assert_eq!(run(&["no-such-program"], None), "there is no program `no-such-program`");
+        assert_eq!(run(&["/etc/passwd"], None), "`/etc/passwd` may not be run: permission denied");
+        assert_eq!(run(&["true"], Some("/no/such")), "there is no folder `/no/such` to run in");
+    }
+
+    #[tokio::test]
+    async fn a_group_that_ignores_the_request_is_killed_with_all_its_members() {
+        let place = tempfile::tempdir().unwrap();
+        let line = "trap '' TERM; sleep 1000 & echo ready; wait; wait";
+        let mut process = surroundings(place.path()).spawn(&shell(line), false).unwrap();
+        let mut ready = [0; 6];
+        process.stdout.read_exact(&mut ready).await.unwrap();
+        let outcome = process.leader.end(Duration::from_millis(50)).await;
+        assert_eq!(outcome, TaskOutcome::Signaled { signal: 9 });
+        // The pipe ends only when its last holder, the sleeping member, is gone.
+        assert_eq!(output(&mut process).await, "");
+    }
+
+    #[tokio::test]
+    async fn output_ends_though_a_process_left_behind_holds_the_pipe() {
+        let (reader, mut writer) = tokio::io::duplex(64);
+        let ended = CancellationToken::new();
+        let mut drain = Drain::new(reader, ended.clone());
+        drain.patience = Duration::from_millis(10);
+        tokio::io::AsyncWriteExt::write_all(&mut writer, b"last words").await.unwrap();
+        ended.cancel();
+        assert_eq!(drain.read(4).await.unwrap(), "last");
+        assert_eq!(drain.read(100).await.unwrap(), " words");
+        assert_eq!(drain.read(100).await, None);
+    }
+}

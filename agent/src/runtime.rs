@@ -1,0 +1,333 @@
+//! The loop that owns everything: events come in one at a time, and each is handled without waiting.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use vm_agent_schemas::wire::{
+    Channel, Configuration, Configured, FromHub, FromRuntime, LogLines, RefusalCode, Refused, Seed, TaskEnded, Welcome,
+};
+
+use crate::RuntimeError;
+use crate::backoff::{Backoff, LIVED, REFUSED_PAUSE};
+use crate::connection::Socket;
+use crate::folder::{Folder, FolderError};
+use crate::handshake::{OpenError, open};
+use crate::health::Health;
+use crate::identity::Identity;
+use crate::log_forward::LogQueue;
+use crate::outgoing::Outgoing;
+use crate::process::Surroundings;
+use crate::session::{Session, SessionEnd, SessionEvent};
+use crate::tasks::Tasks;
+
+/// How long the hub may take to answer when the runtime closes the connection to go down.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// How long ending all processes may take when the runtime goes down: their grace and a margin.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs the runtime of a folder until it is told to end.
+pub(crate) async fn run(folder: Folder, logs: LogQueue) -> Result<(), RuntimeError> {
+    let system = |what| move |source| RuntimeError::System { what, source };
+    let mut signals = Signals::new().map_err(system("listen for signals"))?;
+    let health = Health::new(folder.path()).map_err(system("read the machine's state"))?;
+    let mut runtime = Runtime::new(folder, logs, health)?;
+    tracing::info!(agent.name = %runtime.seed.agent, "the runtime has started in {}", runtime.folder.path().display());
+    loop {
+        let event = tokio::select! {
+            () = signals.next() => Event::Stop,
+            event = runtime.next() => event,
+        };
+        if runtime.handle(event).is_break() {
+            break;
+        }
+    }
+    runtime.stop().await
+}
+
+/// The signals that tell the runtime to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Runtime {
+    folder: Folder,
+    identity: Arc<Identity>,
+    seed: Seed,
+    surroundings: Surroundings,
+    tasks: Tasks,
+    /// Everything that looks after a process.
+    processes: TaskTracker,
+    health: Health,
+    logs: LogQueue,
+    link: Link,
+    backoff: Backoff,
+}
+
+/// How things stand with the hub.
+enum Link {
+    /// The next attempt has to wait.
+    Waiting(Pin<Box<Sleep>>),
+    /// An attempt is under way.
+    Opening(Pin<Box<dyn Future<Output = Opened>>>),
+    /// There is a session.
+    Live(Box<Session>),
+}
+
+type Opened = Result<Box<(Socket, Welcome)>, OpenError>;
+
+enum Event {
+    /// The runtime is to end.
+    Stop,
+    /// It is time for the next attempt to connect.
+    Due,
+    /// An attempt to connect is over.
+    Opened(Opened),
+    /// Something happened in the session.
+    Session(SessionEvent),
+    /// A task's process has ended.
+    TaskEnded(TaskEnded),
+    /// The log has lines for the hub.
+    Logged(LogLines),
+}
+
+impl Link {
+    fn now() -> Self {
+        Self::after(Duration::ZERO)
+    }
+
+    fn after(pause: Duration) -> Self {
+        Self::Waiting(Box::pin(sleep(pause)))
+    }
+
+    async fn next(&mut self) -> Event {
+        match self {
+            Self::Waiting(pause) => {
+                pause.await;
+                Event::Due
+            }
+            Self::Opening(attempt) => Event::Opened(attempt.await),
+            Self::Live(session) => Event::Session(session.next().await),
+        }
+    }
+
+    const fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
+    fn outgoing(&self) -> Option<&Outgoing> {
+        match self {
+            Self::Live(session) => Some(&session.outgoing),
+            Self::Waiting(_) | Self::Opening(_) => None,
+        }
+    }
+}
+
+impl Runtime {
+    fn new(folder: Folder, logs: LogQueue, health: Health) -> Result<Self, FolderError> {
+        let seed = folder.seed()?;
+        Ok(Self {
+            identity: Arc::new(Identity::load(&folder)?),
+            surroundings: Surroundings { work: folder.work(), nonce: seed.nonce.clone(), env: BTreeMap::new() },
+            tasks: Tasks::load(folder.tasks())?,
+            processes: TaskTracker::new(),
+            health,
+            logs,
+            link: Link::now(),
+            backoff: Backoff::default(),
+            folder,
+            seed,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            event = self.link.next() => event,
+            ended = self.tasks.next_end() => Event::TaskEnded(ended),
+            lines = self.logs.next(), if self.link.is_live() => Event::Logged(lines),
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::Stop => return ControlFlow::Break(()),
+            Event::Due => self.connect(),
+            Event::Opened(Ok(opened)) => {
+                let (socket, welcome) = *opened;
+                self.begin(socket, &welcome);
+            }
+            Event::Opened(Err(error)) => self.not_opened(&error),
+            Event::Session(event) => self.on_session(event),
+            Event::TaskEnded(ended) => self.tasks.end(ended, self.link.outgoing()),
+            Event::Logged(lines) => {
+                if let Some(outgoing) = self.link.outgoing() {
+                    outgoing.say(FromRuntime::Log(lines));
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Begins an attempt to connect. The seed is read anew each time: the hub's address may be another
+    /// now. A seed that can't be read leaves the last one in force.
+    fn connect(&mut self) {
+        match self.folder.seed() {
+            Ok(seed) => self.seed = seed,
+            Err(error) => tracing::warn!("{}", crate::chain(&error)),
+        }
+        let joined = self.folder.joined().unwrap_or_else(|error| {
+            tracing::warn!("{}", crate::chain(&error));
+            None
+        });
+        let hello = self.identity.hello(&self.seed, joined == Some(self.seed.incarnation));
+        let (identity, seed) = (Arc::clone(&self.identity), self.seed.clone());
+        self.link = Link::Opening(Box::pin(async move { open(&identity, &seed, hello).await.map(Box::new) }));
+    }
+
+    fn not_opened(&mut self, error: &OpenError) {
+        tracing::warn!("{}", crate::chain(error));
+        let pause = match error {
+            OpenError::Refused(refused) => self.pause_after(refused),
+            _ => self.backoff.next(random()),
+        };
+        self.link = Link::after(pause);
+    }
+
+    /// A refusal is obeyed: where trying again can't help, it is tried seldom. That the hub knows no
+    /// key of ours although it bound one once (its state may come from a copy) is mended by the join
+    /// token, if the seed holds one that still works.
+    fn pause_after(&mut self, refused: &Refused) -> Duration {
+        if refused.code == RefusalCode::JoinToken
+            && let Err(error) = self.folder.set_joined(None)
+        {
+            tracing::error!("{}", crate::chain(&error));
+        }
+        if refused.retry { self.backoff.next(random()) } else { REFUSED_PAUSE }
+    }
+
+    fn begin(&mut self, socket: Socket, welcome: &Welcome) {
+        tracing::info!(session.id = %welcome.session, session.epoch = welcome.epoch.0, "connected to the hub");
+        if let Err(error) = self.folder.set_joined(Some(self.seed.incarnation)) {
+            // The token is sent again next time; the hub has bound the key and does not need it.
+            tracing::error!("{}", crate::chain(&error));
+        }
+        let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
+        let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
+        configure(&mut self.surroundings, &welcome.configuration, &session.outgoing);
+        self.surroundings.nonce = self.seed.nonce.clone();
+        self.tasks.resume(&session.outgoing);
+        self.link = Link::Live(Box::new(session));
+    }
+
+    fn on_session(&mut self, event: SessionEvent) {
+        let Link::Live(session) = &mut self.link else { return };
+        match event {
+            SessionEvent::Said(message) => {
+                if let Err(end) = self.on_message(message) {
+                    self.session_over(&end);
+                }
+            }
+            SessionEvent::Data(frame) if frame.channel == Channel::Stdin => {
+                if let Err(error) = session.streams.input(frame) {
+                    self.session_over(&error.into());
+                }
+            }
+            SessionEvent::Data(_) => tracing::warn!("the hub sent data on a channel that is the runtime's; ignored"),
+            SessionEvent::Heartbeat => {
+                let report = self.health.report(self.tasks.count(), session.streams.count());
+                session.outgoing.say(FromRuntime::Health(report));
+            }
+            SessionEvent::Over(end) => self.session_over(&end),
+        }
+    }
+
+    fn on_message(&mut self, message: FromHub) -> Result<(), SessionEnd> {
+        let Link::Live(session) = &mut self.link else { return Ok(()) };
+        let outgoing = &session.outgoing;
+        match message {
+            FromHub::Configure(configuration) => configure(&mut self.surroundings, &configuration, outgoing),
+            FromHub::Task(order) => self.tasks.order(&order, &self.surroundings, outgoing, &self.processes),
+            FromHub::TaskAck(task) => self.tasks.acknowledged(task),
+            FromHub::StreamOpen(order) => {
+                session.streams.open(&order, &self.surroundings, outgoing, &self.processes);
+            }
+            FromHub::StreamSignal(order) => session.streams.signal(order.stream, order.signal),
+            FromHub::StreamClose(order) => session.streams.close(order.stream),
+            FromHub::StreamTaken(taken) => {
+                if !self.tasks.taken(taken) {
+                    session.streams.taken(taken);
+                }
+            }
+            FromHub::Refused(refused) => return Err(SessionEnd::Refused(refused)),
+            FromHub::Challenge(_) | FromHub::Welcome(_) => {
+                tracing::warn!("the hub spoke of the handshake after its end; ignored");
+            }
+        }
+        Ok(())
+    }
+
+    fn session_over(&mut self, end: &SessionEnd) {
+        tracing::warn!("{}", crate::chain(end));
+        if let Link::Live(session) = &self.link
+            && session.age() >= LIVED
+        {
+            self.backoff.reset();
+        }
+        let pause = match end {
+            SessionEnd::Refused(refused) => self.pause_after(refused),
+            _ => self.backoff.next(random()),
+        };
+        self.link = Link::after(pause);
+    }
+
+    /// Ends all processes and the session, and leaves the mark of an orderly end.
+    async fn stop(mut self) -> Result<(), RuntimeError> {
+        tracing::info!("told to end");
+        self.tasks.stop();
+        if let Link::Live(session) = std::mem::replace(&mut self.link, Link::now()) {
+            session.close(CLOSE_LIMIT).await;
+        }
+        self.processes.close();
+        if timeout(STOP_LIMIT, self.processes.wait()).await.is_err() {
+            tracing::error!("some processes did not end in time");
+        }
+        self.tasks.settle();
+        Ok(self.folder.mark_stopped()?)
+    }
+}
+
+/// Works with another configuration from now on. What runs already keeps its environment.
+fn configure(surroundings: &mut Surroundings, configuration: &Configuration, outgoing: &Outgoing) {
+    surroundings.env.clone_from(&configuration.env);
+    outgoing.say(FromRuntime::Configured(Configured { digest: configuration.digest() }));
+}
+
+/// A random number between 0 and 1.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness the wait is the full one.
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_) => 1.0,
+    }
+}

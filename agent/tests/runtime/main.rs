@@ -1,0 +1,8 @@
+//! The runtime as a real process, against a small hub by hand.
+
+#![allow(clippy::unwrap_used, reason = "the lint knows tests only where they are marked so")]
+
+mod session;
+mod streams;
+mod support;
+mod tasks;

@@ -1,0 +1,151 @@
+//! How a runtime comes into a session and stays in it.
+
+use std::fs;
+
+use crate::support::{Heard, Hub, Runtime, order, soon, until};
+use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::layout::{LOCK_FILE, STOPPED_FILE};
+use vm_agent_schemas::wire::{Configuration, FromHub, FromRuntime, RefusalCode, Refused};
+
+#[tokio::test]
+async fn a_runtime_joins_and_is_who_its_seed_says() {
+    let place = tempfile::tempdir().unwrap();
+    let mut hub = Hub::plain().await;
+    hub.configuration.env.insert("A".to_owned(), "b".to_owned());
+    let seed = hub.seed(place.path(), None);
+    let runtime = Runtime::start(place.path(), &seed);
+    let (mut session, hello) = hub.session().await;
+    assert_eq!((&hello.agent, &hello.nonce, hello.incarnation), (&seed.agent, &seed.nonce, seed.incarnation));
+    assert_eq!(hello.join_token, Some(seed.join_token));
+    let pid = fs::read_to_string(place.path().join(LOCK_FILE)).unwrap();
+    assert_eq!(pid, runtime.child.id().to_string());
+    let (mut configured, mut health) = (None, None);
+    while configured.is_none() || health.is_none() {
+        match session.next().await {
+            Some(Heard::Said(FromRuntime::Configured(told))) => configured = Some(told.digest),
+            Some(Heard::Said(FromRuntime::Health(report))) => health = Some(report),
+            Some(_) => {}
+            None => panic!("the connection was lost"),
+        }
+    }
+    assert_eq!(configured, Some(hub.configuration.digest()));
+    assert!(health.is_some_and(|report| report.cpus > 0 && report.runtime_memory.bytes() > 0));
+    let other = Configuration::default();
+    session.say(FromHub::Configure(other.clone())).await;
+    let configured = session.hear_that(|said| match said {
+        FromRuntime::Configured(told) => Some(told.digest),
+        _ => None,
+    });
+    assert_eq!(configured.await, other.digest());
+}
+
+#[tokio::test]
+async fn the_join_token_is_sent_until_the_first_welcome_and_again_when_the_hub_asks_for_it() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let mut runtime = Runtime::start(place.path(), &seed);
+    drop(hub.accept().await.unwrap());
+    let (session, hello) = hub.session().await;
+    assert_eq!(hello.join_token, Some(seed.join_token.clone()), "the first attempt came to nothing");
+    drop(session);
+    let (_, again) = hub.session().await;
+    assert_eq!(again.join_token, None);
+    assert_eq!((again.public_key, again.boot), (hello.public_key.clone(), hello.boot));
+    runtime.kill();
+    let _runtime = Runtime::start(place.path(), &seed);
+    let mut session = hub.accept().await.unwrap();
+    let FromRuntime::Hello(restarted) = session.hear().await else { panic!("hello comes first") };
+    assert_eq!(restarted.join_token, None);
+    assert_eq!((restarted.public_key, restarted.boot), (hello.public_key, hello.boot.next()));
+    let message = "no key is bound".to_owned();
+    session.say(FromHub::Refused(Refused { code: RefusalCode::JoinToken, message, retry: true })).await;
+    let (_, joined) = hub.session().await;
+    assert_eq!(joined.join_token, Some(seed.join_token));
+}
+
+#[tokio::test]
+async fn the_pinned_certificate_is_trusted() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::encrypted().await;
+    let seed = hub.seed(place.path(), hub.pin());
+    let _runtime = Runtime::start(place.path(), &seed);
+    let (_, hello) = hub.session().await;
+    assert_eq!(hello.nonce, seed.nonce);
+}
+
+#[tokio::test]
+async fn another_certificate_than_the_pinned_one_is_not_spoken_to_until_the_seed_is_right() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::encrypted().await;
+    let seed = hub.seed(place.path(), Some(Digest::of(b"another certificate")));
+    let _runtime = Runtime::start(place.path(), &seed);
+    assert!(hub.accept().await.is_err());
+    hub.seed(place.path(), hub.pin());
+    // The seed is read anew at each attempt; one may have been under way.
+    let heard = async { while hub.accept().await.is_err() {} };
+    soon("an attempt with the right pin", heard).await;
+}
+
+#[tokio::test]
+async fn a_hub_that_falls_silent_is_left() {
+    let place = tempfile::tempdir().unwrap();
+    let mut hub = Hub::plain().await;
+    hub.heartbeat_ms = 100;
+    let seed = hub.seed(place.path(), None);
+    let _runtime = Runtime::start(place.path(), &seed);
+    // Nobody reads from this session, so no ping is answered.
+    let _silent = hub.session().await;
+    hub.session().await;
+}
+
+#[tokio::test]
+async fn a_second_runtime_on_the_same_folder_does_not_start() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let _first = Runtime::start(place.path(), &seed);
+    let _session = hub.session().await;
+    let mut second = Runtime::start(place.path(), &seed);
+    assert_eq!(second.end().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_told_to_end_takes_its_processes_along_and_says_that_it_was_asked() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let mut runtime = Runtime::start(place.path(), &seed);
+    let (mut session, _) = hub.session().await;
+    session.open(1, "trap '' TERM; echo up; while :; do sleep 0.1; done", false).await;
+    session.say(FromHub::Task(order("sleep 1000 & sleep 1000", 2))).await;
+    until("all processes", || runtime.processes().len() >= 4).await;
+    // The shell of the stream must have set its trap.
+    while !matches!(session.next().await, Some(Heard::Data(_))) {}
+    let closing = async { while session.next().await.is_some() {} };
+    let (status, ()) = tokio::join!(runtime.terminate(), closing);
+    assert!(status.success());
+    assert!(place.path().join(STOPPED_FILE).exists());
+    assert_eq!(runtime.processes(), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn the_loss_of_a_session_ends_its_streams_and_not_its_tasks() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let runtime = Runtime::start(place.path(), &seed);
+    let (mut session, _) = hub.session().await;
+    session.open(1, "exec sleep 1000", false).await;
+    let order = order("exec sleep 1000", 2);
+    session.say(FromHub::Task(order.clone())).await;
+    until("both processes", || runtime.processes().len() == 2).await;
+    drop(session);
+    let (mut session, _) = hub.session().await;
+    let started = session.hear_that(|said| match said {
+        FromRuntime::TaskStarted(task) => Some(task),
+        _ => None,
+    });
+    assert_eq!(started.await, order.task);
+    until("the stream's end", || runtime.processes().len() == 1).await;
+}

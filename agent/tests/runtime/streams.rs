@@ -1,0 +1,161 @@
+//! The processes of streams.
+
+use crate::support::{Followed, Heard, Hub, Runtime, Session, until};
+use bytes::Bytes;
+use vm_agent_schemas::wire::{
+    Channel, DATA_MAX, Frame, FromHub, FromRuntime, Run, Signal, StreamOpen, StreamRef, StreamSignal, TaskOutcome,
+    WINDOW,
+};
+
+struct Scene {
+    _place: tempfile::TempDir,
+    runtime: Runtime,
+    session: Session,
+}
+
+async fn scene() -> Scene {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let runtime = Runtime::start(place.path(), &seed);
+    let (session, _) = hub.session().await;
+    Scene { _place: place, runtime, session }
+}
+
+async fn opened(session: &mut Session, stream: u32) {
+    let opened = session.hear_that(|said| match said {
+        FromRuntime::StreamOpened(opened) => Some(opened),
+        _ => None,
+    });
+    assert_eq!(opened.await, StreamRef { stream });
+}
+
+#[tokio::test]
+async fn output_and_exit_code_arrive_on_their_channels() {
+    let mut scene = scene().await;
+    scene.session.open(1, "echo out; echo err >&2; exit 7", false).await;
+    opened(&mut scene.session, 1).await;
+    let Followed { stdout, stderr, ended, outcome } = scene.session.follow(1).await;
+    assert_eq!((stdout.as_slice(), stderr.as_slice()), (b"out\n".as_slice(), b"err\n".as_slice()));
+    assert_eq!(ended, [Channel::Stdout, Channel::Stderr]);
+    assert_eq!(outcome, TaskOutcome::Exited { code: 7 });
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_exist_is_named() {
+    let mut scene = scene().await;
+    let run = Run { argv: vec!["no-such-program".to_owned()], env: [].into(), cwd: None };
+    scene.session.say(FromHub::StreamOpen(StreamOpen { stream: 1, run, stdin: false })).await;
+    let outcome = scene.session.follow(1).await.outcome;
+    assert_eq!(outcome, TaskOutcome::NotStarted { reason: "there is no program `no-such-program`".to_owned() });
+}
+
+#[tokio::test]
+async fn ten_megabytes_arrive_whole_and_in_order() {
+    let mut scene = scene().await;
+    let size = 10 << 20;
+    let line = format!("seq 1 10000000 | head -c {size}");
+    scene.session.open(1, &line, false).await;
+    let Followed { stdout, outcome, .. } = scene.session.follow(1).await;
+    assert_eq!(outcome, TaskOutcome::Exited { code: 0 });
+    let expected: Vec<u8> = (1..).flat_map(|number: u32| format!("{number}\n").into_bytes()).take(size).collect();
+    assert!(stdout == expected, "{} bytes arrived", stdout.len());
+}
+
+#[tokio::test]
+async fn a_process_waits_for_a_hub_that_does_not_take_its_output() {
+    let mut scene = scene().await;
+    scene.session.open(1, "yes", false).await;
+    let mut received = 0;
+    while received < WINDOW {
+        if let Some(Heard::Data(frame)) = scene.session.next().await {
+            received += frame.data.len() as u64;
+        }
+    }
+    assert_eq!(received, WINDOW);
+    // What the hub says after that is answered, and nothing of the stream comes before the answer.
+    scene.session.open(2, "exit 0", false).await;
+    loop {
+        match scene.session.next().await.unwrap() {
+            Heard::Data(frame) => assert_eq!(frame.stream, 2, "the window of stream 1 is used up"),
+            Heard::Said(FromRuntime::StreamEnded(ended)) => break assert_eq!(ended.stream, 2),
+            Heard::Said(_) => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn input_comes_back_from_cat_and_its_end_ends_cat() {
+    let mut scene = scene().await;
+    scene.session.open(1, "exec cat", true).await;
+    opened(&mut scene.session, 1).await;
+    let data: Vec<u8> = (0..WINDOW).map(|index| (index % 251) as u8).collect();
+    let mut offset = 0;
+    for chunk in data.chunks(DATA_MAX) {
+        let chunk = Bytes::copy_from_slice(chunk);
+        let len = chunk.len() as u64;
+        let frame = Frame { stream: 1, channel: Channel::Stdin, offset, end: offset + len == WINDOW, data: chunk };
+        scene.session.send(&frame).await;
+        offset += len;
+    }
+    let Followed { stdout, outcome, .. } = scene.session.follow(1).await;
+    assert!(stdout == data, "{} bytes came back", stdout.len());
+    assert_eq!(outcome, TaskOutcome::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn input_is_acknowledged_as_it_is_taken() {
+    let mut scene = scene().await;
+    scene.session.open(1, "exec cat", true).await;
+    let data = Bytes::from_static(b"hello");
+    scene.session.send(&Frame { stream: 1, channel: Channel::Stdin, offset: 0, end: false, data }).await;
+    let taken = scene.session.hear_that(|said| match said {
+        FromRuntime::StreamTaken(taken) => Some(taken),
+        _ => None,
+    });
+    let taken = taken.await;
+    assert_eq!((taken.stream, taken.channel, taken.offset), (1, Channel::Stdin, 5));
+}
+
+#[tokio::test]
+async fn a_hub_that_breaks_the_rules_of_flow_loses_the_session() {
+    let mut scene = scene().await;
+    scene.session.open(1, "exec cat", true).await;
+    let data = Bytes::from_static(b"hello");
+    scene.session.send(&Frame { stream: 1, channel: Channel::Stdin, offset: 9, end: false, data }).await;
+    while scene.session.next().await.is_some() {}
+    until("the stream's end", || scene.runtime.processes().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_signal_reaches_the_whole_group() {
+    let mut scene = scene().await;
+    scene.session.open(1, "sleep 1000 & echo up; wait", false).await;
+    while !matches!(scene.session.next().await, Some(Heard::Data(_))) {}
+    scene.session.say(FromHub::StreamSignal(StreamSignal { stream: 1, signal: Signal::Kill })).await;
+    let outcome = scene.session.hear_that(|said| match said {
+        FromRuntime::StreamEnded(ended) => Some(ended.outcome),
+        _ => None,
+    });
+    assert_eq!(outcome.await, TaskOutcome::Signaled { signal: 9 });
+    until("the end of the group", || scene.runtime.processes().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_closed_stream_ends_its_process() {
+    let mut scene = scene().await;
+    scene.session.open(1, "trap '' TERM; echo up; while :; do sleep 0.1; done", false).await;
+    while !matches!(scene.session.next().await, Some(Heard::Data(_))) {}
+    scene.session.say(FromHub::StreamClose(StreamRef { stream: 1 })).await;
+    until("the process's end", || scene.runtime.processes().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_process_left_behind_does_not_hold_the_stream() {
+    let mut scene = scene().await;
+    scene.session.open(1, "sleep 1000 & echo done", false).await;
+    let Followed { stdout, outcome, .. } = scene.session.follow(1).await;
+    assert_eq!(stdout, b"done\n");
+    assert_eq!(outcome, TaskOutcome::Exited { code: 0 });
+    assert_eq!(scene.runtime.processes().len(), 1, "it may go on in the background");
+}
