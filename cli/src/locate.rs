@@ -109,10 +109,16 @@ pub(crate) async fn find(state_dir: &Path) -> Result<Option<Local>, CommandError
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(CommandError::io(format_args!("`{}` can't be read", path.display()), &error)),
     };
-    let file: ControllerFile = serde_json::from_slice(&text).map_err(|error| {
-        CommandError::new(Exit::FAILURE, format!("`{}` is not what a controller writes: {error}", path.display()))
-            .hint("its controller may be of another version; use the program that started it")
-    })?;
+    let file: ControllerFile = match serde_json::from_slice(&text) {
+        Ok(file) => file,
+        // Left behind by a controller of another version, so it is in nobody's way.
+        Err(_) if !is_held(state_dir)? => return Ok(None),
+        Err(error) => {
+            let sentence = format!("`{}` is not understood: {error}", path.display());
+            return Err(CommandError::new(Exit::FAILURE, sentence)
+                .hint("its controller may be of another version; use the program that started it"));
+        }
+    };
     let client = Client::new(Address::Unix(file.addresses.socket.clone()), None);
     match client.knock().await {
         Ok(()) => Ok(Some(Local { file, client })),
@@ -152,6 +158,16 @@ fn usual_state_dir() -> Result<PathBuf, CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_another_version_is_in_the_way_only_while_its_controller_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(CONTROLLER_FILE), r#"{"apiVersion": 9}"#).unwrap();
+        assert!(find(dir.path()).await.unwrap().is_none());
+        let lock = std::fs::File::create(dir.path().join(LOCK_FILE)).unwrap();
+        lock.lock().unwrap();
+        assert!(find(dir.path()).await.err().unwrap().to_string().contains("is not understood"));
+    }
 
     #[test]
     fn a_folder_is_held_as_long_as_its_lock_is() {

@@ -232,7 +232,7 @@ fn show(ui: &mut Ui, now: &Standings, before: &Standings, elapsed: Duration) -> 
         let head = format!("{ready} of {} ready, {seconds} s", count(now.len(), "agent"));
         let open = now.iter().filter(|(_, standing)| standing.is_waiting());
         let lines: Vec<String> = std::iter::once(head).chain(open.map(|(name, it)| line(name, it))).collect();
-        return ui.draw(if lines.len() > 1 { &lines } else { &[] });
+        return if lines.len() > 1 { ui.draw(&lines) } else { ui.status(&lines[0]) };
     }
     for (name, standing) in now {
         if before.get(name) != Some(standing) {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test it is the message that something is wrong")]
 
 use std::fmt::Write as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -131,24 +132,54 @@ fn errors_are_json_where_json_was_asked_for() {
     assert_eq!(problem["remediation"], "start one with `vm-agent up`");
 }
 
-#[test]
-fn a_controller_that_died_counts_as_none() {
-    let sandbox = Sandbox::new();
+/// A state folder as a controller of fleet `lab` leaves it, and its socket.
+fn controller_of_lab(sandbox: &Sandbox) -> UnixListener {
     let state = sandbox.path().join("state");
     std::fs::create_dir(&state).unwrap();
     let socket = state.join("api.sock");
-    // A socket that nobody listens on any more, as a crash leaves it.
-    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let file = serde_json::json!({
         "pid": 1, "version": "0.1.0", "fleet": "lab", "life": 1,
         "addresses": {"socket": socket, "hub": "127.0.0.1:1", "api": "127.0.0.1:2", "dashboard": "127.0.0.1:3"},
     });
     std::fs::write(state.join("controller.json"), file.to_string()).unwrap();
+    UnixListener::bind(&socket).unwrap()
+}
+
+#[test]
+fn a_controller_that_died_counts_as_none() {
+    let sandbox = Sandbox::new();
+    // A socket that nobody listens on any more, as a crash leaves it.
+    drop(controller_of_lab(&sandbox));
     assert_eq!(sandbox.run(&["list"]).status.code(), Some(8));
-    insta::assert_snapshot!(sandbox.transcript(&["down"]), @"
+    insta::assert_snapshot!(sandbox.transcript(&["down"]), @r"
     exit 0
     --- stderr
     Nothing is running.
+    ");
+}
+
+#[test]
+fn a_file_of_another_fleet_is_refused_with_both_names() {
+    let sandbox = Sandbox::new();
+    let _listener = controller_of_lab(&sandbox);
+    sandbox.write("fleet.yaml", "name: shop\nagents: {}\n");
+    insta::assert_snapshot!(sandbox.transcript(&["up"]), @"
+    exit 5
+    --- stderr
+    error: the controller on $DIR/state looks after fleet `lab`, and $DIR/fleet.yaml is of fleet `shop`
+    hint: give this fleet a state folder of its own with --state-dir, or bring the other down first
+    ");
+}
+
+#[test]
+fn nothing_is_deleted_without_a_yes() {
+    let sandbox = Sandbox::new();
+    let _listener = controller_of_lab(&sandbox);
+    insta::assert_snapshot!(sandbox.transcript(&["destroy", "web", "db"]), @"
+    exit 3
+    --- stderr
+    error: this deletes the machines and all data of: web db; nobody is here to confirm it
+    hint: `--yes` confirms it beforehand
     ");
 }
 

@@ -1,5 +1,6 @@
 use clap::Args;
 use vm_agent_schemas::api::{Applied, ApplyRequest, PlanRequest, PlanView};
+use vm_agent_schemas::plan::Plan;
 
 use crate::Context;
 use crate::client::{Client, Fetched};
@@ -38,26 +39,34 @@ pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult
     let loaded = args.file.load()?;
     let client = context.place.client().await?;
     let format = args.output.output;
-    let answer = if args.dry_run {
+    if args.dry_run {
         let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
         let answer = client.post::<Applied>("/apply", &request).await?;
-        context.ui.status(render::plan(&answer.content.plan, format == Format::Wide))?;
+        let plan = &answer.content.plan;
+        context.ui.document(format, &answer.raw, || render::plan(plan, format == Format::Wide))?;
         context.ui.status("Nothing was changed.")?;
-        answer
-    } else {
-        apply(context, &client, &loaded, args.yes).await?
-    };
-    if matches!(format, Format::Json | Format::Yaml) {
+        return Ok(exit(args.detailed_exitcode, plan));
+    }
+    let answer = apply(context, &client, &loaded, args.yes).await?;
+    let Applied { revision, plan, .. } = &answer.content;
+    let document = matches!(format, Format::Json | Format::Yaml);
+    if document {
         context.ui.document(format, &answer.raw, String::new)?;
     }
-    let applied = answer.content;
-    if let Some(limit) = args.wait.limit().filter(|_| !applied.dry_run) {
-        settle(&mut context.ui, &client, &goals_of(&applied.plan, applied.revision), limit).await?;
-        if matches!(format, Format::Table | Format::Wide | Format::Name) {
+    if let Some(limit) = args.wait.limit() {
+        let settled = settle(&mut context.ui, &client, &goals_of(plan, *revision), limit).await;
+        let seen = !matches!(&settled, Err(error) if error.exit == Exit::INTERRUPTED);
+        if seen && !document {
             list::print(context, &client, format).await?;
         }
+        settled?;
     }
-    Ok(if args.detailed_exitcode && !applied.plan.is_empty() { Exit::CHANGES } else { Exit::SUCCESS })
+    Ok(exit(args.detailed_exitcode, plan))
+}
+
+/// How a command ends that tells with --detailed-exitcode whether there was something to do.
+pub(super) fn exit(detailed: bool, plan: &Plan) -> Exit {
+    if detailed && !plan.is_empty() { Exit::CHANGES } else { Exit::SUCCESS }
 }
 
 /// Shows the plan, asks where something waits for a yes, and has the file accepted.

@@ -33,7 +33,7 @@ pub(crate) async fn run(context: &mut Context, args: PlanArgs) -> CommandResult 
     } else {
         context.ui.document(format, &raw, || render::plan(&plan, format == Format::Wide))?;
     }
-    Ok(if args.detailed_exitcode && !plan.is_empty() { Exit::CHANGES } else { Exit::SUCCESS })
+    Ok(super::apply::exit(args.detailed_exitcode, &plan))
 }
 
 async fn made(context: &mut Context, file: &FileArgs) -> Result<(Value, Plan), CommandError> {

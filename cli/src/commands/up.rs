@@ -44,10 +44,9 @@ pub(crate) async fn run(context: &mut Context, args: UpArgs) -> CommandResult {
     let applied = apply::apply(context, &client, &loaded, args.yes).await?.content;
     let goals = goals_of(&applied.plan, applied.revision);
     let settled = settle(&mut context.ui, &client, &goals, args.timeout).await;
-    if matches!(&settled, Err(error) if error.exit == Exit::INTERRUPTED) {
-        return Err(settled.expect_err("it was just seen to be one"));
+    if !matches!(&settled, Err(error) if error.exit == Exit::INTERRUPTED) {
+        list::print(context, &client, args.output.output).await?;
     }
-    list::print(context, &client, args.output.output).await?;
     settled?;
     let watched = std::io::stdout().is_terminal() && matches!(args.output.output, Format::Table | Format::Wide);
     if watched && !args.detach {
