@@ -1,6 +1,7 @@
 //! The loop that owns everything: events come in one at a time, and each is handled without waiting.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::wire::{
     Channel, Configuration, Configured, FromHub, FromRuntime, LogLines, RefusalCode, Refused, Seed, TaskEnded, Welcome,
 };
@@ -82,6 +84,10 @@ struct Runtime {
     logs: LogQueue,
     link: Link,
     backoff: Backoff,
+    /// The incarnation in which the hub has bound the key.
+    joined: Option<Incarnation>,
+    /// Why the last attempt to connect failed, as it was logged: the same is not logged again.
+    trouble: Option<String>,
 }
 
 /// How things stand with the hub.
@@ -155,6 +161,8 @@ impl Runtime {
             logs,
             link: Link::now(),
             backoff: Backoff::default(),
+            joined: folder.joined()?,
+            trouble: None,
             folder,
             seed,
         })
@@ -193,19 +201,15 @@ impl Runtime {
     fn connect(&mut self) {
         match self.folder.seed() {
             Ok(seed) => self.seed = seed,
-            Err(error) => tracing::warn!("{}", crate::chain(&error)),
+            Err(error) => self.complain(&error),
         }
-        let joined = self.folder.joined().unwrap_or_else(|error| {
-            tracing::warn!("{}", crate::chain(&error));
-            None
-        });
-        let hello = self.identity.hello(&self.seed, joined == Some(self.seed.incarnation));
+        let hello = self.identity.hello(&self.seed, self.joined == Some(self.seed.incarnation));
         let (identity, seed) = (Arc::clone(&self.identity), self.seed.clone());
         self.link = Link::Opening(Box::pin(async move { open(&identity, &seed, hello).await.map(Box::new) }));
     }
 
     fn not_opened(&mut self, error: &OpenError) {
-        tracing::warn!("{}", crate::chain(error));
+        self.complain(error);
         let pause = match error {
             OpenError::Refused(refused) => self.pause_after(refused),
             _ => self.backoff.next(random()),
@@ -217,20 +221,37 @@ impl Runtime {
     /// key of ours although it bound one once (its state may come from a copy) is mended by the join
     /// token, if the seed holds one that still works.
     fn pause_after(&mut self, refused: &Refused) -> Duration {
-        if refused.code == RefusalCode::JoinToken
-            && let Err(error) = self.folder.set_joined(None)
-        {
-            tracing::error!("{}", crate::chain(&error));
+        if refused.code == RefusalCode::JoinToken {
+            self.set_joined(None);
         }
         if refused.retry { self.backoff.next(random()) } else { REFUSED_PAUSE }
     }
 
-    fn begin(&mut self, socket: Socket, welcome: &Welcome) {
-        tracing::info!(session.id = %welcome.session, session.epoch = welcome.epoch.0, "connected to the hub");
-        if let Err(error) = self.folder.set_joined(Some(self.seed.incarnation)) {
-            // The token is sent again next time; the hub has bound the key and does not need it.
+    /// Notes whether the hub knows the key. Should the disk refuse, the next start sends a token that is
+    /// not needed, or misses one more attempt.
+    fn set_joined(&mut self, joined: Option<Incarnation>) {
+        if self.joined != joined
+            && let Err(error) = self.folder.set_joined(joined)
+        {
             tracing::error!("{}", crate::chain(&error));
         }
+        self.joined = joined;
+    }
+
+    /// Logs why there is no connection, unless that is what was logged last: a hub that is away for a
+    /// night fills no disk.
+    fn complain(&mut self, error: &dyn Error) {
+        let text = crate::chain(error);
+        if self.trouble.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.trouble = Some(text);
+        }
+    }
+
+    fn begin(&mut self, socket: Socket, welcome: &Welcome) {
+        tracing::info!(session.id = %welcome.session, session.epoch = welcome.epoch.0, "connected to the hub");
+        self.trouble = None;
+        self.set_joined(Some(self.seed.incarnation));
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
         configure(&mut self.surroundings, &welcome.configuration, &session.outgoing);
