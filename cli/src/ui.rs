@@ -160,13 +160,11 @@ impl Ui {
     /// Draws a block of lines over the one before it.
     pub(crate) fn draw(&mut self, lines: &[String]) -> Result<(), CommandError> {
         self.clear_live()?;
-        let size = rustix::termios::tcgetwinsize(io::stderr()).ok();
-        let width = size.map_or(80, |size| usize::from(size.ws_col).max(20));
-        let rows = size.map_or(24, |size| usize::from(size.ws_row).max(3)) - 1;
+        let (width, rows) = terminal_size();
         // A line that wraps or scrolls away could not be drawn over again.
-        let shown = lines.len().min(rows - 1);
+        let shown = lines.len().min(rows.saturating_sub(2).max(1));
         for line in &lines[..shown] {
-            writeln!(self.stderr, "{}", crate::table::truncate(line, width - 1))?;
+            writeln!(self.stderr, "{}", crate::table::truncate(line, width.saturating_sub(1)))?;
         }
         if shown < lines.len() {
             writeln!(self.stderr, "… and {} more", lines.len() - shown)?;
@@ -207,6 +205,12 @@ impl Ui {
     pub(crate) fn can_ask(&self) -> bool {
         io::stdin().is_terminal() && io::stderr().is_terminal()
     }
+}
+
+/// Columns and rows of the terminal behind stderr; the usual ones where it does not know.
+fn terminal_size() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(io::stderr()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+    size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
 fn to_yaml(document: &Value) -> String {
