@@ -1,3 +1,5 @@
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use vm_agent_schemas::fleet::HubSettings;
 use vm_agent_schemas::names::FleetName;
@@ -40,21 +42,18 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
     let program = std::env::current_exe()
         .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
     log();
-    let _ = (
-        context.place.here("vm-agent controller")?,
-        args.fleet,
-        program,
-        HubSettings {
-            listen: args.hub_listen,
-            api_listen: args.api_listen,
-            dashboard_listen: args.dashboard_listen,
-            heartbeat: args.heartbeat,
-        },
-    );
-    if true {
-        return Err(CommandError::new(Exit::FAILURE, "not built in"));
-    }
-    Ok(Exit::SUCCESS)
+    let hub = HubSettings {
+        listen: args.hub_listen,
+        api_listen: args.api_listen,
+        dashboard_listen: args.dashboard_listen,
+        heartbeat: args.heartbeat,
+    };
+    serve(context.place.here("vm-agent controller")?, hub, args.fleet, program).await
+}
+
+/// Runs the controller until it is told to end.
+async fn serve(_: &Path, _: HubSettings, _: Option<FleetName>, _: PathBuf) -> CommandResult {
+    Err(CommandError::new(Exit::FAILURE, "a controller is not built in"))
 }
 
 /// Has the controller's log written to stderr; VM_AGENT_LOG chooses how much of it.
@@ -67,15 +66,4 @@ fn log() {
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .init();
-}
-
-/// An error and what caused it, on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }

@@ -51,5 +51,5 @@ async fn made(context: &mut Context, file: &FileArgs) -> Result<(Value, Plan), C
 
 /// The plan for a fleet of which nothing exists yet.
 fn offline(_: &vm_agent_schemas::fleet::Fleet) -> Result<Plan, CommandError> {
-    Err(CommandError::new(Exit::FAILURE, "not built in"))
+    Err(CommandError::new(Exit::FAILURE, "planning without a controller is not built in"))
 }
