@@ -314,6 +314,9 @@ impl Hub {
             self.refuse(conn, Refusal::new(RefusalCode::Incarnation, message));
         }
         let incarnation = credential.incarnation;
+        // Epochs go on growing through incarnations: each fences all before it.
+        let former = self.agents.get(&agent).map_or(Epoch(0), |known| known.credential.epoch);
+        let credential = Credential { epoch: credential.epoch.max(former), ..credential };
         let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
         if let Some(queue) = self.tasks.get_mut(&agent) {
             let mut over = queue.begin_incarnation(incarnation, now);

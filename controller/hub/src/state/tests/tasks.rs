@@ -1,0 +1,245 @@
+use vm_agent_schemas::ids::Incarnation;
+use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::wire::{
+    Channel, Configuration, Frame, FromHub, FromRuntime, Hello, StreamTaken, TEXT_MAX, TaskOrder, TaskOutcome,
+};
+
+use super::world::*;
+use crate::state::{ConnId, Effect, Event, Notice, Record};
+
+fn order(effects: &[Effect], conn: u64) -> Option<TaskOrder> {
+    sent(effects, conn).into_iter().find_map(|body| match body {
+        FromHub::Task(order) => Some(order),
+        _ => None,
+    })
+}
+
+fn end_of(effects: &[Effect]) -> Option<(TaskOutcome, String)> {
+    let ended = notices(effects).into_iter().find_map(|notice| match notice {
+        Notice::TaskEnded(task) => Some(task),
+        _ => None,
+    })?;
+    assert!(stored(effects).contains(&Record::Task(ended.clone())), "what is told is stored");
+    Some((ended.outcome()?.clone(), ended.output))
+}
+
+fn reconnect(world: &mut World, conn: u64) -> Vec<Effect> {
+    world.tell(Event::Closed { conn: ConnId(conn - 1) });
+    world.join(conn, &hello("web", 1), 1)
+}
+
+/// A session with a task that was sent.
+fn with_task() -> (World, Task) {
+    let mut world = World::joined();
+    let task = task("web");
+    let effects = world.tell(Event::Submit(task.clone()));
+    assert_eq!(order(&effects, 1).unwrap().task, of(&task));
+    (world, task)
+}
+
+#[test]
+fn a_task_runs_and_its_end_is_stored_before_it_is_acknowledged() {
+    let (mut world, task) = with_task();
+    world.now = 5;
+    let started = world.say(1, "web", FromRuntime::TaskStarted(of(&task)));
+    let running =
+        Task { state: TaskState::Running { incarnation: Incarnation(1) }, started_at: Some(at(5)), ..task.clone() };
+    let expected = [Effect::Store(Record::Task(running.clone())), Effect::Notify(Notice::TaskStarted(running.clone()))];
+    assert_eq!(started, expected);
+
+    world.now = 9;
+    let effects = world.say(1, "web", ended(of(&task), 0));
+    let over = Task {
+        state: TaskState::Ended { outcome: TaskOutcome::Exited { code: 0 } },
+        ended_at: Some(at(9)),
+        output: "out".to_owned(),
+        ..running
+    };
+    let [Effect::Store(record), Effect::Notify(notice), Effect::Send { body, .. }] = effects.as_slice() else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(*record, Record::Task(over.clone()));
+    assert_eq!(*notice, Notice::TaskEnded(over));
+    assert_eq!(*body, FromHub::TaskAck(of(&task)));
+}
+
+#[test]
+fn tasks_go_one_at_a_time_in_the_order_in_which_they_were_accepted() {
+    let (mut world, first) = with_task();
+    let (second, third) = (task("web"), task("web"));
+    for later in [&second, &third] {
+        assert_eq!(world.tell(Event::Submit(later.clone())), []);
+    }
+    world.say(1, "web", FromRuntime::TaskStarted(of(&first)));
+    let effects = world.say(1, "web", ended(of(&first), 1));
+    assert_eq!(order(&effects, 1).unwrap().task, of(&second));
+    let effects = world.say(1, "web", ended(of(&second), 0));
+    assert_eq!(order(&effects, 1).unwrap().task, of(&third));
+}
+
+#[test]
+fn a_task_waits_for_its_agent() {
+    let mut world = World::new();
+    let early = task("web");
+    assert_eq!(world.tell(Event::Submit(early.clone())), []);
+    assert_eq!(order(&world.join(1, &hello("web", 1), 1), 1).unwrap().task, of(&early));
+    let unborn = task("unborn");
+    assert_eq!(world.tell(Event::Submit(unborn)), []);
+}
+
+#[test]
+fn a_task_that_was_not_heard_of_is_sent_again_and_one_that_runs_is_not() {
+    let (mut world, task) = with_task();
+    assert_eq!(order(&reconnect(&mut world, 2), 2).unwrap().task, of(&task));
+    world.say(2, "web", FromRuntime::TaskStarted(of(&task)));
+    assert_eq!(order(&reconnect(&mut world, 3), 3), None);
+    let again = world.say(3, "web", FromRuntime::TaskStarted(of(&task)));
+    assert_eq!(notices(&again), [], "that it runs is no news");
+    assert_eq!(end_of(&world.say(3, "web", ended(of(&task), 0))).unwrap().0, TaskOutcome::Exited { code: 0 });
+}
+
+#[test]
+fn an_end_that_comes_twice_is_acknowledged_twice_and_changes_nothing() {
+    let (mut world, task) = with_task();
+    world.say(1, "web", ended(of(&task), 0));
+    let effects = world.say(1, "web", ended(of(&task), 7));
+    assert_eq!(sent(&effects, 1), [FromHub::TaskAck(of(&task))]);
+    assert_eq!(stored(&effects), []);
+    assert_eq!(notices(&effects), [Notice::TaskUnknown { agent: name("web"), task: of(&task) }]);
+}
+
+#[test]
+fn an_end_that_was_not_stored_is_not_forgotten() {
+    let (mut world, task) = with_task();
+    let end = Event::Received { conn: ConnId(1), inbound: message("web", ended(of(&task), 0)) };
+    let effects = world.hub.handle(end, at(1));
+    let record = stored(&effects);
+    world.tell(Event::StoreFailed(record.clone()));
+    world.join(2, &hello("web", 1), 1);
+    let again = Event::Received { conn: ConnId(2), inbound: message("web", ended(of(&task), 7)) };
+    let again = world.hub.handle(again, at(2));
+    assert_eq!(stored(&again), record, "the first end counts");
+    assert!(matches!(again[0], Effect::Store(_)), "stored before it is acknowledged");
+    assert_eq!(stored(&world.tick_at(3)), record, "and without the runtime it is stored again by time");
+    assert_eq!(world.tick_at(4), []);
+}
+
+#[test]
+fn an_unknown_end_is_acknowledged_and_dropped() {
+    let mut world = World::joined();
+    let stranger = of(&task("web"));
+    let effects = world.say(1, "web", ended(stranger, 0));
+    assert_eq!(sent(&effects, 1), [FromHub::TaskAck(stranger)]);
+    assert_eq!(stored(&effects), []);
+}
+
+#[test]
+fn another_agents_task_can_not_be_ended() {
+    let (mut world, task) = with_task();
+    world.join(2, &hello("db", 2), 2);
+    let effects = world.say(2, "db", ended(of(&task), 0));
+    assert_eq!(stored(&effects), []);
+    assert!(end_of(&world.say(1, "web", ended(of(&task), 0))).is_some());
+}
+
+#[test]
+fn the_end_of_an_incarnation_interrupts_what_may_have_begun() {
+    for started in [false, true] {
+        let (mut world, first) = with_task();
+        let second = task("web");
+        world.tell(Event::Submit(second.clone()));
+        if started {
+            world.say(1, "web", FromRuntime::TaskStarted(of(&first)));
+        }
+        let effects = world.tell(Event::Enroll(credential("web", 2), Configuration::default()));
+        assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Interrupted, "started: {started}");
+        assert_eq!(stored(&effects).len(), 1, "what was never sent waits for the next incarnation");
+        let next = Hello { incarnation: Incarnation(2), ..hello("web", 3) };
+        assert_eq!(order(&world.join(2, &next, 3), 2).unwrap().task, of(&second));
+    }
+}
+
+#[test]
+fn a_task_of_an_incarnation_that_is_over_is_interrupted_at_the_start() {
+    for enrolled_first in [false, true] {
+        let mut world = World::new();
+        let enroll = |agent| Event::Enroll(credential(agent, 3), Configuration::default());
+        let running = Task { state: TaskState::Running { incarnation: Incarnation(2) }, ..task("late") };
+        let events = [enroll("late"), Event::Submit(running)];
+        let [first, second] = if enrolled_first {
+            events
+        } else {
+            let [enroll, submit] = events;
+            [submit, enroll]
+        };
+        assert_eq!(world.tell(first), []);
+        assert_eq!(end_of(&world.tell(second)).unwrap().0, TaskOutcome::Interrupted);
+    }
+}
+
+#[test]
+fn the_tasks_of_a_removed_agent_end() {
+    let (mut world, running) = with_task();
+    let queued = task("web");
+    world.tell(Event::Submit(queued.clone()));
+    world.say(1, "web", FromRuntime::TaskStarted(of(&running)));
+    let effects = world.tell(Event::Revoke(name("web")));
+    let outcomes = stored(&effects).into_iter().map(|record| match record {
+        Record::Task(task) => (task.id, task.outcome().cloned().unwrap()),
+        Record::Credential(_) => panic!("nobody joined"),
+    });
+    let outcomes = outcomes.collect::<Vec<_>>();
+    assert_eq!(outcomes[0], (running.id, TaskOutcome::Interrupted));
+    assert!(matches!(&outcomes[1], (id, TaskOutcome::NotStarted { .. }) if *id == queued.id));
+}
+
+#[test]
+fn a_task_that_its_runtime_has_forgotten_does_not_wedge_the_queue() {
+    let (mut world, forgotten) = with_task();
+    let next = task("web");
+    world.tell(Event::Submit(next.clone()));
+    world.say(1, "web", FromRuntime::TaskStarted(of(&forgotten)));
+    let mut effects = Vec::new();
+    while effects.is_empty() {
+        assert!(world.now < 200);
+        world.now += 1;
+        world.say(1, "web", FromRuntime::Health(health()));
+        effects = world.tell(Event::Tick);
+    }
+    assert_eq!(world.now, 121, "its timeout and a minute");
+    assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Interrupted);
+    assert_eq!(order(&effects, 1).unwrap().task, of(&next));
+}
+
+#[test]
+fn a_task_that_fits_no_message_is_not_started_and_the_next_is_sent() {
+    let mut world = World::joined();
+    let mut large = task("web");
+    large.run.argv.push("x".repeat(TEXT_MAX));
+    let effects = world.tell(Event::Submit(large));
+    assert!(matches!(end_of(&effects), Some((TaskOutcome::NotStarted { .. }, _))));
+    assert!(order(&world.tell(Event::Submit(task("web"))), 1).is_some());
+}
+
+#[test]
+fn output_is_handed_out_and_taken_at_once() {
+    let mut world = World::joined();
+    let task = task("web");
+    let stream = order(&world.tell(Event::Submit(task.clone())), 1).unwrap().stream;
+    let frame = Frame { stream, channel: Channel::Stderr, offset: 0, end: false, data: "hello".into() };
+    let effects = world.data(1, frame);
+    let (agent, channel) = (name("web"), Channel::Stderr);
+    let expected = Notice::TaskOutput { agent, task: of(&task), channel, data: "hello".into() };
+    assert_eq!(notices(&effects), [expected]);
+    assert_eq!(sent(&effects, 1), [FromHub::StreamTaken(StreamTaken { stream, channel, offset: 5 })]);
+}
+
+#[test]
+fn only_the_tail_of_long_output_is_kept_and_it_is_text() {
+    let (mut world, task) = with_task();
+    let FromRuntime::TaskEnded(mut end) = ended(of(&task), 0) else { unreachable!() };
+    end.output = format!("{}{}", "ä".repeat(40 * 1024), "z");
+    let kept = end_of(&world.say(1, "web", FromRuntime::TaskEnded(end))).unwrap().1;
+    assert_eq!(kept.len(), 64 * 1024 - 1);
+    assert!(kept.ends_with("äz"));
+}
