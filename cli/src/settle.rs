@@ -101,7 +101,7 @@ pub(crate) async fn settle(
     let mut events = client.stream("/events?follow=true&limit=1").await?;
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     let began = Instant::now();
-    let deadline = began.checked_add(limit.get());
+    let mut limit_reached = std::pin::pin!(tokio::time::sleep(limit.get()));
     let mut told = Standings::new();
     loop {
         let agents = client.get::<List<AgentView>>("/agents").await?.content.items;
@@ -113,7 +113,7 @@ pub(crate) async fn settle(
         told = standings;
         tokio::select! {
             _ = &mut interrupt => return Err(detached()),
-            () = until(deadline) => return Err(too_late(&told, limit)),
+            () = &mut limit_reached => return Err(too_late(&told, limit)),
             event = events.next() => {
                 event?.ok_or_else(|| CommandError::new(Exit::UNREACHABLE, "the controller went away meanwhile"))?;
                 tokio::time::sleep(GATHER).await;
@@ -121,14 +121,6 @@ pub(crate) async fn settle(
             }
             () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        // So far away that the clock can't count it.
-        None => std::future::pending().await,
     }
 }
 
