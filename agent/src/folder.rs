@@ -20,6 +20,8 @@ const BOOT_FILE: &str = "boot";
 /// The incarnation in which the hub has bound the runtime's key. From then on the join token is not
 /// sent any more.
 const JOINED_FILE: &str = "joined";
+/// Which life of which instance the rest of the folder belongs to.
+const INCARNATION_FILE: &str = "incarnation";
 /// Stands in for the machine's id where the operating system keeps none in a file.
 const MACHINE_FILE: &str = "machine";
 /// The journals of tasks.
@@ -117,6 +119,23 @@ impl Folder {
             line: error.line(),
             column: error.column(),
         })
+    }
+
+    /// Makes sure that what is kept belongs to the seed's incarnation. A restored or cloned instance
+    /// brings along the key, the counts and the journal of another life, and must use none of them.
+    pub(crate) fn begin(&self, seed: &Seed) -> Result<(), FolderError> {
+        let path = self.path.join(INCARNATION_FILE);
+        let now = format!("{} {}", seed.incarnation, seed.nonce).into_bytes();
+        if read_if_there(&path)?.as_ref() == Some(&now) {
+            return Ok(());
+        }
+        for name in [JOINED_FILE, KEY_FILE, BOOT_FILE] {
+            remove(&self.path.join(name))?;
+        }
+        let tasks = self.tasks();
+        std::fs::remove_dir_all(&tasks).map_err(failed("remove", &tasks))?;
+        create_dir(&tasks)?;
+        write(&path, &now)
     }
 
     /// Counts this start.
@@ -292,6 +311,23 @@ mod tests {
         let error = crate::chain(&folder.seed().unwrap_err());
         assert!(error.contains("seed.json is no seed (line 1"), "{error}");
         assert!(!error.contains("hunter2"));
+    }
+
+    #[test]
+    fn another_incarnation_begins_anew_and_the_same_goes_on() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let mut seed = crate::identity::tests::seed();
+        let life = |seed: &Seed, key: &[u8]| {
+            folder.begin(seed).unwrap();
+            let kept = fs::read_dir(folder.tasks()).unwrap().count();
+            fs::write(folder.tasks().join("journal"), "").unwrap();
+            (folder.key(|| key.to_vec()).unwrap(), folder.next_boot().unwrap(), kept)
+        };
+        assert_eq!(life(&seed, b"first"), (b"first".to_vec(), Boot(1), 0));
+        assert_eq!(life(&seed, b"second"), (b"first".to_vec(), Boot(2), 1));
+        seed.incarnation = seed.incarnation.next();
+        assert_eq!(life(&seed, b"third"), (b"third".to_vec(), Boot(1), 0));
     }
 
     #[test]

@@ -72,12 +72,12 @@ fn machine_id(folder: &Folder) -> Result<Digest, FolderError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use ring::signature::{ED25519, UnparsedPublicKey};
     use vm_agent_schemas::ids::{Incarnation, Secret};
 
-    fn seed() -> Seed {
+    pub(crate) fn seed() -> Seed {
         Seed {
             fleet: "default".parse().unwrap(),
             agent: "web".parse().unwrap(),

@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rustix::process::{Pid, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, kill_process, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
@@ -169,6 +169,22 @@ fn send(group: Pid, signal: Signal) {
     };
     // A group that is gone needs no signal.
     let _ = kill_process_group(group, signal);
+}
+
+/// Kills all processes that carry an environment variable with this value. What they do can't be followed
+/// any more, so they are not asked. Where there is no `/proc` nothing is found: there the service
+/// manager has to end what a killed runtime leaves.
+pub(crate) fn kill_marked(variable: &str, value: &str) {
+    let mark = format!("{variable}={value}");
+    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    for process in ids.filter_map(Pid::from_raw) {
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
+            // One that has ended meanwhile needs no signal.
+            let _ = kill_process(process, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 fn outcome(status: &io::Result<ExitStatus>) -> TaskOutcome {

@@ -72,6 +72,11 @@ impl Signals {
     }
 }
 
+/// A runtime has one incarnation as long as it lives.
+#[derive(Debug, thiserror::Error)]
+#[error("the seed is now that of another incarnation; end this runtime and start it anew")]
+struct OtherIncarnation;
+
 struct Runtime {
     folder: Folder,
     identity: Arc<Identity>,
@@ -152,6 +157,7 @@ impl Link {
 impl Runtime {
     fn new(folder: Folder, logs: LogQueue, health: Health) -> Result<Self, FolderError> {
         let seed = folder.seed()?;
+        folder.begin(&seed)?;
         Ok(Self {
             identity: Arc::new(Identity::load(&folder)?),
             surroundings: Surroundings { work: folder.work(), nonce: seed.nonce.clone(), env: BTreeMap::new() },
@@ -200,7 +206,10 @@ impl Runtime {
     /// now. A seed that can't be read leaves the last one in force.
     fn connect(&mut self) {
         match self.folder.seed() {
-            Ok(seed) => self.seed = seed,
+            Ok(seed) if (seed.incarnation, &seed.nonce) == (self.seed.incarnation, &self.seed.nonce) => {
+                self.seed = seed;
+            }
+            Ok(_) => self.complain(&OtherIncarnation),
             Err(error) => self.complain(&error),
         }
         let hello = self.identity.hello(&self.seed, self.joined == Some(self.seed.incarnation));
@@ -255,7 +264,6 @@ impl Runtime {
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
         configure(&mut self.surroundings, &welcome.configuration, &session.outgoing);
-        self.surroundings.nonce = self.seed.nonce.clone();
         self.tasks.resume(&session.outgoing);
         self.link = Link::Live(Box::new(session));
     }

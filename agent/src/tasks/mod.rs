@@ -22,11 +22,14 @@ use vm_agent_schemas::wire::{Channel, DATA_MAX, FromRuntime, StreamTaken, TaskEn
 
 use crate::folder::FolderError;
 use crate::outgoing::Outgoing;
-use crate::process::{Drain, Process, Surroundings};
+use crate::process::{Drain, Process, Surroundings, kill_marked};
 use journal::Journal;
 use ledger::{Answer, Ledger, Record};
 use output::Output;
 
+/// The environment variable with the task's id that every process of a task carries: by it the next start
+/// finds what a killed runtime left running.
+const TASK_VARIABLE: &str = "VM_AGENT_TASK";
 /// How long the processes of a task that ran into its timeout may take to end.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
 /// How long the processes of a task may take to end when the runtime goes down.
@@ -46,8 +49,8 @@ pub(crate) struct Tasks {
 /// A task that is running.
 #[derive(Debug)]
 struct Running {
-    /// The stream on which its output is sent.
-    stream: u32,
+    /// The stream on which its output is sent, in the session in which it was ordered.
+    stream: Option<u32>,
     output: Shared,
 }
 
@@ -59,7 +62,9 @@ impl Tasks {
         let journal = Journal::new(folder);
         let (ledger, interrupted) = Ledger::recover(journal.load()?);
         for record in &interrupted {
-            tracing::warn!(task.id = %record.task().task, "the runtime went down while a task ran: it is interrupted");
+            let id = record.task().task;
+            tracing::warn!(task.id = %id, "the runtime went down while a task ran: it is interrupted");
+            kill_marked(TASK_VARIABLE, &id.to_string());
             journal.write(record)?;
         }
         let (ends, ended) = mpsc::unbounded_channel();
@@ -77,7 +82,9 @@ impl Tasks {
     }
 
     /// Tells a new session what is running, and what has ended and is not acknowledged.
-    pub(crate) fn resume(&self, outgoing: &Outgoing) {
+    /// Streams are numbered anew in it, so none of the old ones is a task's any more.
+    pub(crate) fn resume(&mut self, outgoing: &Outgoing) {
+        self.running.values_mut().for_each(|running| running.stream = None);
         self.ledger.unsettled().for_each(|message| outgoing.say(message));
     }
 
@@ -94,7 +101,7 @@ impl Tasks {
             Answer::Running => {
                 // The hub has lost what it knew of this task, and follows its output on a new stream.
                 if let Some(running) = self.running.get_mut(&order.task.task) {
-                    running.stream = order.stream;
+                    running.stream = Some(order.stream);
                     lock(&running.output).attach(order.stream, outgoing.clone());
                 }
                 outgoing.say(FromRuntime::TaskStarted(order.task));
@@ -108,7 +115,7 @@ impl Tasks {
 
     /// Notes how much of a task's output has been taken. Answers whether the stream is a task's.
     pub(crate) fn taken(&self, taken: StreamTaken) -> bool {
-        let running = self.running.values().find(|running| running.stream == taken.stream);
+        let running = self.running.values().find(|running| running.stream == Some(taken.stream));
         if let Some(running) = running {
             lock(&running.output).taken(taken.channel, taken.offset);
         }
@@ -157,13 +164,15 @@ impl Tasks {
             return self.end(ended, Some(outgoing));
         }
         self.ledger.put(Record::Started(task));
-        match surroundings.spawn(&order.run, false) {
+        let mut what = order.run.clone();
+        what.env.insert(TASK_VARIABLE.to_owned(), task.task.to_string());
+        match surroundings.spawn(&what, false) {
             Ok(process) => {
                 tracing::info!(task.id = %task.task, task.attempt = task.attempt, "a task has begun");
                 outgoing.say(FromRuntime::TaskStarted(task));
                 let output = Arc::new(Mutex::new(Output::default()));
                 lock(&output).attach(order.stream, outgoing.clone());
-                self.running.insert(task.task, Running { stream: order.stream, output: Arc::clone(&output) });
+                self.running.insert(task.task, Running { stream: Some(order.stream), output: Arc::clone(&output) });
                 let limit = Duration::from_millis(order.timeout_ms);
                 tracker.spawn(run(task, process, limit, output, self.stop.clone(), self.ends.clone()));
             }

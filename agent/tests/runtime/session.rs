@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::support::{Heard, Hub, Runtime, order, soon, until};
+use crate::support::{Heard, Hub, Runtime, order, soon, until, write_seed};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::layout::{LOCK_FILE, STOPPED_FILE};
-use vm_agent_schemas::wire::{Configuration, FromHub, FromRuntime, RefusalCode, Refused};
+use vm_agent_schemas::wire::{Configuration, FromHub, FromRuntime, RefusalCode, Refused, Seed};
 
 #[tokio::test]
 async fn a_runtime_joins_and_is_who_its_seed_says() {
@@ -81,7 +81,7 @@ async fn another_certificate_than_the_pinned_one_is_not_spoken_to_until_the_seed
     let seed = hub.seed(place.path(), Some(Digest::of(b"another certificate")));
     let _runtime = Runtime::start(place.path(), &seed);
     assert!(hub.accept().await.is_err());
-    hub.seed(place.path(), hub.pin());
+    write_seed(place.path(), &Seed { hub_pin: hub.pin(), ..seed });
     // The seed is read anew at each attempt; one may have been under way.
     let heard = async { while hub.accept().await.is_err() {} };
     soon("an attempt with the right pin", heard).await;
@@ -136,8 +136,8 @@ async fn the_loss_of_a_session_ends_its_streams_and_not_its_tasks() {
     let seed = hub.seed(place.path(), None);
     let runtime = Runtime::start(place.path(), &seed);
     let (mut session, _) = hub.session().await;
-    session.open(1, "exec sleep 1000", false).await;
-    let order = order("exec sleep 1000", 2);
+    let order = order("exec sleep 1000", 1);
+    session.open(2, "exec sleep 1000", false).await;
     session.say(FromHub::Task(order.clone())).await;
     until("both processes", || runtime.processes().len() == 2).await;
     drop(session);
@@ -148,4 +148,7 @@ async fn the_loss_of_a_session_ends_its_streams_and_not_its_tasks() {
     });
     assert_eq!(started.await, order.task);
     until("the stream's end", || runtime.processes().len() == 1).await;
+    // Numbers begin anew in a session: this stream is not the task's.
+    session.open(1, "head -c 1000000 /dev/zero", false).await;
+    assert_eq!(session.follow(1).await.stdout.len(), 1_000_000);
 }

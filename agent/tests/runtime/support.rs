@@ -87,7 +87,7 @@ impl Hub {
             hub_pin: pin,
             join_token: Secret::generate(),
         };
-        std::fs::write(folder.join(SEED_FILE), serde_json::to_vec(&seed).unwrap()).unwrap();
+        write_seed(folder, &seed);
         seed
     }
 
@@ -124,6 +124,10 @@ impl Hub {
             .await;
         (session, hello)
     }
+}
+
+pub(crate) fn write_seed(folder: &Path, seed: &Seed) {
+    std::fs::write(folder.join(SEED_FILE), serde_json::to_vec(seed).unwrap()).unwrap();
 }
 
 /// The hub's end of a connection.

@@ -120,12 +120,13 @@ async fn a_task_under_way_when_the_runtime_is_killed_ends_as_interrupted_and_doe
     let seed = hub.seed(place.path(), None);
     let mut runtime = Runtime::start(place.path(), &seed);
     let (mut session, _) = hub.session().await;
-    let order = order("echo ran >> ran; exec sleep 1000", 1);
+    let order = order("echo ran >> ran; sleep 1000 & sleep 1000", 1);
     session.say(FromHub::Task(order.clone())).await;
     until("the task's work", || place.path().join("work/ran").exists()).await;
     runtime.kill();
-    let _restarted = Runtime::start(place.path(), &seed);
+    let restarted = Runtime::start(place.path(), &seed);
     let (mut session, _) = hub.session().await;
+    until("the end of what was left", || restarted.processes().is_empty()).await;
     session.say(FromHub::Task(order.clone())).await;
     for _ in 0..2 {
         let ended = ended(&mut session).await;
