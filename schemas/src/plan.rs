@@ -30,6 +30,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What waits for a person's yes.
     pub approvals: Vec<ApprovalRequest>,
+    /// The yeses that steps of this plan rest on.
+    pub granted: Vec<Digest>,
     /// Whether the loop may change anything at all.
     pub fuse: Fuse,
 }

@@ -1,4 +1,31 @@
 //! The controller: everything wired together.
+//!
+//! ```text
+//! observer ─┐                          ┌─▶ job ─▶ driver
+//! ledger  ──┼─▶ inputs ─▶ plan() ─▶ reconciler
+//! hub ──────┘                          └─▶ ledger (claims, operations, events)
+//! ```
+//!
+//! The [`ledger`] is what survives, the [`observer`] what drivers see, the hub who is heard. The
+//! reconciler puts them side by side in every pass. Doors ([`http`]) reach all of it through
+//! [`Controller`] alone.
 
+mod conditions;
 pub mod controller;
+mod core;
 pub mod http;
+mod hub_storage;
+mod intent;
+mod job;
+mod ledger;
+mod logs;
+mod metrics;
+mod notices;
+mod observer;
+mod reconciler;
+mod run;
+mod view;
+
+pub use controller::{Actor, Controller};
+pub use ledger::LedgerError;
+pub use run::{Config, Options, RunError, Running, plan_offline, run};

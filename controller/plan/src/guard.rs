@@ -23,11 +23,12 @@ pub(crate) struct Guard<'a> {
     /// How many agents leave together, where that is more than `prune: auto` lets go.
     mass: Option<usize>,
     asked: Vec<ApprovalRequest>,
+    granted: Vec<Digest>,
 }
 
 impl<'a> Guard<'a> {
     pub(crate) fn new(inputs: &'a Inputs, dismissed: &'a [AgentName], situations: &[Situation<'_>]) -> Self {
-        let mut guard = Self { inputs, dismissed, mass: None, asked: Vec::new() };
+        let mut guard = Self { inputs, dismissed, mass: None, asked: Vec::new(), granted: Vec::new() };
         let leaving =
             situations.iter().filter(|s| s.want == Want::Absent && !guard.is_told(s.name) && leaves(s)).count();
         let limit = REMOVAL_LEAST.max(inputs.claims.len() * REMOVAL_SHARE / 100);
@@ -70,8 +71,9 @@ impl<'a> Guard<'a> {
         self.ask("replace", situation, why, what)
     }
 
-    pub(crate) fn into_requests(self) -> Vec<ApprovalRequest> {
-        self.asked
+    /// What has to be asked, and which yeses were used.
+    pub(crate) fn into_requests(self) -> (Vec<ApprovalRequest>, Vec<Digest>) {
+        (self.asked, self.granted)
     }
 
     /// Asks for exactly this: another machine, another life of it or another reason is another thing.
@@ -79,6 +81,7 @@ impl<'a> Guard<'a> {
         let claim = situation.claim.map(|claim| (claim.id, claim.incarnation));
         let id = Digest::of_json(&(kind, situation.name, claim, detail));
         if self.inputs.approvals.contains(&id) {
+            self.granted.push(id);
             return None;
         }
         self.asked.push(ApprovalRequest { id: id.clone(), agents: vec![situation.name.clone()], what });

@@ -13,6 +13,8 @@ mod moves;
 mod schedule;
 mod situation;
 pub mod table;
+mod upkeep;
+mod wake;
 
 use std::collections::BTreeSet;
 
@@ -26,6 +28,8 @@ pub use effective::{Effective, End, effective, ended_overrides};
 pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
 pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
 pub use moves::reachable_sizes;
+pub use upkeep::{Upkeep, upkeep};
+pub use wake::wake_at;
 
 use guard::Guard;
 use moves::{Moves, moves_of};
@@ -62,7 +66,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
         agents[index] = Some(agent_plan(situation, health, drift, waits_for, settling, &steps[from..]));
     }
 
-    let approvals = guard.into_requests();
+    let (approvals, granted) = guard.into_requests();
     Plan {
         id: digest(inputs, &steps, &approvals),
         fleet: inputs.fleet.name.clone(),
@@ -70,6 +74,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
         agents: agents.into_iter().flatten().collect(),
         steps,
         approvals,
+        granted,
         fuse,
     }
 }

@@ -1,0 +1,128 @@
+//! Conditions: named facts about agents and the fleet, each with the time since when it is so.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use vm_agent_schemas::fleet::PowerState;
+use vm_agent_schemas::ids::Revision;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::InstanceState;
+use vm_agent_schemas::plan::{AgentPlan, Condition, ConditionStatus, Health, Sync};
+
+/// Remembers since when each condition has had its status.
+#[derive(Debug, Default)]
+pub(crate) struct ConditionBook {
+    since: Mutex<BTreeMap<(Option<AgentName>, &'static str), (ConditionStatus, Timestamp)>>,
+}
+
+/// A fact, before it is known since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fact {
+    pub(crate) kind: &'static str,
+    pub(crate) status: ConditionStatus,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Fact {
+    pub(crate) fn new(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
+        Self { kind, status, reason, message: message.into() }
+    }
+}
+
+impl ConditionBook {
+    /// The facts as conditions. A fact whose status is another than before is so from now on.
+    pub(crate) fn enter(
+        &self,
+        agent: Option<&AgentName>,
+        facts: Vec<Fact>,
+        revision: Option<Revision>,
+        now: Timestamp,
+    ) -> Vec<Condition> {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let enter = |fact: Fact| {
+            let entry = since.entry((agent.cloned(), fact.kind)).or_insert((fact.status, now));
+            if entry.0 != fact.status {
+                *entry = (fact.status, now);
+            }
+            Condition {
+                kind: fact.kind.to_owned(),
+                status: fact.status,
+                reason: fact.reason.to_owned(),
+                message: fact.message,
+                last_transition_time: entry.1,
+                observed_generation: revision,
+            }
+        };
+        facts.into_iter().map(enter).collect()
+    }
+}
+
+/// What can be said of an agent.
+pub(crate) fn facts_of(agent: &AgentPlan) -> Vec<Fact> {
+    vec![provisioned(agent), powered(agent), runtime_connected(agent), converged(agent), ready(agent)]
+}
+
+fn provisioned(agent: &AgentPlan) -> Fact {
+    let fact = |holds, reason, message: &str| Fact::new("Provisioned", holds, reason, message);
+    match agent.observed {
+        Some(_) => fact(true, "Exists", "its instance exists"),
+        None if agent.sync == Sync::Unknown => {
+            Fact { status: ConditionStatus::Unknown, ..fact(false, "DriverSilent", "its driver does not answer") }
+        }
+        None => fact(false, "Missing", "its instance does not exist"),
+    }
+}
+
+fn powered(agent: &AgentPlan) -> Fact {
+    let fact = |holds, reason, message: String| Fact::new("Powered", holds, reason, message);
+    let wanted = agent.wanted.as_ref().map(|wanted| wanted.spec.power);
+    match (wanted, agent.observed) {
+        (None, _) => fact(true, "NotWanted", "it should not exist".into()),
+        (Some(PowerState::Running), Some(InstanceState::Running)) => fact(true, "Running", "it runs".into()),
+        (
+            Some(PowerState::Stopped),
+            Some(InstanceState::Stopped | InstanceState::Suspended | InstanceState::Failed),
+        ) => fact(true, "Stopped", "it does not run".into()),
+        (Some(_), None | Some(InstanceState::Unknown)) => {
+            let unknown = fact(false, "Unknown", "it is not known to exist".into());
+            Fact { status: ConditionStatus::Unknown, ..unknown }
+        }
+        (Some(power), Some(state)) => fact(false, "OtherThanWanted", format!("it should be {power} and is {state:?}")),
+    }
+}
+
+fn runtime_connected(agent: &AgentPlan) -> Fact {
+    match agent.health {
+        Health::Healthy | Health::Degraded => Fact::new("RuntimeConnected", true, "Heard", "its runtime is heard"),
+        health => Fact::new("RuntimeConnected", false, "NotHeard", format!("its runtime is not heard: {health}")),
+    }
+}
+
+fn converged(agent: &AgentPlan) -> Fact {
+    let message = match agent.waits_for.first() {
+        Some(reason) => format!("{}; it waits for {reason}", agent.sync),
+        None => agent.sync.to_string(),
+    };
+    let status = match agent.sync {
+        Sync::Synced => ConditionStatus::True,
+        Sync::Unknown => ConditionStatus::Unknown,
+        Sync::Drifted | Sync::Reconciling | Sync::Blocked => ConditionStatus::False,
+    };
+    let reason = match agent.sync {
+        Sync::Synced => "Synced",
+        Sync::Drifted => "Drifted",
+        Sync::Reconciling => "Reconciling",
+        Sync::Blocked => "Blocked",
+        Sync::Unknown => "Unknown",
+    };
+    Fact { kind: "Converged", status, reason, message }
+}
+
+fn ready(agent: &AgentPlan) -> Fact {
+    let ready = agent.sync == Sync::Synced && agent.health == Health::Healthy;
+    let message = format!("{} and {}", agent.sync, agent.health);
+    Fact::new("Ready", ready, if ready { "AllWell" } else { "NotYet" }, message)
+}

@@ -1,0 +1,551 @@
+//! The controller as its doors see it: every question and every command that there is.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use vm_agent_hub::{OpenError, Stream};
+use vm_agent_plan::{Inputs, Mode, plan};
+use vm_agent_schemas::api::{
+    AgentDrift, AgentView, Applied, ApplyRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest, DownRequest,
+    FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Stats, TaskRequest, TokenRequest,
+};
+use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::event::{Event, EventKind, NewEvent};
+use vm_agent_schemas::fleet::{self, Fleet, PowerState};
+use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
+use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::Run;
+use vm_agent_store::{self as store, StoreError};
+
+use crate::core::Core;
+use crate::intent::{self, Intent, Voice};
+use crate::ledger::{Change, NewFile, Records};
+use crate::reconciler::{Chain, accept_task};
+use crate::view::{self, Moment};
+
+/// Most events that one answer carries.
+const EVENTS_MAX: usize = 10_000;
+
+/// Most tasks that one answer lists.
+const TASKS_MAX: u32 = 1_000;
+
+/// How long a task by hand may run unless its request says otherwise.
+const TASK_TIMEOUT: Span = Span::from_secs(3600);
+
+/// Who asks: for overrides' authors, events and the audit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// The name of the person or the token.
+    pub name: String,
+}
+
+/// A running controller. Cheap to clone.
+#[derive(Clone)]
+pub struct Controller {
+    core: Arc<Core>,
+    #[cfg(test)]
+    _alive: Option<Arc<(crate::Running, tempfile::TempDir)>>,
+}
+
+impl Controller {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            #[cfg(test)]
+            _alive: None,
+        }
+    }
+
+    /// Whose token this is.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn authenticate(&self, token: &str) -> Result<Option<Actor>, Problem> {
+        // Looked up by its digest: how long that takes says nothing about how near a guess is.
+        let digest = Secret::from_text(token).digest();
+        let known = self.read(move |conn| store::tokens::find(conn, &digest)).await?;
+        Ok(known.map(|token| Actor { name: token.name }))
+    }
+
+    /// The controller itself.
+    ///
+    /// # Errors
+    /// None so far; doors treat all answers alike.
+    pub async fn status(&self) -> Result<ControllerStatus, Problem> {
+        let records = self.core.ledger.records();
+        Ok(self.look(|moment| moment.controller(&records)).await)
+    }
+
+    /// Counts since the controller started.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn stats(&self) -> Result<Stats, Problem> {
+        Ok(self.look(|moment| moment.stats()).await)
+    }
+
+    /// Everything counted, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the text can't be made.
+    pub async fn metrics(&self) -> Result<String, Problem> {
+        let paths: Vec<&'static str> = self.core.ledger.records().overrides.iter().map(path_of).collect();
+        let text = self.look(|moment| moment.core.metrics.text(moment.plan, &paths)).await;
+        text.map_err(|error| internal(&error))
+    }
+
+    /// All agents.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn agents(&self) -> Result<Vec<AgentView>, Problem> {
+        Ok(self.look(|moment| moment.plan.agents.iter().map(|agent| moment.agent(agent)).collect()).await)
+    }
+
+    /// One agent.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub async fn agent(&self, name: &AgentName) -> Result<AgentView, Problem> {
+        let view = self.look(|moment| moment.plan.agent(name).map(|agent| moment.agent(agent))).await;
+        view.ok_or_else(|| intent::unknown(name))
+    }
+
+    /// Each agent that is not as wanted.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn drift(&self) -> Result<Vec<AgentDrift>, Problem> {
+        Ok(self.look(|moment| view::drift(moment.plan)).await)
+    }
+
+    /// The accepted fleet file.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn fleet(&self) -> Result<FleetView, Problem> {
+        Ok(view::fleet(&self.core.ledger.records()))
+    }
+
+    /// What would be done: for the accepted file, or for another.
+    ///
+    /// # Errors
+    /// When the other file has errors or is another fleet's.
+    pub async fn plan(&self, request: PlanRequest) -> Result<Plan, Problem> {
+        let records = self.core.ledger.records();
+        let Some(source) = request.source else { return Ok(self.plan_with(&records).await) };
+        let fleet = self.read_fleet(&records, &source)?;
+        Ok(self.plan_with(&Records { fleet: Arc::new(fleet), ..records.as_ref().clone() }).await)
+    }
+
+    /// Accepts a fleet file.
+    ///
+    /// # Errors
+    /// When the file has errors or is another fleet's, when the plan is no longer the one that was
+    /// shown, and when the store fails.
+    pub async fn apply(&self, request: ApplyRequest, actor: &Actor) -> Result<Applied, Problem> {
+        let records = self.core.ledger.records();
+        let fleet = self.read_fleet(&records, &request.source)?;
+        let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
+        let plan = self.plan_with(&hypothetical).await;
+        if request.plan.as_ref().is_some_and(|shown| *shown != plan.id) {
+            return Err(Problem::new(ProblemCode::Conflict, "the plan is stale: since it was made, something changed")
+                .remedy("look at the new plan: vm-agent plan"));
+        }
+        if request.approve && request.plan.is_none() {
+            return Err(Problem::new(ProblemCode::Invalid, "a yes needs the id of the plan that it is to"));
+        }
+        let revision = records.file.as_ref().map(|file| file.revision);
+        if request.dry_run {
+            return Ok(Applied { revision, plan, dry_run: true });
+        }
+        let changes = self.applied_changes(&records, &request, &plan, actor);
+        let file = NewFile { path: request.source.path, text: request.source.text, fleet, author: actor.name.clone() };
+        let revision = self.core.ledger.accept(file, changes, Timestamp::now()).await.map_err(|e| internal(&e))?;
+        self.core.wake();
+        let plan = self.plan_with(&self.core.ledger.records()).await;
+        Ok(Applied { revision: Some(revision), plan, dry_run: false })
+    }
+
+    fn applied_changes(&self, records: &Records, request: &ApplyRequest, plan: &Plan, actor: &Actor) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if request.approve {
+            for approval in &plan.approvals {
+                changes.push(Change::Approve(approval.id.clone(), actor.name.clone()));
+                let message = format!("{} said yes: {}", actor.name, approval.what);
+                let agent = approval.agents.first().cloned();
+                changes.push(Change::Event(NewEvent { kind: EventKind::Approved, agent, message }));
+            }
+        }
+        if records.file.as_ref().is_none_or(|file| file.text != request.source.text) {
+            // A person who changed the file has dealt with what failed.
+            changes.extend(records.backoffs.keys().cloned().map(Change::DropBackoff));
+            let summary = plan.summary();
+            let message = format!(
+                "{} applied a fleet file: {} to create, {} to change, {} to destroy",
+                actor.name, summary.create, summary.change, summary.destroy
+            );
+            changes.push(Change::Event(NewEvent::fleet(EventKind::FleetApplied, message)));
+        }
+        changes
+    }
+
+    /// Makes an agent beside the file.
+    ///
+    /// # Errors
+    /// When the name or the spec is wrong, when there is another agent of that name, and when the
+    /// store fails.
+    pub async fn create(&self, name: AgentName, request: CreateRequest, actor: &Actor) -> Result<Changed, Problem> {
+        let reason = request.reason.clone();
+        let dry_run = request.dry_run;
+        self.change(name, reason.as_deref(), dry_run, actor, |records, name, voice| {
+            intent::create(records, name, &request, voice)
+        })
+        .await
+    }
+
+    /// Lets an agent go, though the file may declare it.
+    ///
+    /// # Errors
+    /// When there is no such agent, when it is protected, and when the store fails.
+    pub async fn destroy(&self, name: AgentName, request: ChangeRequest, actor: &Actor) -> Result<Changed, Problem> {
+        self.change(name, request.reason.as_deref(), request.dry_run, actor, intent::destroy).await
+    }
+
+    /// Lets an agent run, though the file may say otherwise.
+    ///
+    /// # Errors
+    /// When there is no such agent, and when the store fails.
+    pub async fn start(&self, name: AgentName, request: ChangeRequest, actor: &Actor) -> Result<Changed, Problem> {
+        self.set_power(name, PowerState::Running, &request, actor).await
+    }
+
+    /// Lets an agent rest, though the file may say otherwise.
+    ///
+    /// # Errors
+    /// When there is no such agent, and when the store fails.
+    pub async fn stop(&self, name: AgentName, request: ChangeRequest, actor: &Actor) -> Result<Changed, Problem> {
+        self.set_power(name, PowerState::Stopped, &request, actor).await
+    }
+
+    async fn set_power(
+        &self,
+        name: AgentName,
+        wanted: PowerState,
+        request: &ChangeRequest,
+        actor: &Actor,
+    ) -> Result<Changed, Problem> {
+        self.change(name, request.reason.as_deref(), request.dry_run, actor, |records, name, voice| {
+            intent::set_power(records, name, wanted, request, voice)
+        })
+        .await
+    }
+
+    /// Decides what a command comes to, writes it unless this is a dry run, and shows the plan.
+    async fn change(
+        &self,
+        agent: AgentName,
+        reason: Option<&str>,
+        dry_run: bool,
+        actor: &Actor,
+        decide: impl FnOnce(&Records, &AgentName, Voice<'_>) -> Result<Intent, Problem>,
+    ) -> Result<Changed, Problem> {
+        let now = Timestamp::now();
+        let records = self.core.ledger.records();
+        let voice = Voice { author: &actor.name, reason, now };
+        let Intent { changes, overridden } = decide(&records, &agent, voice)?;
+        let plan = if dry_run {
+            let mut hypothetical = records.as_ref().clone();
+            changes.into_iter().for_each(|change| hypothetical.apply(change));
+            self.plan_with(&hypothetical).await
+        } else {
+            self.record(changes, now).await?;
+            self.core.wake();
+            self.plan_with(&self.core.ledger.records()).await
+        };
+        Ok(Changed { agent, overridden, plan, dry_run })
+    }
+
+    /// The overrides in force.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn overrides(&self) -> Result<Vec<Override>, Problem> {
+        Ok(self.core.ledger.records().overrides.clone())
+    }
+
+    /// Begins to take the fleet down, and shows the plan for that. The controller follows once every
+    /// machine is stopped, or deleted where that was asked for.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn down(&self, request: DownRequest, actor: &Actor) -> Result<Plan, Problem> {
+        let mode = if request.destroy { Mode::Destroy } else { Mode::Down };
+        let now = Timestamp::now();
+        let inputs = Inputs { mode, ..self.core.inputs(now).await };
+        let plan = plan(&inputs);
+        if !request.dry_run {
+            tracing::info!(actor = actor.name, destroy = request.destroy, "The fleet is taken down");
+            self.core.mode.send_replace(mode);
+            self.core.wake();
+        }
+        Ok(plan)
+    }
+
+    /// Events after `since`, oldest first, at most `limit`; without `since` the latest `limit`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn events(&self, since: Option<u64>, limit: usize) -> Result<Vec<Event>, Problem> {
+        let limit = u32::try_from(limit.min(EVENTS_MAX)).unwrap_or(u32::MAX);
+        self.read(move |conn| match since {
+            Some(seq) => store::events::since(conn, seq, limit),
+            None => store::events::latest(conn, limit),
+        })
+        .await
+    }
+
+    /// Events from now on. Subscribe first, then read [`events`](Self::events), and drop what comes
+    /// twice by `seq`.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.core.ledger.subscribe()
+    }
+
+    /// The last `tail` lines of an agent's log.
+    ///
+    /// # Errors
+    /// When there is no such agent, or its log can't be read.
+    pub async fn log(&self, name: &AgentName, tail: usize) -> Result<Vec<String>, Problem> {
+        self.known(name)?;
+        let (logs, agent) = (self.core.logs.clone(), name.clone());
+        let read = tokio::task::spawn_blocking(move || logs.tail(&agent, tail)).await;
+        read.map_err(|error| internal(&error))?.map_err(|error| internal(&error))
+    }
+
+    /// Lines of an agent's log from now on.
+    ///
+    /// # Errors
+    /// When there is no such agent, or its log can't be opened.
+    pub fn follow_log(&self, name: &AgentName) -> Result<broadcast::Receiver<String>, Problem> {
+        self.known(name)?;
+        self.core.logs.follow(name).map_err(|error| internal(&error))
+    }
+
+    /// Accepts a task by hand. Asking twice with one id is asking once.
+    ///
+    /// # Errors
+    /// When there is no such agent, nothing to run, another task with that id, or the store fails.
+    pub async fn submit_task(&self, name: &AgentName, request: TaskRequest, actor: &Actor) -> Result<Task, Problem> {
+        self.known(name)?;
+        if request.run.argv.first().is_none_or(String::is_empty) {
+            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
+        }
+        let now = Timestamp::now();
+        let id = request.id.unwrap_or_else(TaskId::generate);
+        if let Some(known) = self.find_task(id).await? {
+            let same = known.agent == *name && known.run == request.run;
+            let other = || Problem::new(ProblemCode::Conflict, format!("there is another task with the id {id}"));
+            return same.then_some(known).ok_or_else(other);
+        }
+        let task = Task {
+            id,
+            agent: name.clone(),
+            source: TaskSource::Request { author: actor.name.clone() },
+            run: request.run,
+            timeout: request.timeout.unwrap_or(TASK_TIMEOUT),
+            attempt: 1,
+            state: TaskState::Queued,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+            output: String::new(),
+        };
+        let message = format!("task {id} of {} is queued", actor.name);
+        accept_task(&self.core, task.clone(), message, now).await.map_err(|error| internal(&error))?;
+        Ok(task)
+    }
+
+    /// An agent's latest tasks.
+    ///
+    /// # Errors
+    /// When there is no such agent, or the store fails.
+    pub async fn tasks(&self, name: &AgentName) -> Result<Vec<Task>, Problem> {
+        self.known(name)?;
+        let agent = name.clone();
+        self.read(move |conn| store::tasks::of_agent(conn, &agent, TASKS_MAX)).await
+    }
+
+    /// A task.
+    ///
+    /// # Errors
+    /// When there is none with that id, or the store fails.
+    pub async fn task(&self, id: TaskId) -> Result<Task, Problem> {
+        let missing = || Problem::new(ProblemCode::NotFound, format!("there is no task {id}"));
+        self.find_task(id).await?.ok_or_else(missing)
+    }
+
+    async fn find_task(&self, id: TaskId) -> Result<Option<Task>, Problem> {
+        self.read(move |conn| store::tasks::get(conn, id)).await
+    }
+
+    /// Runs a process in an agent, its input and output bound to the stream. Dropping the stream ends
+    /// the process.
+    ///
+    /// # Errors
+    /// When there is no such agent, nothing to run, or its runtime is not connected.
+    pub async fn exec(&self, name: &AgentName, run: Run, stdin: bool, actor: &Actor) -> Result<Stream, Problem> {
+        self.known(name)?;
+        if run.argv.first().is_none_or(String::is_empty) {
+            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
+        }
+        tracing::debug!(agent.name = %name, actor = actor.name, "A process is run in an agent");
+        self.core.hub.open_stream(name.clone(), run, stdin).await.map_err(|error| match error {
+            OpenError::Offline => {
+                Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
+                    .remedy(format!("see what it waits for: vm-agent status {name}"))
+            }
+            OpenError::Shutdown => Problem::new(ProblemCode::Unavailable, error.to_string()),
+        })
+    }
+
+    /// Makes a token for the API over TCP. It is shown this one time.
+    ///
+    /// # Errors
+    /// When the name is empty, or the store fails.
+    pub async fn create_token(&self, request: TokenRequest, _actor: &Actor) -> Result<NewToken, Problem> {
+        let name = request.name.trim().to_owned();
+        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
+            return Err(Problem::new(ProblemCode::Invalid, "a token's name has 1 to 100 printable characters"));
+        }
+        let secret = Secret::generate();
+        let token = ApiToken { id: TokenId::generate(), name, digest: secret.digest(), created_at: Timestamp::now() };
+        let stored = token.clone();
+        self.write(move |conn| store::tokens::put(conn, &stored)).await?;
+        Ok(NewToken { token, secret })
+    }
+
+    /// All tokens, without their secrets.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn tokens(&self) -> Result<Vec<ApiToken>, Problem> {
+        self.read(store::tokens::all).await
+    }
+
+    /// Ends a token.
+    ///
+    /// # Errors
+    /// When there is none with that id, or the store fails.
+    pub async fn revoke_token(&self, id: TokenId, _actor: &Actor) -> Result<(), Problem> {
+        let found = self.write(move |conn| store::tokens::remove(conn, id)).await?;
+        let missing = || Problem::new(ProblemCode::NotFound, format!("there is no token {id}"));
+        found.then_some(()).ok_or_else(missing)
+    }
+
+    /// Writes one line of the audit: who asked for what, and the answer's status.
+    pub async fn audit(&self, actor: &Actor, method: &str, path: &str, status: u16, at: Timestamp) {
+        let (actor, method, path) = (actor.name.clone(), method.to_owned(), path.to_owned());
+        let written = self
+            .core
+            .ledger
+            .store()
+            .write(move |conn| store::audit::append(conn, at, &actor, &method, &path, status))
+            .await;
+        if let Err(error) = written {
+            tracing::error!(error = %Chain(&error), "A line of the audit could not be written");
+        }
+    }
+
+    /// Shows a moment of the controller to a view.
+    async fn look<T>(&self, view: impl FnOnce(&Moment<'_>) -> T) -> T {
+        let inputs = self.core.inputs(Timestamp::now()).await;
+        let sessions = self.core.hub.sessions().await;
+        let plan = plan(&inputs);
+        view(&Moment { core: &self.core, inputs: &inputs, plan: &plan, sessions: &sessions })
+    }
+
+    async fn plan_with(&self, records: &Records) -> Plan {
+        plan(&self.core.inputs_with(records, Timestamp::now()).await)
+    }
+
+    /// Reads a fleet file that is meant for this controller.
+    fn read_fleet(&self, records: &Records, source: &FleetSource) -> Result<Fleet, Problem> {
+        let name = source.path.as_ref().map_or_else(|| "fleet.yaml".to_owned(), |path| path.display().to_string());
+        let fleet = fleet::parse(&name, &source.text).map_err(|diagnostics| {
+            let reason = diagnostics.first().map_or_else(String::new, ToString::to_string);
+            Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) }
+        })?;
+        let owner = records.owner.clone().unwrap_or_default();
+        if fleet.name != owner {
+            return Err(Problem::new(
+                ProblemCode::Conflict,
+                format!("this controller looks after fleet `{owner}`, and the file is of fleet `{}`", fleet.name),
+            )
+            .remedy("start another controller with a --state-dir of its own"));
+        }
+        Ok(fleet)
+    }
+
+    fn known(&self, name: &AgentName) -> Result<(), Problem> {
+        let records = self.core.ledger.records();
+        let effective = vm_agent_plan::effective(&records.fleet, &records.overrides, Timestamp::now());
+        let known = effective.wanted.contains_key(name) || records.claims.contains_key(name);
+        known.then_some(()).ok_or_else(|| intent::unknown(name))
+    }
+
+    async fn record(&self, changes: Vec<Change>, now: Timestamp) -> Result<(), Problem> {
+        self.core.ledger.record(changes, now).await.map_err(|error| internal(&error))
+    }
+
+    async fn read<T, F>(&self, job: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.core.ledger.store().read(job).await.map_err(|error| internal(&error))
+    }
+
+    async fn write<T, F>(&self, job: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.core.ledger.store().write(job).await.map_err(|error| internal(&error))
+    }
+}
+
+fn path_of(entry: &Override) -> &'static str {
+    match entry.change.path() {
+        vm_agent_schemas::intent::OverridePath::Power => "power",
+        vm_agent_schemas::intent::OverridePath::Presence => "presence",
+    }
+}
+
+fn internal(error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem::new(ProblemCode::Internal, Chain(error).to_string())
+}
+
+#[cfg(test)]
+impl Controller {
+    /// A controller on a folder of its own, with a driver that only pretends.
+    pub(crate) async fn for_tests() -> Self {
+        use vm_agent_drivers::fake::Fake;
+        use vm_agent_schemas::fleet::{DriverName, HubSettings};
+        use vm_agent_schemas::net::Listen;
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
+        let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
+        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None };
+        let fake = Fake::new(DriverName::Qemu, Fake::capabilities_default());
+        let running = crate::Running::start(config, vec![Arc::new(fake)]).await.expect("a controller");
+        let controller = running.controller().clone();
+        Self { _alive: Some(Arc::new((running, folder))), ..controller }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the loop, the doors and the hub's notices share, and how a moment of it becomes the inputs of
+//! a plan.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vm_agent_hub::{HubHandle, SessionInfo};
+use vm_agent_plan::{Inputs, Mode, SessionSeen};
+use vm_agent_schemas::api::Addresses;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::wire::HealthReport;
+
+use crate::conditions::ConditionBook;
+use crate::job::HubAddress;
+use crate::ledger::{Ledger, Records};
+use crate::logs::Logs;
+use crate::metrics::Metrics;
+use crate::observer::Observer;
+
+/// A file system this full, in percent, makes an agent Degraded: builds begin to fail for want of room
+/// some time before the last byte.
+const DISK_FULL: u64 = 95;
+
+/// Everything that the parts of the controller share.
+pub(crate) struct Core {
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) hub: HubHandle,
+    pub(crate) hub_address: HubAddress,
+    pub(crate) observers: BTreeMap<DriverName, Observer>,
+    /// Something happened that may change the plan. Many tellings are one pass.
+    pub(crate) trigger: Arc<Notify>,
+    pub(crate) mode: watch::Sender<Mode>,
+    /// Steps and deliveries under way.
+    pub(crate) jobs: TaskTracker,
+    /// The controller is to go down.
+    pub(crate) stop: CancellationToken,
+    pub(crate) logs: Logs,
+    pub(crate) metrics: Metrics,
+    pub(crate) heard: Mutex<BTreeMap<AgentName, SessionSeen>>,
+    pub(crate) last_success: Mutex<Option<Timestamp>>,
+    pub(crate) silence: Duration,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) addresses: Addresses,
+    pub(crate) started_at: Timestamp,
+    /// Passes of the loop.
+    pub(crate) passes: AtomicU64,
+    /// The accepted fleet file that the latest pass acted on; 0 before the first.
+    pub(crate) acted_on: AtomicU64,
+    pub(crate) conditions: ConditionBook,
+}
+
+impl Core {
+    /// Asks for a pass.
+    pub(crate) fn wake(&self) {
+        self.trigger.notify_one();
+    }
+
+    /// Everything that a plan is made from, as it is now.
+    pub(crate) async fn inputs(&self, now: Timestamp) -> Inputs {
+        self.inputs_with(&self.ledger.records(), now).await
+    }
+
+    /// Everything that a plan is made from, were the records these.
+    pub(crate) async fn inputs_with(&self, records: &Records, now: Timestamp) -> Inputs {
+        let sessions = self.hear(&self.hub.sessions().await);
+        Inputs {
+            fleet: Arc::clone(&records.fleet),
+            revision: records.file.as_ref().map(|file| file.revision),
+            overrides: records.overrides.clone(),
+            claims: records.claims.clone(),
+            operations: records.operations.clone(),
+            drivers: self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect(),
+            sessions,
+            tasks: records.tasks.clone(),
+            approvals: records.approvals.clone(),
+            backoffs: records.backoffs.clone(),
+            fuse: records.fuse.clone(),
+            last_success: *self.last_success.lock().unwrap_or_else(PoisonError::into_inner),
+            mode: *self.mode.borrow(),
+            silence: self.silence,
+            life: records.life,
+            now,
+        }
+    }
+
+    /// The runtimes heard of: those connected now, and when the others were last heard.
+    fn hear(&self, sessions: &[SessionInfo]) -> BTreeMap<AgentName, SessionSeen> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        for seen in heard.values_mut() {
+            seen.connected = false;
+        }
+        for session in sessions {
+            let seen = SessionSeen {
+                incarnation: session.incarnation,
+                connected: true,
+                last_seen: session.last_seen,
+                configured: session.configured.clone(),
+                ailing: session.health.as_ref().is_some_and(is_ailing),
+            };
+            heard.insert(session.agent.clone(), seen);
+        }
+        heard.clone()
+    }
+
+    /// Notes that a step did what it should.
+    pub(crate) fn succeeded(&self, now: Timestamp) {
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+}
+
+fn is_ailing(report: &HealthReport) -> bool {
+    let (used, total) = (report.disk_used.bytes(), report.disk_total.bytes());
+    total > 0 && used.saturating_mul(100) >= total.saturating_mul(DISK_FULL)
+}

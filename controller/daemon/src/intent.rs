@@ -1,0 +1,190 @@
+//! What people say beside the file, turned into changes of the records: pure functions, so that a dry
+//! run is the same decision without the writing.
+
+use jiff::Timestamp;
+use vm_agent_plan::End;
+use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::{PowerState, resolve_entry};
+use vm_agent_schemas::ids::OverrideId;
+use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Presence};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::units::Span;
+
+use crate::ledger::{Change, Records};
+
+/// How long `start` and `stop` hold against the file unless told otherwise: as long as a person
+/// usually looks at something, and not so long that it is forgotten.
+const HOLDS: Span = Span::from_secs(3600);
+
+/// What a command comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Intent {
+    pub(crate) changes: Vec<Change>,
+    /// The override that it made; nothing when the file says the same.
+    pub(crate) overridden: Option<Override>,
+}
+
+/// Who said it, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Voice<'a> {
+    pub(crate) author: &'a str,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) now: Timestamp,
+}
+
+impl Voice<'_> {
+    fn entry(self, agent: &AgentName, change: Said, expires_at: Option<Timestamp>) -> Override {
+        Override {
+            id: OverrideId::generate(),
+            agent: agent.clone(),
+            change,
+            author: self.author.to_owned(),
+            reason: self.reason.map(str::to_owned),
+            created_at: self.now,
+            expires_at,
+        }
+    }
+
+    fn because(self) -> String {
+        self.reason.map(|reason| format!(": {reason}")).unwrap_or_default()
+    }
+}
+
+/// `start` and `stop`.
+pub(crate) fn set_power(
+    records: &Records,
+    agent: &AgentName,
+    wanted: PowerState,
+    request: &ChangeRequest,
+    said: Voice<'_>,
+) -> Result<Intent, Problem> {
+    let covers = written_power(records, agent).ok_or_else(|| unknown(agent))?;
+    // A person who starts an agent has seen its failures.
+    let mut changes = vec![Change::DropBackoff(agent.clone())];
+    if wanted == covers {
+        changes.extend(clear(records, agent, OverridePath::Power, said));
+        return Ok(Intent { changes, overridden: None });
+    }
+    let holds = request.lasting.unwrap_or(HOLDS);
+    let expires_at = if request.sticky { None } else { said.now.checked_add(holds.get()).ok() };
+    let entry = said.entry(agent, Said::Power { wanted, covers }, expires_at);
+    let until = expires_at.map_or_else(|| "until it is cleared".to_owned(), |at| format!("until {at}"));
+    let message = format!("{} wants it {wanted} {until}{}", said.author, said.because());
+    changes.push(Change::Override(Box::new(entry.clone())));
+    changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
+    Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// `create`: an agent beside the file.
+pub(crate) fn create(
+    records: &Records,
+    agent: &AgentName,
+    request: &CreateRequest,
+    said: Voice<'_>,
+) -> Result<Intent, Problem> {
+    if let Err(error) = records.fleet.name.instance_of(agent) {
+        return Err(Problem::new(ProblemCode::Invalid, format!("the instance of `{agent}` can't be named: {error}")));
+    }
+    let spec =
+        resolve_entry(&request.spec).map_err(|problems| Problem::new(ProblemCode::Invalid, problems.join("; ")))?;
+    let present = presence(records, agent);
+    if records.fleet.agents.contains_key(agent) {
+        return match present {
+            // The file says the same: what stood against it goes.
+            Some(Presence::Absent) => {
+                Ok(Intent { changes: clear(records, agent, OverridePath::Presence, said), overridden: None })
+            }
+            _ => Err(Problem::new(ProblemCode::Conflict, format!("agent `{agent}` is declared in the fleet file"))
+                .remedy("edit the file and apply it")),
+        };
+    }
+    match present {
+        Some(Presence::Present(known)) if known.spec == spec.spec => Ok(Intent::default()),
+        Some(Presence::Present(_)) => {
+            Err(Problem::new(ProblemCode::Conflict, format!("agent `{agent}` was made by hand, with another spec"))
+                .remedy(format!("destroy it first: vm-agent destroy {agent}")))
+        }
+        Some(Presence::Absent) | None => {
+            let entry = said.entry(agent, Said::Presence(Presence::Present(spec)), None);
+            let message = format!("{} made it by hand{}", said.author, said.because());
+            let changes = vec![
+                Change::Override(Box::new(entry.clone())),
+                Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)),
+            ];
+            Ok(Intent { changes, overridden: Some(entry) })
+        }
+    }
+}
+
+/// `destroy`: the agent goes, though the file may declare it.
+pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> Result<Intent, Problem> {
+    let declared = records.fleet.agents.get(agent);
+    let claim = records.claims.get(agent);
+    let present = presence(records, agent);
+    let exists = declared.is_some() || claim.is_some() || matches!(present, Some(Presence::Present(_)));
+    if !exists {
+        return Err(unknown(agent));
+    }
+    if claim.is_some_and(|claim| claim.protect) || declared.is_some_and(|agent| agent.spec.protect) {
+        return Err(Problem::new(ProblemCode::Blocked, format!("agent `{agent}` is protected"))
+            .remedy("set `protect: false` in the fleet file and apply it first"));
+    }
+    if matches!(present, Some(Presence::Absent)) {
+        return Ok(Intent::default());
+    }
+    let entry = said.entry(agent, Said::Presence(Presence::Absent), None);
+    let message = format!("{} wants it gone{}", said.author, said.because());
+    let mut changes = vec![Change::DropOverride(agent.clone(), OverridePath::Power)];
+    changes.push(Change::Override(Box::new(entry.clone())));
+    changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
+    Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// The end of an override, as changes.
+pub(crate) fn ended(entry: &Override, end: End) -> Vec<Change> {
+    let drop = Change::DropOverride(entry.agent.clone(), entry.change.path());
+    let (kind, message) = match end {
+        End::Expired => (EventKind::OverrideExpired, format!("the override of {} came to its time", entry.author)),
+        End::Superseded => {
+            (EventKind::OverrideSuperseded, format!("the file changed what the override of {} covered", entry.author))
+        }
+        // What was asked for is done; that was told when it was.
+        End::Done => return vec![drop],
+    };
+    vec![drop, Change::Event(NewEvent::of(&entry.agent, kind, message))]
+}
+
+fn clear(records: &Records, agent: &AgentName, path: OverridePath, said: Voice<'_>) -> Vec<Change> {
+    let known = records.overrides.iter().any(|entry| entry.agent == *agent && entry.change.path() == path);
+    if !known {
+        return Vec::new();
+    }
+    let message = format!("{} says what the file says{}", said.author, said.because());
+    vec![
+        Change::DropOverride(agent.clone(), path),
+        Change::Event(NewEvent::of(agent, EventKind::OverrideCleared, message)),
+    ]
+}
+
+fn presence<'a>(records: &'a Records, agent: &AgentName) -> Option<&'a Presence> {
+    records.overrides.iter().filter(|entry| entry.agent == *agent).find_map(|entry| match &entry.change {
+        Said::Presence(presence) => Some(presence),
+        Said::Power { .. } => None,
+    })
+}
+
+/// The power that an agent has without power override: the file's, or that of the spec that it was
+/// made by hand with.
+fn written_power(records: &Records, agent: &AgentName) -> Option<PowerState> {
+    match presence(records, agent) {
+        Some(Presence::Absent) => None,
+        Some(Presence::Present(spec)) => Some(spec.spec.power),
+        None => records.fleet.agents.get(agent).map(|declared| declared.spec.power),
+    }
+}
+
+pub(crate) fn unknown(agent: &AgentName) -> Problem {
+    Problem::new(ProblemCode::NotFound, format!("there is no agent `{agent}`"))
+        .remedy("see which there are: vm-agent list")
+}

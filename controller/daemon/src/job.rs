@@ -1,0 +1,333 @@
+//! Jobs: steps on instances. What a step needs is gathered before its operation is stored
+//! ([`prepare`]), then the driver is called ([`Job::call`]), and what the call and a fresh look at the
+//! instance come to is decided by a pure function ([`settle`]).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_drivers::{CreateOrder, Driver, DriverError, Target};
+use vm_agent_plan::{Listing, Observed, after_failure, configuration_for, reachable_sizes};
+use vm_agent_schemas::credential::{Credential, JoinToken};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::{DeclaredAgent, PowerState};
+use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Incarnation, Nonce, OperationId, Secret};
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Action, Backoff, Birth, Capabilities, Claim, InstanceState, Operation, Proof, Sizes};
+use vm_agent_schemas::plan::{Plan, Step};
+use vm_agent_schemas::wire::{Configuration, Seed};
+
+use crate::ledger::{Change, Records};
+
+/// Where runtimes find the hub.
+#[derive(Debug, Clone)]
+pub(crate) struct HubAddress {
+    /// The URL that goes into seeds.
+    pub(crate) url: String,
+    /// The pin of its certificate, off loopback.
+    pub(crate) pin: Option<vm_agent_schemas::ids::Digest>,
+}
+
+/// A step on an instance that is about to begin.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) operation: Operation,
+    pub(crate) claim: Claim,
+    /// The credential that the runtime is going to need, where it needs a new one.
+    pub(crate) enroll: Option<(Credential, Configuration)>,
+    work: Work,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+enum Work {
+    Create(Box<CreateOrder>),
+    Start(Box<Seed>),
+    Stop,
+    Resize(Sizes),
+    Destroy,
+}
+
+/// How a driver's call ended.
+#[derive(Debug)]
+pub(crate) enum Called {
+    Done,
+    Failed(DriverError),
+    TimedOut(Duration),
+}
+
+/// Gathers what a step needs, and the changes that must be durable before it begins. Nothing where
+/// the plan and the records no longer fit together; the next pass plans anew.
+pub(crate) fn prepare(
+    step: &Step,
+    action: Action,
+    plan: &Plan,
+    records: &Records,
+    capabilities: &Capabilities,
+    hub: &HubAddress,
+    now: Timestamp,
+) -> Option<(Job, Vec<Change>)> {
+    let wanted = plan.agent(&step.agent).and_then(|agent| agent.wanted.as_deref());
+    let limit = action.deadline(&capabilities.deadlines).get();
+    let deadline = later(now, limit);
+    let operation = Operation {
+        id: OperationId::generate(),
+        agent: step.agent.clone(),
+        driver: step.driver,
+        action,
+        started_at: now,
+        deadline,
+        life: records.life,
+    };
+    // A runtime may be late by as long as it is given to connect.
+    let join_until = later(deadline, capabilities.deadlines.connect.get());
+    let known = records.claims.get(&step.agent);
+    let mut changes = Vec::new();
+    let (claim, work, enroll) = match action {
+        Action::Create => {
+            let agent = wanted?;
+            let claim = claim_for_create(step, agent, known, records, now)?;
+            let (seed, credential) = seed(&claim, records, hub, join_until);
+            let order = CreateOrder {
+                instance: claim.instance.clone(),
+                image: agent.spec.image.clone(),
+                sizes: Sizes::of(&agent.spec),
+                seed,
+            };
+            changes.push(Change::Claim(Box::new(claim.clone())));
+            let enroll = Some((credential?, configuration_for(agent)));
+            (claim, Work::Create(Box::new(order)), enroll)
+        }
+        Action::Start => {
+            let (agent, claim) = (wanted?, known?.clone());
+            let (seed, credential) = seed(&claim, records, hub, join_until);
+            let enroll = credential.map(|credential| (credential, configuration_for(agent)));
+            (claim, Work::Start(Box::new(seed)), enroll)
+        }
+        Action::Stop => {
+            // Before the stop: should this life end in the middle of it, the next one must not
+            // believe that the machine went down by itself.
+            let claim = Claim { power: PowerState::Stopped, ..known?.clone() };
+            changes.push(Change::Claim(Box::new(claim.clone())));
+            (claim, Work::Stop, None)
+        }
+        Action::Resize => {
+            let (agent, claim) = (wanted?, known?.clone());
+            let sizes = reachable_sizes(&agent.spec, &claim.birth.sizes);
+            (claim, Work::Resize(sizes), None)
+        }
+        Action::Destroy => (known?.clone(), Work::Destroy, None),
+    };
+    changes.extend(enroll.as_ref().map(|(credential, _)| Change::Credential(Box::new(credential.clone()))));
+    changes.push(Change::Open(operation.clone()));
+    let message = format!("{action} began: {}", step.reason);
+    changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
+    Some((Job { operation, claim, enroll, work, deadline: limit }, changes))
+}
+
+/// The claim that a create is made on. One whose instance nobody ever saw is used again, so that
+/// whatever an earlier attempt left behind is finished and not taken for a stranger's; after a life
+/// that was seen a new one begins.
+fn claim_for_create(
+    step: &Step,
+    agent: &DeclaredAgent,
+    known: Option<&Claim>,
+    records: &Records,
+    now: Timestamp,
+) -> Option<Claim> {
+    let new = |id: ClaimId, incarnation: Incarnation, instance: InstanceName| Claim {
+        id,
+        fleet: records.fleet.name.clone(),
+        agent: step.agent.clone(),
+        driver: step.driver,
+        instance,
+        nonce: Nonce::generate(),
+        incarnation,
+        created_at: now,
+        proof: Proof::Pending,
+        power: PowerState::Running,
+        protect: agent.spec.protect,
+        birth: Birth::of(&agent.spec),
+    };
+    Some(match known {
+        Some(claim) if claim.proof == Proof::Pending => Claim { birth: Birth::of(&agent.spec), ..claim.clone() },
+        Some(claim) => new(ClaimId::generate(), claim.incarnation.next(), claim.instance.clone()),
+        None => {
+            let instance = records.fleet.name.instance_of(&step.agent).ok()?;
+            new(ClaimId::generate(), Incarnation(1), instance)
+        }
+    })
+}
+
+/// The seed of an instance, and its credential where no runtime has joined yet: then the seed's join
+/// token is the way in.
+fn seed(claim: &Claim, records: &Records, hub: &HubAddress, until: Timestamp) -> (Seed, Option<Credential>) {
+    let token = Secret::generate();
+    let known = records.credentials.get(&claim.agent).filter(|c| c.incarnation == claim.incarnation);
+    let joined = known.is_some_and(|credential| credential.binding.is_some());
+    let credential = (!joined).then(|| Credential {
+        agent: claim.agent.clone(),
+        incarnation: claim.incarnation,
+        nonce: claim.nonce.clone(),
+        join: Some(JoinToken { digest: token.digest(), expires_at: until }),
+        binding: None,
+        boot: Boot::default(),
+        epoch: records.credentials.get(&claim.agent).map_or_else(Epoch::default, |credential| credential.epoch),
+    });
+    let seed = Seed {
+        fleet: claim.fleet.clone(),
+        agent: claim.agent.clone(),
+        incarnation: claim.incarnation,
+        nonce: claim.nonce.clone(),
+        hub: hub.url.clone(),
+        hub_pin: hub.pin.clone(),
+        join_token: token,
+    };
+    (seed, credential)
+}
+
+impl Job {
+    /// Calls the driver, for as long as the action may take.
+    pub(crate) async fn call(&self, driver: &dyn Driver) -> Called {
+        let target = Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() };
+        let call = async {
+            match &self.work {
+                Work::Create(order) => driver.create(order).await,
+                Work::Start(seed) => driver.start(&target, seed).await,
+                Work::Stop => driver.stop(&target).await,
+                Work::Resize(sizes) => driver.resize(&target, sizes).await,
+                Work::Destroy => driver.destroy(&target).await,
+            }
+        };
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(())) => Called::Done,
+            Ok(Err(error)) => Called::Failed(error),
+            Err(_) => Called::TimedOut(self.deadline),
+        }
+    }
+
+    fn resized_to(&self) -> Option<Sizes> {
+        match &self.work {
+            Work::Resize(sizes) => Some(*sizes),
+            _ => None,
+        }
+    }
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) changes: Vec<Change>,
+    pub(crate) succeeded: bool,
+    /// The instance is gone, and with it whoever spoke for it.
+    pub(crate) revoke: bool,
+}
+
+/// Decides what a step came to: by the call's own answer, and more so by what is seen afterwards.
+pub(crate) fn settle(
+    job: &Job,
+    claim: Option<&Claim>,
+    called: &Called,
+    listing: Option<&Listing>,
+    before: Option<&Backoff>,
+    jitter: f64,
+    now: Timestamp,
+) -> Settled {
+    let (agent, action) = (&job.operation.agent, job.operation.action);
+    let seen = look(listing, &job.claim);
+    let reached = has_reached(action, called, &seen);
+    let mut changes = Vec::new();
+    let gone = action == Action::Destroy && matches!(seen, Look::Gone);
+    if gone {
+        changes.extend([Change::Unclaim(agent.clone()), Change::DropBackoff(agent.clone())]);
+    } else if let Some(claim) = claim {
+        let learnt = learn(job, claim, &seen, reached);
+        if learnt != *claim {
+            changes.push(Change::Claim(Box::new(learnt)));
+        }
+    }
+    let (kind, message) = if reached {
+        (EventKind::StepSucceeded, format!("{action} succeeded"))
+    } else {
+        let why = explain(called, &seen);
+        let backoff = after_failure(agent, before, format!("{action}: {why}"), jitter, now);
+        changes.push(Change::Backoff(backoff));
+        let kind = if matches!(called, Called::TimedOut(_)) { EventKind::StepTimedOut } else { EventKind::StepFailed };
+        (kind, format!("{action} failed: {why}"))
+    };
+    changes.push(Change::Close(job.operation.clone(), message.clone()));
+    changes.push(Change::Event(NewEvent::of(agent, kind, message)));
+    Settled { changes, succeeded: reached, revoke: gone }
+}
+
+enum Look<'a> {
+    Unknown,
+    Gone,
+    Foreign,
+    There(&'a Observed),
+}
+
+fn look<'a>(listing: Option<&'a Listing>, claim: &Claim) -> Look<'a> {
+    let Some(Listing::Seen(instances)) = listing else { return Look::Unknown };
+    match instances.get(&claim.instance) {
+        None => Look::Gone,
+        Some(observed) if observed.instance.nonce.as_ref().is_some_and(|nonce| *nonce != claim.nonce) => Look::Foreign,
+        Some(observed) => Look::There(observed),
+    }
+}
+
+/// Whether the instance is what the action was to make of it. What is seen counts; only where nothing
+/// can be seen does the call's own word.
+fn has_reached(action: Action, called: &Called, seen: &Look<'_>) -> bool {
+    let done = matches!(called, Called::Done);
+    match (action, seen) {
+        (_, Look::Unknown) => done,
+        (Action::Destroy, Look::Gone | Look::Foreign) => true,
+        (_, Look::Gone | Look::Foreign) => false,
+        (Action::Create | Action::Start, Look::There(observed)) => match observed.instance.state {
+            InstanceState::Running => true,
+            InstanceState::Starting => done,
+            _ => false,
+        },
+        (Action::Stop, Look::There(observed)) => {
+            !matches!(observed.instance.state, InstanceState::Running | InstanceState::Unknown)
+        }
+        (Action::Resize, Look::There(_)) => done,
+        (Action::Destroy, Look::There(_)) => false,
+    }
+}
+
+fn learn(job: &Job, claim: &Claim, seen: &Look<'_>, reached: bool) -> Claim {
+    let mut learnt = claim.clone();
+    if let Look::There(observed) = seen {
+        if observed.instance.nonce.is_some() {
+            learnt.proof = Proof::Confirmed;
+        } else if job.operation.action == Action::Create && reached && learnt.proof == Proof::Pending {
+            // Its name was free when the create was planned, and nobody has looked away since.
+            learnt.proof = Proof::Watched;
+        }
+    }
+    if reached && job.operation.action.brings_up() {
+        learnt.power = PowerState::Running;
+    }
+    if let (true, Some(sizes)) = (reached, job.resized_to()) {
+        learnt.birth.sizes = sizes;
+    }
+    learnt
+}
+
+fn explain(called: &Called, seen: &Look<'_>) -> String {
+    match (called, seen) {
+        (Called::Failed(error), _) => error.to_string(),
+        (Called::TimedOut(limit), _) => format!("it took longer than {} s", limit.as_secs()),
+        (Called::Done, Look::Gone) => "the driver says that it is done, and the instance is gone".into(),
+        (Called::Done, Look::Foreign) => "an instance that is not ours has its name".into(),
+        (Called::Done, Look::There(observed)) => {
+            format!("the driver says that it is done, and the instance is {:?}", observed.instance.state)
+        }
+        (Called::Done, Look::Unknown) => "nothing is known".into(),
+    }
+}
+
+fn later(at: Timestamp, span: Duration) -> Timestamp {
+    at.checked_add(span).unwrap_or(Timestamp::MAX)
+}

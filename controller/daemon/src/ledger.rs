@@ -1,0 +1,440 @@
+//! What the controller knows and must not forget: the store's records, with a copy in memory that every
+//! pass reads. The copy is never ahead of the disk: a change is made durable first, and changes are
+//! made one after the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use vm_agent_hub::Record;
+use vm_agent_plan::FileTask;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::event::{Event, NewEvent};
+use vm_agent_schemas::fleet::{self, Fleet};
+use vm_agent_schemas::ids::{Digest, Life, Revision};
+use vm_agent_schemas::intent::{Override, OverridePath};
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::observe::{Backoff, Claim, Operation};
+use vm_agent_schemas::plan::Fuse;
+use vm_agent_schemas::task::{Task, TaskSource};
+use vm_agent_store::{self as store, Store, StoreError};
+
+/// Events kept for people who look later; about a month of an ordinary fleet.
+const EVENTS_KEPT: u64 = 100_000;
+
+/// Events a follower may lag behind before it has to read them from the store.
+const EVENTS_IN_FLIGHT: usize = 1024;
+
+const FUSE_KEY: &str = "fuse";
+const FLEET_KEY: &str = "fleet";
+
+/// Everything that survives, as the last change left it.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    /// The controller's life.
+    pub(crate) life: Life,
+    /// The file spec.
+    pub(crate) fleet: Arc<Fleet>,
+    /// The accepted fleet file.
+    pub(crate) file: Option<AcceptedFile>,
+    /// The fleet that the state folder belongs to, once that is known.
+    pub(crate) owner: Option<FleetName>,
+    /// What people said beside the file.
+    pub(crate) overrides: Vec<Override>,
+    /// What is ours.
+    pub(crate) claims: BTreeMap<AgentName, Claim>,
+    /// Who may speak as which agent.
+    pub(crate) credentials: BTreeMap<AgentName, Credential>,
+    /// What is under way.
+    pub(crate) operations: BTreeMap<AgentName, Operation>,
+    /// The tasks of the file that were ever accepted.
+    pub(crate) tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    /// What people said yes to.
+    pub(crate) approvals: BTreeSet<Digest>,
+    /// What failed, and when it may be tried again.
+    pub(crate) backoffs: BTreeMap<AgentName, Backoff>,
+    /// The fuse.
+    pub(crate) fuse: Fuse,
+}
+
+/// The accepted fleet file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AcceptedFile {
+    /// Its number.
+    pub(crate) revision: Revision,
+    /// Where it was.
+    pub(crate) path: Option<PathBuf>,
+    /// What it says.
+    pub(crate) text: String,
+    /// When it was accepted.
+    pub(crate) at: Timestamp,
+}
+
+/// One change of the records.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// Write a claim.
+    Claim(Box<Claim>),
+    /// Drop a claim, with the agent's credential.
+    Unclaim(AgentName),
+    /// Write a credential.
+    Credential(Box<Credential>),
+    /// Begin an operation.
+    Open(Operation),
+    /// End an operation.
+    Close(Operation, String),
+    /// Write an override.
+    Override(Box<Override>),
+    /// Drop an override.
+    DropOverride(AgentName, OverridePath),
+    /// Note a failure.
+    Backoff(Backoff),
+    /// Forget failures.
+    DropBackoff(AgentName),
+    /// Note a yes.
+    Approve(Digest, String),
+    /// Forget a yes.
+    DropApproval(Digest),
+    /// Accept a task.
+    Task(Box<Task>),
+    /// Set the fuse.
+    Fuse(Fuse),
+    /// Tell what happened.
+    Event(NewEvent),
+}
+
+/// A fleet file to be accepted, read and resolved.
+#[derive(Debug, Clone)]
+pub(crate) struct NewFile {
+    /// Where it is.
+    pub(crate) path: Option<PathBuf>,
+    /// What it says.
+    pub(crate) text: String,
+    /// What that comes to.
+    pub(crate) fleet: Fleet,
+    /// Who applied it.
+    pub(crate) author: String,
+}
+
+/// The records and their store.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    store: Store,
+    records: Mutex<Arc<Records>>,
+    /// Held from before a write until its copy in memory is changed: changes don't overtake.
+    turn: tokio::sync::Mutex<()>,
+    events: broadcast::Sender<Event>,
+}
+
+/// Why the ledger could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The accepted fleet file no longer reads: a later version refuses what an earlier one took.
+    #[error("the accepted fleet file (revision {revision}) is refused by this version: {problem}")]
+    File {
+        /// Its number.
+        revision: Revision,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Ledger {
+    /// Reads everything, and begins a new life.
+    ///
+    /// # Errors
+    /// When the store fails, or the accepted fleet file no longer reads.
+    pub(crate) async fn open(store: Store, now: Timestamp) -> Result<Self, LedgerError> {
+        let life = store.write(store::meta::next_life).await?;
+        Self::read(store, life, now).await
+    }
+
+    /// Reads everything as a controller of that life would find it.
+    ///
+    /// # Errors
+    /// When the store fails, or the accepted fleet file no longer reads.
+    pub(crate) async fn read(store: Store, life: Life, now: Timestamp) -> Result<Self, LedgerError> {
+        let (mut records, file) = store.read(move |conn| read(conn, life, now)).await?;
+        if let Some(file) = file {
+            let name = file.path.as_ref().map_or_else(|| "fleet.yaml".into(), |path| path.display().to_string());
+            let fleet = fleet::parse(&name, &file.text).map_err(|problems| LedgerError::File {
+                revision: file.revision,
+                problem: problems.first().map_or_else(String::new, ToString::to_string),
+            })?;
+            records.fleet = Arc::new(fleet);
+            records.file =
+                Some(AcceptedFile { revision: file.revision, path: file.path, text: file.text, at: file.at });
+        }
+        let (events, _) = broadcast::channel(EVENTS_IN_FLIGHT);
+        let (records, turn) = (Mutex::new(Arc::new(records)), tokio::sync::Mutex::default());
+        Ok(Self { store, records, turn, events })
+    }
+
+    /// The records as they are now.
+    #[must_use]
+    pub(crate) fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.lock())
+    }
+
+    /// The store itself, for what nobody keeps a copy of.
+    #[must_use]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Notes which fleet the state folder belongs to.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn belong_to(&self, fleet: FleetName) -> Result<(), StoreError> {
+        let name = fleet.clone();
+        self.store.write(move |conn| store::meta::set(conn, FLEET_KEY, name.as_str())).await?;
+        Arc::make_mut(&mut self.lock()).owner = Some(fleet);
+        Ok(())
+    }
+
+    /// Events from now on.
+    #[must_use]
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Makes changes durable, all or none, and then known.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing is changed.
+    pub(crate) async fn record(&self, changes: Vec<Change>, now: Timestamp) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        let (changes, events) = self
+            .store
+            .write(move |conn| {
+                let mut events = Vec::new();
+                for change in &changes {
+                    events.extend(write(conn, change, now)?);
+                }
+                Ok((changes, events))
+            })
+            .await?;
+        let mut records = self.lock();
+        let known = Arc::make_mut(&mut records);
+        changes.into_iter().for_each(|change| known.apply(change));
+        drop(records);
+        self.tell(events);
+        Ok(())
+    }
+
+    /// Accepts a fleet file, with changes that belong to it. The same text twice is one revision.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing is changed.
+    pub(crate) async fn accept(&self, new: NewFile, changes: Vec<Change>, now: Timestamp) -> Result<Revision, StoreError> {
+        let _turn = self.turn.lock().await;
+        let row = store::revisions::NewRevision {
+            path: new.path.clone(),
+            text: new.text.clone(),
+            digest: Digest::of(new.text.as_bytes()),
+            author: new.author,
+            at: now,
+        };
+        let name = new.fleet.name.clone();
+        let (revision, changes, events) = self
+            .store
+            .write(move |conn| {
+                store::meta::set(conn, FLEET_KEY, name.as_str())?;
+                let revision = store::revisions::put(conn, &row)?;
+                let mut events = Vec::new();
+                for change in &changes {
+                    events.extend(write(conn, change, now)?);
+                }
+                Ok((revision, changes, events))
+            })
+            .await?;
+        let mut records = self.lock();
+        let known = Arc::make_mut(&mut records);
+        let at = known.file.as_ref().filter(|file| file.revision == revision).map_or(now, |file| file.at);
+        known.owner = Some(new.fleet.name.clone());
+        known.file = Some(AcceptedFile { revision, path: new.path, text: new.text, at });
+        known.fleet = Arc::new(new.fleet);
+        changes.into_iter().for_each(|change| known.apply(change));
+        drop(records);
+        self.tell(events);
+        Ok(revision)
+    }
+
+    /// Takes note of records that the hub has stored by itself.
+    pub(crate) fn note(&self, stored: &[Record]) {
+        let mut records = self.lock();
+        let known = Arc::make_mut(&mut records);
+        for record in stored {
+            match record {
+                Record::Task(task) => known.note_task(task),
+                // A credential that was dropped meanwhile stays dropped.
+                Record::Credential(credential) => {
+                    if let Some(entry) = known.credentials.get_mut(&credential.agent) {
+                        *entry = credential.clone();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops the oldest events beyond what is kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn prune_events(&self) -> Result<(), StoreError> {
+        self.store.write(|conn| store::events::prune(conn, EVENTS_KEPT)).await.map(drop)
+    }
+
+    fn tell(&self, events: Vec<Event>) {
+        for event in events {
+            let agent = event.agent.as_ref().map(AgentName::as_str).unwrap_or_default();
+            tracing::info!(agent.name = agent, event.kind = event.kind.as_str(), "{}", event.message);
+            // Nobody following is no failure.
+            let _ = self.events.send(event);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Records>> {
+        // A change that panicked half-way has changed a copy only.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(
+    conn: &rusqlite::Connection,
+    life: Life,
+    now: Timestamp,
+) -> Result<(Records, Option<store::revisions::StoredRevision>), StoreError> {
+    let mut tasks: BTreeMap<AgentName, Vec<FileTask>> = BTreeMap::new();
+    for task in store::tasks::all_from_file(conn)? {
+        if let Some(entry) = file_task(&task) {
+            tasks.entry(task.agent).or_default().push(entry);
+        }
+    }
+    let owner = store::meta::get(conn, FLEET_KEY)?.and_then(|name| name.parse().ok());
+    let records = Records {
+        life,
+        fleet: Arc::default(),
+        file: None,
+        owner,
+        overrides: store::overrides::all(conn)?,
+        claims: store::claims::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
+        credentials: store::credentials::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
+        operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
+        tasks,
+        approvals: store::approvals::all(conn)?.into_iter().map(|approval| approval.id).collect(),
+        backoffs: store::backoffs::all(conn)?.into_iter().map(|b| (b.agent.clone(), b)).collect(),
+        fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(Fuse::Closed { since: now }),
+    };
+    Ok((records, store::revisions::latest(conn)?))
+}
+
+fn write(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {
+    match change {
+        Change::Claim(claim) => store::claims::put(conn, claim)?,
+        Change::Unclaim(agent) => {
+            store::claims::remove(conn, agent)?;
+            store::credentials::remove(conn, agent)?;
+        }
+        Change::Credential(credential) => store::credentials::put(conn, credential)?,
+        Change::Open(operation) => store::operations::open(conn, operation)?,
+        Change::Close(operation, outcome) => {
+            store::operations::close(conn, operation.id, outcome, now)?;
+        }
+        Change::Override(entry) => store::overrides::put(conn, entry)?,
+        Change::DropOverride(agent, path) => {
+            store::overrides::remove(conn, agent, *path)?;
+        }
+        Change::Backoff(backoff) => store::backoffs::put(conn, backoff)?,
+        Change::DropBackoff(agent) => {
+            store::backoffs::remove(conn, agent)?;
+        }
+        Change::Approve(id, author) => store::approvals::put(conn, id, author, now)?,
+        Change::DropApproval(id) => {
+            store::approvals::remove(conn, id)?;
+        }
+        Change::Task(task) => store::tasks::put(conn, task)?,
+        Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
+        Change::Event(event) => return store::events::append(conn, event, now).map(Some),
+    }
+    Ok(None)
+}
+
+impl Records {
+    /// The records as the change leaves them.
+    pub(crate) fn apply(&mut self, change: Change) {
+        match change {
+            Change::Claim(claim) => {
+                self.claims.insert(claim.agent.clone(), *claim);
+            }
+            Change::Unclaim(agent) => {
+                self.claims.remove(&agent);
+                self.credentials.remove(&agent);
+                self.tasks.remove(&agent);
+            }
+            Change::Credential(credential) => {
+                self.credentials.insert(credential.agent.clone(), *credential);
+            }
+            Change::Open(operation) => {
+                self.operations.insert(operation.agent.clone(), operation);
+            }
+            Change::Close(operation, _) => {
+                if self.operations.get(&operation.agent).is_some_and(|open| open.id == operation.id) {
+                    self.operations.remove(&operation.agent);
+                }
+            }
+            Change::Override(entry) => {
+                self.drop_override(&entry.agent, entry.change.path());
+                self.overrides.push(*entry);
+            }
+            Change::DropOverride(agent, path) => self.drop_override(&agent, path),
+            Change::Backoff(backoff) => {
+                self.backoffs.insert(backoff.agent.clone(), backoff);
+            }
+            Change::DropBackoff(agent) => {
+                self.backoffs.remove(&agent);
+            }
+            Change::Approve(id, _) => {
+                self.approvals.insert(id);
+            }
+            Change::DropApproval(id) => {
+                self.approvals.remove(&id);
+            }
+            Change::Task(task) => self.note_task(&task),
+            Change::Fuse(fuse) => self.fuse = fuse,
+            Change::Event(_) => {}
+        }
+    }
+
+    fn drop_override(&mut self, agent: &AgentName, path: OverridePath) {
+        self.overrides.retain(|entry| entry.agent != *agent || entry.change.path() != path);
+    }
+
+    fn note_task(&mut self, task: &Task) {
+        let Some(entry) = file_task(task) else { return };
+        let known = self.tasks.entry(task.agent.clone()).or_default();
+        known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
+        known.push(entry);
+    }
+}
+
+fn file_task(task: &Task) -> Option<FileTask> {
+    match &task.source {
+        TaskSource::File { name, digest, claim } => Some(FileTask {
+            name: name.clone(),
+            digest: digest.clone(),
+            claim: *claim,
+            outcome: task.outcome().cloned(),
+        }),
+        TaskSource::Request { .. } => None,
+    }
+}

@@ -1,0 +1,172 @@
+//! Looks at what drivers see. Each driver has a task of its own that lists its instances on a timer
+//! and on demand, one listing at a time, each within its deadline: a hung driver delays no other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use vm_agent_drivers::Driver;
+use vm_agent_plan::{DriverView, Listing, Observed};
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::observe::Instance;
+
+/// How often a driver is looked at when nothing calls for it. What the controller does itself, and what
+/// runtimes tell, is looked at once it happens; this finds what others did.
+const OBSERVE_EVERY: Duration = Duration::from_secs(10);
+
+/// What one driver sees, and how fresh that is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sight {
+    /// How many listings have begun when this one did: grows by one with each.
+    pub(crate) round: u64,
+    /// What the listing gave; nothing before the first has ended.
+    pub(crate) listing: Option<Listing>,
+    /// When the driver last answered.
+    pub(crate) last_answer: Option<Timestamp>,
+}
+
+/// A driver under observation.
+#[derive(Clone)]
+pub(crate) struct Observer {
+    driver: Arc<dyn Driver>,
+    asked: Arc<Notify>,
+    begun: watch::Receiver<u64>,
+    sight: watch::Receiver<Sight>,
+}
+
+impl Observer {
+    /// Begins to look at a driver. `changed` is told after each listing that differs from the one
+    /// before.
+    pub(crate) fn start(driver: Arc<dyn Driver>, changed: Arc<Notify>, stop: CancellationToken) -> Self {
+        let asked = Arc::new(Notify::new());
+        let (begun_tx, begun) = watch::channel(0);
+        let (sight_tx, sight) = watch::channel(Sight::default());
+        let watcher = Watcher { driver: Arc::clone(&driver), begun: begun_tx, sight: sight_tx, changed };
+        let wake = Arc::clone(&asked);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = watcher.run(&wake) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Self { driver, asked, begun, sight }
+    }
+
+    /// The driver.
+    #[must_use]
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// The driver's name.
+    #[must_use]
+    pub(crate) fn name(&self) -> DriverName {
+        self.driver.name()
+    }
+
+    /// What the driver sees, as last listed.
+    #[must_use]
+    pub(crate) fn sight(&self) -> Sight {
+        self.sight.borrow().clone()
+    }
+
+    /// The driver as a plan sees it. Before its first listing has ended nothing is known.
+    #[must_use]
+    pub(crate) fn view(&self, since: Timestamp) -> DriverView {
+        let unasked = || Listing::Unanswered { since, reason: "it has not been asked yet".into() };
+        let listing = self.sight.borrow().listing.clone().unwrap_or_else(unasked);
+        DriverView { capabilities: self.driver.capabilities(), listing }
+    }
+
+    /// Asks for a look soon.
+    pub(crate) fn ask(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Waits for a listing that begins after this call, and gives what it saw.
+    pub(crate) async fn fresh(&self) -> Sight {
+        let wanted = *self.begun.borrow() + 1;
+        let mut sight = self.sight.clone();
+        self.asked.notify_one();
+        match sight.wait_for(|sight| sight.round >= wanted).await {
+            Ok(sight) => sight.clone(),
+            // The observer has ended: what it saw last is all there is.
+            Err(_) => self.sight(),
+        }
+    }
+
+    /// Waits until the driver has been listed once, or has failed to answer once.
+    pub(crate) async fn ready(&self) {
+        let mut sight = self.sight.clone();
+        // An observer that has ended gives nothing to wait for.
+        let _ = sight.wait_for(|sight| sight.listing.is_some()).await;
+    }
+}
+
+struct Watcher {
+    driver: Arc<dyn Driver>,
+    begun: watch::Sender<u64>,
+    sight: watch::Sender<Sight>,
+    changed: Arc<Notify>,
+}
+
+impl Watcher {
+    async fn run(self, asked: &Notify) {
+        loop {
+            self.look().await;
+            tokio::select! {
+                () = asked.notified() => {}
+                () = tokio::time::sleep(OBSERVE_EVERY) => {}
+            }
+        }
+    }
+
+    async fn look(&self) {
+        self.begun.send_modify(|round| *round += 1);
+        let round = *self.begun.borrow();
+        let deadline = self.driver.capabilities().deadlines.list.get();
+        let answer = match tokio::time::timeout(deadline, self.driver.list()).await {
+            Ok(Ok(instances)) => Ok(instances),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("a listing took longer than {} s", deadline.as_secs())),
+        };
+        let before = self.sight.borrow().clone();
+        let now = Timestamp::now();
+        let last_answer = if answer.is_ok() { Some(now) } else { before.last_answer };
+        let listing = Some(digest(before.listing.as_ref(), answer, now));
+        let differs = before.listing != listing;
+        self.sight.send_replace(Sight { round, listing, last_answer });
+        if differs {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// A listing in the light of the one before: what has not changed has been so since then.
+fn digest(before: Option<&Listing>, answer: Result<Vec<Instance>, String>, now: Timestamp) -> Listing {
+    match answer {
+        Ok(instances) => {
+            let known = match before {
+                Some(Listing::Seen(known)) => Some(known),
+                _ => None,
+            };
+            let since = |instance: &Instance| {
+                let same = known.and_then(|known| known.get(&instance.name));
+                same.filter(|same| same.instance.state == instance.state && same.instance.nonce == instance.nonce)
+                    .map_or(now, |same| same.since)
+            };
+            let observed = instances.into_iter().map(|instance| {
+                let since = since(&instance);
+                (instance.name.clone(), Observed { instance, since })
+            });
+            Listing::Seen(observed.collect::<BTreeMap<_, _>>())
+        }
+        Err(reason) => match before {
+            Some(Listing::Unanswered { since, .. }) => Listing::Unanswered { since: *since, reason },
+            _ => Listing::Unanswered { since: now, reason },
+        },
+    }
+}

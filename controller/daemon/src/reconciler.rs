@@ -1,0 +1,278 @@
+//! The loop. A pass reads everything anew, plans from nothing, keeps the records up and begins what
+//! may begin. What wakes it says only when to look: many wakings are one pass.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Action;
+use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::wire::Run;
+use vm_agent_store::StoreError;
+
+use crate::core::Core;
+use crate::job::{Job, prepare, settle};
+use crate::ledger::Change;
+
+/// A pass is due after this even when nothing happens and time alone changes nothing: the net under
+/// everything that should have told and did not.
+const PASS_EVERY: Duration = Duration::from_secs(30);
+
+/// The pause after a pass that the store refused: a full disk does not become empty in a millisecond.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs passes until the controller goes down, or the fleet has.
+pub(crate) async fn run(core: Arc<Core>) {
+    loop {
+        let pause = match pass(&core).await {
+            Ok(Next::At(at)) => wait_until(at),
+            Ok(Next::Down) => {
+                core.stop.cancel();
+                return;
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "A pass could not be recorded; trying again");
+                STORE_PAUSE
+            }
+        };
+        tokio::select! {
+            () = core.trigger.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = core.stop.cancelled() => return,
+        }
+    }
+}
+
+enum Next {
+    /// Another pass is due then.
+    At(Option<Timestamp>),
+    /// The fleet is down, and the controller is to follow.
+    Down,
+}
+
+fn wait_until(at: Option<Timestamp>) -> Duration {
+    let until = at.and_then(|at| Duration::try_from(at.duration_since(Timestamp::now())).ok());
+    // A little late rather than a little early: early would be a pass for nothing.
+    until.map_or(PASS_EVERY, |until| (until + Duration::from_millis(1)).min(PASS_EVERY))
+}
+
+async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
+    let begun = Instant::now();
+    let now = Timestamp::now();
+    let mut inputs = core.inputs(now).await;
+    let mut planned = plan(&inputs);
+    let changes = keep_up(&inputs, &planned, now);
+    if !changes.is_empty() {
+        core.ledger.record(changes, now).await?;
+        inputs = core.inputs(now).await;
+        planned = plan(&inputs);
+    }
+    begin(core, &planned, &inputs, now).await?;
+    let done = is_down(&inputs, &planned);
+    let next = wake_at(&inputs);
+    core.metrics.pass(begun.elapsed());
+    core.passes.fetch_add(1, Ordering::Relaxed);
+    core.acted_on.store(inputs.revision.unwrap_or_default().0, Ordering::Relaxed);
+    Ok(if done { Next::Down } else { Next::At(next) })
+}
+
+fn is_down(inputs: &Inputs, planned: &Plan) -> bool {
+    inputs.mode != Mode::Up && planned.is_empty() && inputs.operations.is_empty()
+}
+
+/// The changes that bring the records up to what is.
+fn keep_up(inputs: &Inputs, planned: &Plan, now: Timestamp) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for item in upkeep(inputs, planned) {
+        match item {
+            Upkeep::EndOverride(entry, end) => changes.extend(crate::intent::ended(&entry, end)),
+            Upkeep::Crashed(agent) => {
+                let before = inputs.backoffs.get(&agent);
+                let backoff = after_failure(&agent, before, "its instance went down".into(), jitter(), now);
+                changes.push(Change::Backoff(backoff));
+                let message = "the instance went down, and nobody stopped it";
+                changes.push(Change::Event(NewEvent::of(&agent, EventKind::InstanceFailed, message)));
+            }
+            Upkeep::Claim(claim) => changes.push(Change::Claim(Box::new(claim))),
+            Upkeep::ForgetBackoff(agent) => changes.push(Change::DropBackoff(agent)),
+            Upkeep::Interrupted(operation) => {
+                let message = format!("{} was under way when the controller went down", operation.action);
+                let event = NewEvent::of(&operation.agent, EventKind::StepInterrupted, message.clone());
+                changes.extend([Change::Close(operation, message), Change::Event(event)]);
+            }
+            Upkeep::DropApproval(id) => changes.push(Change::DropApproval(id)),
+        }
+    }
+    changes.extend(fuse_changes(&inputs.fuse, &planned.fuse));
+    changes
+}
+
+fn fuse_changes(before: &Fuse, after: &Fuse) -> Vec<Change> {
+    let event = match (before, after) {
+        (Fuse::Closed { .. }, Fuse::Blown { failed, of, .. }) => NewEvent::fleet(
+            EventKind::FuseBlown,
+            format!("{failed} of {of} agents failed at once: nothing is changed until one step shows that all is well"),
+        ),
+        (Fuse::Blown { .. }, Fuse::Closed { .. }) => {
+            NewEvent::fleet(EventKind::FuseClosed, "a step succeeded: the fleet is looked after again")
+        }
+        _ => return Vec::new(),
+    };
+    vec![Change::Fuse(after.clone()), Change::Event(event)]
+}
+
+/// Begins every step that may begin.
+async fn begin(core: &Arc<Core>, planned: &Plan, inputs: &Inputs, now: Timestamp) -> Result<(), StoreError> {
+    let records = core.ledger.records();
+    let mut changes = Vec::new();
+    let mut jobs = Vec::new();
+    for step in planned.ready() {
+        match (&step.action, step.action.on_instance()) {
+            (_, Some(action)) => {
+                let Some(view) = inputs.drivers.get(&step.driver) else { continue };
+                let prepared = prepare(step, action, planned, &records, &view.capabilities, &core.hub_address, now);
+                let Some((job, needed)) = prepared else { continue };
+                changes.extend(needed);
+                jobs.push(job);
+            }
+            (StepAction::Forget, _) => {
+                changes.push(Change::Unclaim(step.agent.clone()));
+                let event =
+                    NewEvent::of(&step.agent, EventKind::StepSucceeded, "its claim is dropped: the instance is gone");
+                changes.push(Change::Event(event));
+                core.hub.revoke(step.agent.clone());
+                core.wake();
+            }
+            (StepAction::Configure, _) => configure(core, planned, step),
+            (_, None) => {}
+        }
+    }
+    core.ledger.record(changes, now).await?;
+    for job in jobs {
+        core.metrics.step_began();
+        let core = Arc::clone(core);
+        core.jobs.clone().spawn(async move { carry_out(&core, job).await });
+    }
+    accept_tasks(core, planned, &records.claims, now).await
+}
+
+fn configure(core: &Core, planned: &Plan, step: &Step) {
+    if let Some(agent) = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref()) {
+        core.hub.configure(step.agent.clone(), configuration_for(agent));
+    }
+}
+
+/// Carries a step out: from the driver's call to what is known of the instance afterwards.
+async fn carry_out(core: &Arc<Core>, job: Job) {
+    let Some(observer) = core.observers.get(&job.operation.driver) else { return };
+    if let Some((credential, configuration)) = &job.enroll {
+        core.hub.enroll(credential.clone(), configuration.clone());
+    }
+    let called = tokio::select! {
+        called = job.call(observer.driver().as_ref()) => called,
+        // The operation stays open: the next life finds it, and looks.
+        () = core.stop.cancelled(), if job.operation.action != Action::Stop => return,
+    };
+    let sight = observer.fresh().await;
+    loop {
+        let now = Timestamp::now();
+        let records = core.ledger.records();
+        let (claim, before) = (records.claims.get(&job.operation.agent), records.backoffs.get(&job.operation.agent));
+        let settled = settle(&job, claim, &called, sight.listing.as_ref(), before, jitter(), now);
+        match core.ledger.record(settled.changes, now).await {
+            Ok(()) => {
+                if settled.revoke {
+                    core.hub.revoke(job.operation.agent.clone());
+                }
+                if settled.succeeded {
+                    core.succeeded(now);
+                } else {
+                    core.metrics.step_failed();
+                }
+                break;
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "A step's end could not be recorded; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(STORE_PAUSE) => {}
+                    () = core.stop.cancelled() => return,
+                }
+            }
+        }
+    }
+    core.wake();
+}
+
+/// Accepts the tasks of the file that are due, and hands them to the hub.
+async fn accept_tasks(
+    core: &Arc<Core>,
+    planned: &Plan,
+    claims: &BTreeMap<AgentName, vm_agent_schemas::observe::Claim>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for step in planned.ready() {
+        let StepAction::Task { task: name } = &step.action else { continue };
+        let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
+        let spec = wanted.and_then(|agent| agent.spec.tasks.get(name));
+        let (Some(spec), Some(claim)) = (spec, claims.get(&step.agent)) else { continue };
+        let task = Task {
+            id: TaskId::generate(),
+            agent: step.agent.clone(),
+            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id },
+            run: Run { argv: spec.exec.argv(), env: spec.env.clone(), cwd: spec.cwd.clone() },
+            timeout: spec.timeout,
+            attempt: 1,
+            state: TaskState::Queued,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+            output: String::new(),
+        };
+        accept_task(core, task, format!("task {name} of the file is queued"), now).await?;
+    }
+    Ok(())
+}
+
+/// Accepts one task: durable first, then on its way.
+pub(crate) async fn accept_task(core: &Core, task: Task, message: String, now: Timestamp) -> Result<(), StoreError> {
+    let event = NewEvent::of(&task.agent, EventKind::TaskAccepted, message);
+    let changes = vec![Change::Task(Box::new(task.clone())), Change::Event(event)];
+    match core.ledger.record(changes, now).await {
+        Ok(()) => {
+            core.hub.submit(task);
+            core.wake();
+            Ok(())
+        }
+        // Accepted before, in a pass whose memory did not learn of it.
+        Err(StoreError::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A number between 0 and 1 that differs from time to time, to spread what failed together.
+fn jitter() -> f64 {
+    let bits = uuid::Uuid::new_v4().as_u128() >> 96;
+    bits as f64 / f64::from(u32::MAX)
+}
+
+/// An error with its causes, on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'a));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

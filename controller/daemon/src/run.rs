@@ -1,0 +1,453 @@
+//! From a state folder to a running controller, and back down in order.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vm_agent_drivers::Driver;
+use vm_agent_drivers::local::{Local, RuntimeProgram};
+use vm_agent_hub::{HubHandle, Identity};
+use vm_agent_plan::{Inputs, Mode, configuration_for, effective, plan};
+use vm_agent_schemas::api::{Addresses, ControllerFile};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::{DriverName, Fleet, HubSettings};
+use vm_agent_schemas::ids::Life;
+use vm_agent_schemas::names::FleetName;
+use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT};
+use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::HUB_PATH;
+use vm_agent_store::{self as store, StateDir, StateDirError, Store, StoreError};
+
+use crate::controller::Controller;
+use crate::core::Core;
+use crate::http::{self, Door};
+use crate::hub_storage::HubStorage;
+use crate::job::HubAddress;
+use crate::ledger::{Change, Ledger, LedgerError};
+use crate::logs::Logs;
+use crate::metrics::Metrics;
+use crate::observer::Observer;
+use crate::{notices, reconciler};
+
+/// How often runtimes report their health unless the file says otherwise.
+const HEARTBEAT: Span = Span::from_secs(30);
+
+/// Notices of the hub that may wait to be told.
+const NOTICES: usize = 1024;
+
+/// How long steps under way may go on after the word to stop. Only stops do; all others are found and
+/// looked at by the next life.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a controller is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// Where to listen: over what the accepted fleet file says.
+    pub hub: HubSettings,
+    /// The fleet; nothing where the folder knows it already.
+    pub fleet: Option<FleetName>,
+    /// This program, which driver `local` runs as `program runtime FOLDER`.
+    pub program: PathBuf,
+}
+
+/// What a controller is made of besides its drivers.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// Where to listen: over what the accepted fleet file says.
+    pub hub: HubSettings,
+    /// The fleet; nothing where the folder knows it already.
+    pub fleet: Option<FleetName>,
+}
+
+/// Why a controller can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state folder can't be had.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The store fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The records can't be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The folder is another fleet's.
+    #[error(
+        "the state folder belongs to fleet `{owner}`, and fleet `{asked}` was asked for; give it a folder of its own"
+    )]
+    OtherFleet {
+        /// Whose it is.
+        owner: FleetName,
+        /// Who came.
+        asked: FleetName,
+    },
+    /// The hub can't be served.
+    #[error("the hub can't be served")]
+    Hub(#[from] vm_agent_hub::ServeError),
+    /// The hub's certificate can't be had.
+    #[error("the hub's certificate can't be had")]
+    Identity(#[from] vm_agent_hub::IdentityError),
+    /// An address can't be listened on.
+    #[error(
+        "can't listen for {what} on {address}; free it, or set another in `hub:` of the fleet file (port 0 takes a free one)"
+    )]
+    Listen {
+        /// Whom for.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The unix socket's path is too long for the system.
+    #[error("the path {} is too long for a unix socket; choose a shorter state folder", path.display())]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A counter can't be made.
+    #[error("the metrics can't be made")]
+    Metrics(#[from] prometheus::Error),
+    /// Signals can't be waited for.
+    #[error("signals can't be waited for")]
+    Signals(#[source] io::Error),
+}
+
+/// Longest path of a unix socket that every system takes: macOS has 104 bytes, one of them for the end.
+const SOCKET_PATH_MAX: usize = 103;
+
+/// Runs a controller with the drivers of this build until it is told to go down, by a signal or by
+/// [`Controller::down`].
+///
+/// # Errors
+/// When it can't start.
+pub async fn run(options: Options) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let drivers = drivers(&options.state_dir, options.program.clone());
+    let config = Config { state_dir: options.state_dir, hub: options.hub, fleet: options.fleet };
+    let running = Running::start(config, drivers).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = running.stopped() => {}
+    }
+    running.shut_down().await;
+    Ok(())
+}
+
+/// The drivers of this build.
+fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>> {
+    let program = RuntimeProgram { path: program, args: vec![OsString::from("runtime")] };
+    vec![Arc::new(Local::new(state_dir.join("instances"), program))]
+}
+
+/// What would be done for a fleet, without a controller: by what the state folder knows, if it is one,
+/// and by what the drivers see. Changes nothing.
+///
+/// # Errors
+/// When the state folder is in use or can't be read.
+pub async fn plan_offline(options: Options, fleet: Fleet) -> Result<Plan, RunError> {
+    let now = Timestamp::now();
+    let drivers = drivers(&options.state_dir, options.program);
+    let mut inputs = Inputs { fleet: Arc::new(fleet), ..Inputs::empty(now) };
+    let _folder = if options.state_dir.join("state.db").exists() {
+        let folder = StateDir::open(&options.state_dir)?;
+        let store = Store::open(&folder.database())?;
+        let ledger = Ledger::read(store, Life::default(), now).await?;
+        let records = ledger.records();
+        inputs.claims = records.claims.clone();
+        inputs.overrides = records.overrides.clone();
+        inputs.tasks = records.tasks.clone();
+        inputs.approvals = records.approvals.clone();
+        ledger.store().close().await;
+        Some(folder)
+    } else {
+        None
+    };
+    let stop = CancellationToken::new();
+    for driver in drivers {
+        let observer = Observer::start(driver, Arc::default(), stop.clone());
+        observer.ready().await;
+        inputs.drivers.insert(observer.name(), observer.view(now));
+    }
+    stop.cancel();
+    Ok(plan(&inputs))
+}
+
+/// A running controller, and what it takes to end it.
+pub struct Running {
+    controller: Controller,
+    core: Arc<Core>,
+    folder: StateDir,
+    /// The doors and the loop.
+    parts: TaskTracker,
+}
+
+impl Running {
+    /// Starts a controller with these drivers.
+    ///
+    /// # Errors
+    /// When the state folder, the store or an address can't be had.
+    pub async fn start(config: Config, drivers: Vec<Arc<dyn Driver>>) -> Result<Self, RunError> {
+        let now = Timestamp::now();
+        let folder = StateDir::open(&config.state_dir)?;
+        let store = Store::open(&folder.database())?;
+        let ledger = Arc::new(Ledger::open(store, now).await?);
+        let fleet = own(&ledger, config.fleet).await?;
+        let settings = over(&config.hub, &ledger.records().fleet.hub);
+        let listeners = Listeners::bind(&ledger, &settings).await?;
+        let socket = folder.socket();
+        if socket.as_os_str().len() > SOCKET_PATH_MAX {
+            return Err(RunError::SocketPath { path: socket });
+        }
+
+        let heartbeat = settings.heartbeat.unwrap_or(HEARTBEAT);
+        let (notices_tx, notices_rx) = mpsc::channel(NOTICES);
+        let identity = Identity::load_or_create(folder.path())?;
+        let pin = identity.pin();
+        let hub = vm_agent_hub::serve(vm_agent_hub::Options {
+            fleet: fleet.clone(),
+            listen: vec![listeners.hub],
+            heartbeat,
+            identity,
+            storage: HubStorage::start(Arc::clone(&ledger)),
+            notices: notices_tx,
+        })
+        .await?;
+        remember(&ledger, "hub", hub.local_addr()).await?;
+        enroll(&ledger, &hub, now).await?;
+
+        let stop = CancellationToken::new();
+        let trigger = Arc::new(Notify::new());
+        let observe = |driver: Arc<dyn Driver>| {
+            let observer = Observer::start(driver, Arc::clone(&trigger), stop.clone());
+            (observer.name(), observer)
+        };
+        let observers: BTreeMap<DriverName, Observer> = drivers.into_iter().map(observe).collect();
+        let addresses = Addresses {
+            socket,
+            hub: hub.local_addr(),
+            api: listeners.api_address,
+            dashboard: listeners.dashboard_address,
+        };
+        let core = Arc::new(Core {
+            hub_address: hub_address(hub.local_addr(), pin),
+            ledger,
+            hub,
+            observers,
+            trigger,
+            mode: watch::Sender::new(Mode::Up),
+            jobs: TaskTracker::new(),
+            stop,
+            logs: Logs::new(folder.join("logs")),
+            metrics: Metrics::new()?,
+            heard: Default::default(),
+            last_success: Default::default(),
+            // Two and a half heartbeats: one may be lost and the next late.
+            silence: heartbeat.get() * 5 / 2,
+            state_dir: folder.path().to_owned(),
+            addresses,
+            started_at: now,
+            passes: AtomicU64::new(0),
+            acted_on: AtomicU64::new(0),
+            conditions: Default::default(),
+        });
+        let controller = Controller::new(Arc::clone(&core));
+        let running = Self { controller, core, folder, parts: TaskTracker::new() };
+        running.serve(listeners, notices_rx).await?;
+        Ok(running)
+    }
+
+    /// Opens the doors, tells where they are, and begins to look after the fleet.
+    async fn serve(&self, listeners: Listeners, notices: mpsc::Receiver<vm_agent_hub::Notice>) -> Result<(), RunError> {
+        let core = &self.core;
+        let user = std::env::var("USER").unwrap_or_else(|_| "local".to_owned());
+        let (stop, addresses) = (core.stop.clone(), core.addresses.clone());
+        let socket_router = http::router(self.controller.clone(), Door::Socket { user });
+        let api_router = http::router(self.controller.clone(), Door::Tcp);
+        let dashboard_router = http::dashboard(self.controller.clone());
+        let socket_stop = stop.clone();
+        self.parts.spawn(async move {
+            told("the unix socket", http::serve_unix(&addresses.socket, socket_router, socket_stop).await);
+        });
+        let api_stop = stop.clone();
+        self.parts.spawn(async move { told("the API", http::serve_tcp(listeners.api, api_router, api_stop).await) });
+        self.parts.spawn(async move {
+            told("the dashboard", http::serve_tcp(listeners.dashboard, dashboard_router, stop).await);
+        });
+        tokio::spawn(notices::run(Arc::clone(core), notices));
+
+        let records = core.ledger.records();
+        let event =
+            NewEvent::fleet(EventKind::ControllerStarted, format!("the controller began life {}", records.life));
+        core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await?;
+        core.ledger.prune_events().await?;
+        self.folder.write_controller_file(&ControllerFile {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            fleet: records.owner.clone().unwrap_or_default(),
+            life: records.life,
+            addresses: core.addresses.clone(),
+        })?;
+        self.parts.spawn(reconciler::run(Arc::clone(core)));
+        Ok(())
+    }
+
+    /// The controller.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Waits until the controller has decided to go down.
+    pub async fn stopped(&self) {
+        self.core.stop.cancelled().await;
+    }
+
+    /// Goes down in order. Machines stay as they are.
+    pub async fn shut_down(self) {
+        let core = &self.core;
+        core.stop.cancel();
+        core.jobs.close();
+        self.parts.close();
+        let quiet = async {
+            core.jobs.wait().await;
+            self.parts.wait().await;
+        };
+        if tokio::time::timeout(GRACE, quiet).await.is_err() {
+            tracing::warn!("Something was still under way; the next life looks at it");
+        }
+        let event = NewEvent::fleet(EventKind::ControllerStopped, "the controller went down in order");
+        if let Err(error) = core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await {
+            tracing::error!(error = %reconciler::Chain(&error), "The end could not be recorded");
+        }
+        core.hub.shutdown().await;
+        core.ledger.store().close().await;
+        if let Err(error) = self.folder.remove_controller_file() {
+            tracing::warn!(%error, "controller.json could not be removed");
+        }
+    }
+}
+
+fn told(what: &str, served: io::Result<()>) {
+    if let Err(error) = served {
+        tracing::error!(%error, "Serving {what} failed");
+    }
+}
+
+/// Settles which fleet the folder belongs to.
+async fn own(ledger: &Ledger, asked: Option<FleetName>) -> Result<FleetName, RunError> {
+    match (ledger.records().owner.clone(), asked) {
+        (Some(owner), Some(asked)) if owner != asked => Err(RunError::OtherFleet { owner, asked }),
+        (Some(owner), _) => Ok(owner),
+        (None, asked) => {
+            let fleet = asked.unwrap_or_default();
+            ledger.belong_to(fleet.clone()).await?;
+            Ok(fleet)
+        }
+    }
+}
+
+fn over(flags: &HubSettings, file: &HubSettings) -> HubSettings {
+    HubSettings {
+        listen: flags.listen.or(file.listen),
+        api_listen: flags.api_listen.or(file.api_listen),
+        dashboard_listen: flags.dashboard_listen.or(file.dashboard_listen),
+        heartbeat: flags.heartbeat.or(file.heartbeat),
+    }
+}
+
+/// Tells the hub who may speak, and what has still to be done.
+async fn enroll(ledger: &Ledger, hub: &HubHandle, now: Timestamp) -> Result<(), StoreError> {
+    let records = ledger.records();
+    let wanted = effective(&records.fleet, &records.overrides, now).wanted;
+    for credential in records.credentials.values() {
+        let configuration = wanted.get(&credential.agent).map(|agent| configuration_for(agent)).unwrap_or_default();
+        hub.enroll(credential.clone(), configuration);
+    }
+    for task in ledger.store().read(store::tasks::unfinished).await? {
+        hub.submit(task);
+    }
+    Ok(())
+}
+
+struct Listeners {
+    hub: SocketAddr,
+    api: TcpListener,
+    api_address: SocketAddr,
+    dashboard: TcpListener,
+    dashboard_address: SocketAddr,
+}
+
+impl Listeners {
+    async fn bind(ledger: &Ledger, settings: &HubSettings) -> Result<Self, RunError> {
+        let hub = settings.listen.unwrap_or_default().address(HUB_PORT);
+        let api = settings.api_listen.unwrap_or_default().address(API_PORT);
+        let dashboard = settings.dashboard_listen.unwrap_or_default().address(DASHBOARD_PORT);
+        let api = listen(ledger, "api", api).await?;
+        let dashboard = listen(ledger, "dashboard", dashboard).await?;
+        Ok(Self {
+            hub: remembered(ledger, "hub", hub).await?,
+            api_address: address_of(&api, "the API")?,
+            api,
+            dashboard_address: address_of(&dashboard, "the dashboard")?,
+            dashboard,
+        })
+    }
+}
+
+async fn listen(ledger: &Ledger, what: &'static str, wanted: SocketAddr) -> Result<TcpListener, RunError> {
+    let address = remembered(ledger, what, wanted).await?;
+    let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { what, address, source })?;
+    remember(ledger, what, address_of(&listener, what)?).await?;
+    Ok(listener)
+}
+
+fn address_of(listener: &TcpListener, what: &'static str) -> Result<SocketAddr, RunError> {
+    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    listener.local_addr().map_err(|source| RunError::Listen { what, address: nowhere, source })
+}
+
+/// For port 0, the port that an earlier life got: machines and people were told that one.
+async fn remembered(ledger: &Ledger, what: &str, wanted: SocketAddr) -> Result<SocketAddr, StoreError> {
+    if wanted.port() != 0 {
+        return Ok(wanted);
+    }
+    let key = format!("listen.{what}");
+    let known: Option<SocketAddr> = ledger.store().read(move |conn| store::meta::get_json(conn, &key)).await?;
+    Ok(known.filter(|known| known.ip() == wanted.ip()).unwrap_or(wanted))
+}
+
+async fn remember(ledger: &Ledger, what: &str, address: SocketAddr) -> Result<(), StoreError> {
+    let key = format!("listen.{what}");
+    ledger.store().write(move |conn| store::meta::set_json(conn, &key, &address)).await
+}
+
+/// What seeds say of the hub. On loopback nobody listens in, and no certificate is needed.
+fn hub_address(address: SocketAddr, pin: vm_agent_schemas::ids::Digest) -> HubAddress {
+    let ip = address.ip();
+    if ip.is_loopback() || ip.is_unspecified() {
+        let local = if ip.is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address };
+        HubAddress { url: format!("ws://{local}{HUB_PATH}"), pin: None }
+    } else {
+        HubAddress { url: format!("wss://{address}{HUB_PATH}"), pin: Some(pin) }
+    }
+}
