@@ -1,11 +1,11 @@
 //! The runtime: the program inside an instance. It connects to the hub, reports health, and runs tasks
 //! and the processes of interactive sessions. It shares only the wire protocol with the controller.
 //!
-//! One loop ([`runtime`]) owns all state: sources (signals, the connection, ended tasks, log lines)
+//! One loop (`runtime`) owns all state: sources (signals, the connection, ended tasks, log lines)
 //! are turned into events, and each event is handled by an ordinary function that never waits.
-//! Around it stand small parts: [`folder`] keeps what survives a restart, [`connection`] and
-//! [`handshake`] make a session, [`session`] lives with one, [`streams`] and [`tasks`] run processes
-//! by means of [`process`].
+//! Around it stand small parts: `folder` keeps what survives a restart, `connection` and
+//! `handshake` make a session, `session` lives with one, `streams` and `tasks` run processes
+//! by means of `process`.
 
 mod backoff;
 mod connection;
