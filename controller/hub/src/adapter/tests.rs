@@ -296,12 +296,16 @@ async fn nothing_is_acknowledged_before_it_is_stored() {
 
 #[tokio::test]
 async fn a_store_that_fails_closes_the_connection_and_the_runtime_comes_back() {
-    let fixture = Fixture::new().await;
+    let mut fixture = Fixture::new().await;
     let mut db = Peer::joined(&fixture, "db", 2).await;
     *fixture.storage.failing.lock().unwrap() = true;
     let mut web = Peer::connect(&fixture, "web").await;
     let FromHub::Refused(refused) = web.shake(1, b"machine").await else { panic!("it can't be welcome") };
     assert_eq!(refused.code, RefusalCode::Internal);
+    let opened: AgentName = "web".parse().unwrap();
+    let first = fixture.notice(|it| matches!(it, Notice::SessionOpened { agent, .. } | Notice::SessionClosed { agent, .. } if *agent == opened));
+    let first = first.await;
+    assert_eq!(close_code(&first), Some(RefusalCode::Internal), "it never counted as open: {first:?}");
     *fixture.storage.failing.lock().unwrap() = false;
     Peer::joined(&fixture, "web", 1).await;
     fixture.hub.submit(task("db"));
@@ -371,20 +375,16 @@ async fn a_peer_that_does_not_read_is_closed_and_others_feel_nothing() {
     // A stream that is dropped is closed; what was sent before stays queued.
     soon(fill).await;
     let closed = fixture.notice(|it| matches!(it, Notice::SessionClosed { .. })).await;
-    let why = CloseCode::of(&closed);
-    assert_eq!(why, Some(RefusalCode::Flow), "{closed:?}");
+    assert_eq!(close_code(&closed), Some(RefusalCode::Flow), "{closed:?}");
     fixture.hub.submit(task("db"));
     assert!(matches!(other.hear().await, FromHub::Task(_)));
 }
 
-struct CloseCode;
-
-impl CloseCode {
-    fn of(notice: &Notice) -> Option<RefusalCode> {
-        match notice {
-            Notice::SessionClosed { why: crate::state::CloseReason::Refused { code, .. }, .. } => Some(*code),
-            _ => None,
-        }
+/// Why a session was closed.
+fn close_code(notice: &Notice) -> Option<RefusalCode> {
+    match notice {
+        Notice::SessionClosed { why: crate::state::CloseReason::Refused { code, .. }, .. } => Some(*code),
+        _ => None,
     }
 }
 
@@ -396,7 +396,8 @@ async fn frames_that_are_too_large_or_none_are_refused() {
     for message in [too_long, too_much, Message::text("{}"), Message::binary(vec![1])] {
         let mut peer = Peer::connect(&fixture, "web").await;
         peer.socket.send(message).await.unwrap();
-        assert_eq!(peer.refusal().await, RefusalCode::Protocol);
+        let FromHub::Refused(refused) = peer.hear().await else { panic!("it should have been refused") };
+        assert_eq!(refused.code, RefusalCode::Protocol);
     }
 }
 

@@ -337,11 +337,19 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Whether the notice may be dropped when the controller can't keep up: a later one makes up for
-    /// it, or people can do without.
+    /// Whether the notice may be dropped when the controller can't keep up: the sessions tell the same,
+    /// or people can do without. Whatever a peer can say as often as it likes is among these.
     #[must_use]
     pub const fn may_be_dropped(&self) -> bool {
-        matches!(self, Self::Health { .. } | Self::Log { .. } | Self::TaskOutput { .. } | Self::Refused { .. })
+        matches!(
+            self,
+            Self::Health { .. }
+                | Self::Log { .. }
+                | Self::TaskOutput { .. }
+                | Self::Refused { .. }
+                | Self::Configured { .. }
+                | Self::TaskUnknown { .. }
+        )
     }
 }
 

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use subtle::ConstantTimeEq;
 use vm_agent_schemas::credential::{Binding, Credential};
+use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::FleetName;
 use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, RefusalCode};
 
@@ -85,9 +86,7 @@ fn common_version((low, high): (u32, u32)) -> Result<u32, Refusal> {
 /// The parts of a hello that are kept or signed have their form: a line end in the machine id would
 /// let one signature stand for two hellos.
 fn check_form(hello: &Hello) -> Result<(), Refusal> {
-    let machine_id = hello.machine_id.as_str();
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if machine_id.len() != 64 || !machine_id.bytes().all(hex) {
+    if !is_sha256(&hello.machine_id) {
         return Err(Refusal::protocol("`machineId` is not a SHA-256 digest in 64 lower-case hexadecimal digits"));
     }
     if hello.runtime_version.len() > VERSION_MAX {
@@ -151,6 +150,12 @@ pub(super) fn accepted(credential: &Credential, hello: &Hello) -> Credential {
         epoch: credential.epoch.next(),
         ..credential.clone()
     }
+}
+
+/// Whether a digest that came over the wire has the form of one.
+pub(super) fn is_sha256(digest: &Digest) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digest.as_str().len() == 64 && digest.as_str().bytes().all(hex)
 }
 
 fn decode<const LEN: usize>(text: &str) -> Option<[u8; LEN]> {

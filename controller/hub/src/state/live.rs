@@ -9,10 +9,10 @@ use vm_agent_schemas::wire::{
     StreamSignal, TaskEnded, TaskOrder, TaskRef,
 };
 
-use super::handshake::Refusal;
+use super::handshake::{Refusal, is_sha256};
 use super::sessions::check_sender;
 use super::streams::Owner;
-use super::tasks::{Ended, fits, reference};
+use super::tasks::{Ended, Started, fits, reference};
 use super::{ConnId, Effect, Hub, Inbound, Notice, OpenError, Record, StreamKey};
 use crate::stream::StreamEvent;
 
@@ -51,13 +51,16 @@ impl Hub {
             }
             FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
             FromRuntime::Configured(configured) => {
+                if !is_sha256(&configured.digest) {
+                    return Err(Refusal::protocol("`digest` is not a SHA-256 digest in hexadecimal"));
+                }
                 session.configured = Some(configured.digest.clone());
                 self.notify(Notice::Configured { agent, digest: configured.digest });
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
             FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
             FromRuntime::StreamOpened(StreamRef { stream }) => {
-                if let Some(Owner::Client(key)) = session.streams.owner(stream)? {
+                if let Some(key) = session.streams.opened(stream)? {
                     self.effects.push(Effect::Client { key, event: StreamEvent::Opened });
                 }
             }
@@ -91,7 +94,7 @@ impl Hub {
         loop {
             let Some(epoch) = self.session(conn).map(|session| session.epoch) else { return };
             let Some(queue) = self.tasks.get_mut(agent) else { return };
-            let Some(task) = queue.next_to_send(epoch) else { return };
+            let Some(task) = queue.next_to_send(epoch, now) else { return };
             if fits(&task.run) {
                 return self.order(conn, task);
             }
@@ -108,16 +111,19 @@ impl Hub {
         self.send(conn, FromHub::Task(order));
     }
 
+    /// What goes on from before the session is stored again: its first record may have failed.
     fn task_started(&mut self, conn: ConnId, agent: AgentName, task: TaskRef, now: Timestamp) {
-        let Some(incarnation) = self.session(conn).map(|session| session.incarnation) else { return };
-        match self.tasks.get_mut(&agent).and_then(|queue| queue.started(task, incarnation, now)) {
-            Some((task, news)) => {
+        let Some(session) = self.session(conn) else { return };
+        let (incarnation, epoch) = (session.incarnation, session.epoch);
+        let queue = self.tasks.get_mut(&agent);
+        match queue.map_or(Started::Unknown, |queue| queue.started(task, incarnation, epoch, now)) {
+            Started::Now(task) => {
                 self.effects.push(Effect::Store(Record::Task(task.clone())));
-                if news {
-                    self.notify(Notice::TaskStarted(task));
-                }
+                self.notify(Notice::TaskStarted(task));
             }
-            None => self.notify(Notice::TaskUnknown { agent, task }),
+            Started::StillRunning(task) => self.effects.push(Effect::Store(Record::Task(task))),
+            Started::Known => {}
+            Started::Unknown => self.notify(Notice::TaskUnknown { agent, task }),
         }
     }
 

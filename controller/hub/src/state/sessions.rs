@@ -272,10 +272,10 @@ impl Hub {
 
     fn end_overdue_tasks(&mut self, now: Timestamp) {
         let connected: Vec<_> = self.agents.values().filter_map(|agent| self.session(agent.live?)).collect();
-        let connected: Vec<_> = connected.iter().map(|it| (it.agent.clone(), it.connected_at)).collect();
-        for (agent, connected_at) in connected {
+        let connected: Vec<_> = connected.iter().map(|it| (it.agent.clone(), it.epoch, it.connected_at)).collect();
+        for (agent, epoch, connected_at) in connected {
             let Some(queue) = self.tasks.get_mut(&agent) else { continue };
-            let overdue = queue.end_overdue(connected_at, now);
+            let overdue = queue.end_overdue(epoch, connected_at, now);
             if !overdue.is_empty() {
                 self.finish(overdue);
                 self.deliver(&agent, now);

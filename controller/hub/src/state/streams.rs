@@ -38,6 +38,7 @@ struct Input {
 #[derive(Debug)]
 struct Stream {
     owner: Owner,
+    opened: bool,
     stdin: Input,
     stdout: Output,
     stderr: Output,
@@ -56,7 +57,10 @@ impl Streams {
     pub(super) fn open(&mut self, owner: Owner, stdin: bool) -> u32 {
         self.last += 1;
         let stdin = Input { sent: 0, taken: 0, ended: !stdin };
-        self.open.insert(self.last, Stream { owner, stdin, stdout: Output::default(), stderr: Output::default() });
+        self.open.insert(
+            self.last,
+            Stream { owner, opened: false, stdin, stdout: Output::default(), stderr: Output::default() },
+        );
         self.last
     }
 
@@ -85,6 +89,15 @@ impl Streams {
             return Err(Refusal::protocol(format!("stream {number} was never opened")));
         }
         Ok(self.open.get(&number).map(|stream| stream.owner))
+    }
+
+    /// Notes that the process has begun, and answers whom to tell; nobody, the second time.
+    pub(super) fn opened(&mut self, number: u32) -> Result<Option<StreamKey>, Refusal> {
+        let owner = self.owner(number)?;
+        let (Some(stream), Some(Owner::Client(key))) = (self.open.get_mut(&number), owner) else {
+            return Ok(None);
+        };
+        Ok((!std::mem::replace(&mut stream.opened, true)).then_some(key))
     }
 
     /// Counts output that came, and answers whom it is for.

@@ -16,8 +16,8 @@ use super::elapsed;
 /// Most output that is kept of a task, in bytes.
 const OUTPUT_MAX: usize = 64 * 1024;
 
-/// How much longer than its timeout a connected runtime may be silent about a running task before the
-/// task counts as interrupted. Ending a process group takes a runtime seconds; a minute means that it
+/// How much longer than its timeout a connected runtime may be silent about a task before the task
+/// counts as interrupted. Ending a process group takes a runtime seconds; a minute means that it
 /// has forgotten the task, and those behind it should not wait for ever.
 const OVERDUE: Duration = Duration::from_secs(60);
 
@@ -32,8 +32,10 @@ pub(super) fn fits(run: &Run) -> bool {
 #[derive(Debug)]
 struct Entry {
     task: Task,
-    /// The session in which it was last sent.
-    sent: Option<Epoch>,
+    /// In which session, and when, it was last sent.
+    sent: Option<(Epoch, Timestamp)>,
+    /// The session in which it was last heard to be running.
+    heard: Option<Epoch>,
     /// Its end could not be stored, and is to be stored again.
     unstored: bool,
 }
@@ -47,8 +49,16 @@ impl Entry {
         matches!(self.task.state, TaskState::Ended { .. })
     }
 
-    const fn may_have_begun(&self) -> bool {
-        matches!(self.task.state, TaskState::Running { .. }) || self.sent.is_some()
+    fn may_have_begun(&self) -> bool {
+        self.is_running() || self.sent.is_some()
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.task.state, TaskState::Running { .. })
+    }
+
+    fn sent_in(&self, epoch: Epoch) -> Option<Timestamp> {
+        self.sent.and_then(|(of, at)| (of == epoch).then_some(at))
     }
 
     fn end(&mut self, outcome: TaskOutcome, output: String, now: Timestamp) -> Task {
@@ -59,6 +69,19 @@ impl Entry {
         }
         self.task.clone()
     }
+}
+
+/// What the beginning of a task means.
+#[derive(Debug, PartialEq)]
+pub(super) enum Started {
+    /// It runs now.
+    Now(Task),
+    /// It goes on from before the session.
+    StillRunning(Task),
+    /// That was said before in this session.
+    Known,
+    /// It is not under way here.
+    Unknown,
 }
 
 /// What the end of a task means.
@@ -86,7 +109,7 @@ impl TaskQueue {
     /// Takes a task in. A task that is known already, or over, changes nothing.
     pub(super) fn submit(&mut self, task: Task) {
         let known = self.entries.iter().any(|entry| entry.reference() == reference(&task));
-        let entry = Entry { task, sent: None, unstored: false };
+        let entry = Entry { task, sent: None, heard: None, unstored: false };
         if !known && !entry.is_over() {
             self.entries.push(entry);
         }
@@ -97,25 +120,28 @@ impl TaskQueue {
     }
 
     /// The task to send in this session now, if any: none while another may be running.
-    pub(super) fn next_to_send(&mut self, epoch: Epoch) -> Option<Task> {
-        let running = |entry: &Entry| matches!(entry.task.state, TaskState::Running { .. });
-        let busy = |entry: &Entry| !entry.is_over() && (running(entry) || entry.sent == Some(epoch));
+    pub(super) fn next_to_send(&mut self, epoch: Epoch, now: Timestamp) -> Option<Task> {
+        let busy = |entry: &Entry| !entry.is_over() && (entry.is_running() || entry.sent_in(epoch).is_some());
         if self.entries.iter().any(busy) {
             return None;
         }
         let entry = self.entries.iter_mut().find(|entry| !entry.is_over())?;
-        entry.sent = Some(epoch);
+        entry.sent = Some((epoch, now));
         Some(entry.task.clone())
     }
 
-    /// A runtime says that a task runs. Answers with the task as it is now, and whether that is news.
-    pub(super) fn started(&mut self, task: TaskRef, incarnation: Incarnation, now: Timestamp) -> Option<(Task, bool)> {
-        let entry = self.entries.iter_mut().find(|entry| entry.reference() == task && !entry.is_over())?;
-        let state = TaskState::Running { incarnation };
-        let news = entry.task.state != state;
-        entry.task.state = state;
+    /// A runtime says that a task runs.
+    pub(super) fn started(&mut self, task: TaskRef, incarnation: Incarnation, epoch: Epoch, now: Timestamp) -> Started {
+        let mut open = self.entries.iter_mut().filter(|entry| !entry.is_over());
+        let Some(entry) = open.find(|entry| entry.reference() == task) else { return Started::Unknown };
+        if entry.heard.replace(epoch) == Some(epoch) {
+            return Started::Known;
+        }
+        let was_running = entry.is_running();
+        entry.task.state = TaskState::Running { incarnation };
         entry.task.started_at = Some(now);
-        Some((entry.task.clone(), news))
+        let task = entry.task.clone();
+        if was_running { Started::StillRunning(task) } else { Started::Now(task) }
     }
 
     /// A runtime says that a task is over.
@@ -157,13 +183,16 @@ impl TaskQueue {
         })
     }
 
-    /// Ends the running tasks of which a runtime, connected since then, should have told the end.
-    pub(super) fn end_overdue(&mut self, connected_at: Timestamp, now: Timestamp) -> Vec<Task> {
+    /// Ends the tasks of which a runtime, connected since then, should have told the end.
+    pub(super) fn end_overdue(&mut self, epoch: Epoch, connected_at: Timestamp, now: Timestamp) -> Vec<Task> {
         self.end_where(now, |entry| {
-            let heard = entry.task.started_at.unwrap_or(entry.task.created_at);
-            let running = matches!(entry.task.state, TaskState::Running { .. });
-            let overdue = elapsed(now, heard) > entry.task.timeout.get().saturating_add(OVERDUE);
-            (running && overdue && elapsed(now, connected_at) > OVERDUE).then_some(TaskOutcome::Interrupted)
+            let since = match entry.task.started_at {
+                Some(started_at) if entry.is_running() => started_at.max(connected_at),
+                _ if entry.is_running() => connected_at,
+                _ => entry.sent_in(epoch)?,
+            };
+            let limit = entry.task.timeout.get().saturating_add(OVERDUE);
+            (elapsed(now, since) > limit).then_some(TaskOutcome::Interrupted)
         })
     }
 

@@ -11,19 +11,51 @@ use vm_agent_schemas::wire::{Challenge, Configuration, FromHub, FromRuntime, Hel
 use super::world::{HEARTBEAT, at, credential, ended, hello, key, message, name, run, sign, task};
 use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, Record, StreamKey};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Move {
     Open(u64),
-    Hello { conn: u64, agent: bool, seed: u8, boot: u64, machine: bool },
-    Prove { conn: u64, seed: u8 },
-    Started { conn: u64, task: usize },
-    Ended { conn: u64, task: usize, code: i32 },
+    /// A whole handshake, as it should be.
+    Join {
+        conn: u64,
+        agent: bool,
+        boot: u64,
+    },
+    Hello {
+        conn: u64,
+        agent: bool,
+        seed: u8,
+        boot: u64,
+        machine: bool,
+    },
+    Prove {
+        conn: u64,
+        seed: u8,
+    },
+    Started {
+        conn: u64,
+        task: usize,
+    },
+    Ended {
+        conn: u64,
+        task: usize,
+        code: i32,
+    },
     Garbage(u64),
     Close(u64),
-    Submit { agent: bool },
-    Stream { agent: bool, key: u64 },
-    Enroll { agent: bool, incarnation: u64 },
-    Revoke { agent: bool },
+    Submit {
+        agent: bool,
+    },
+    Stream {
+        agent: bool,
+        key: u64,
+    },
+    Enroll {
+        agent: bool,
+        incarnation: u64,
+    },
+    Revoke {
+        agent: bool,
+    },
     Wait(i64),
     Stored(bool),
 }
@@ -32,19 +64,20 @@ fn moves() -> impl Strategy<Value = Move> {
     let conn = 0..5u64;
     prop_oneof![
         2 => conn.clone().prop_map(Move::Open),
-        6 => (conn.clone(), any::<bool>(), 1..3u8, 1..4u64, prop::bool::weighted(0.9))
+        8 => (conn.clone(), any::<bool>(), 1..3u64).prop_map(|(conn, agent, boot)| Move::Join { conn, agent, boot }),
+        4 => (conn.clone(), any::<bool>(), 1..3u8, 1..4u64, prop::bool::weighted(0.9))
             .prop_map(|(conn, agent, seed, boot, machine)| Move::Hello { conn, agent, seed, boot, machine }),
-        8 => (conn.clone(), 1..3u8).prop_map(|(conn, seed)| Move::Prove { conn, seed }),
-        3 => (conn.clone(), 0..6usize).prop_map(|(conn, task)| Move::Started { conn, task }),
-        3 => (conn.clone(), 0..6usize, 0..3).prop_map(|(conn, task, code)| Move::Ended { conn, task, code }),
+        4 => (conn.clone(), 1..3u8).prop_map(|(conn, seed)| Move::Prove { conn, seed }),
+        6 => (conn.clone(), 0..6usize).prop_map(|(conn, task)| Move::Started { conn, task }),
+        6 => (conn.clone(), 0..6usize, 0..3).prop_map(|(conn, task, code)| Move::Ended { conn, task, code }),
         1 => conn.clone().prop_map(Move::Garbage),
         1 => conn.prop_map(Move::Close),
-        2 => any::<bool>().prop_map(|agent| Move::Submit { agent }),
+        4 => any::<bool>().prop_map(|agent| Move::Submit { agent }),
         1 => (any::<bool>(), 0..9u64).prop_map(|(agent, key)| Move::Stream { agent, key }),
-        1 => (any::<bool>(), 1..4u64).prop_map(|(agent, incarnation)| Move::Enroll { agent, incarnation }),
-        1 => any::<bool>().prop_map(|agent| Move::Revoke { agent }),
-        1 => (1..40i64).prop_map(Move::Wait),
-        4 => prop::bool::weighted(0.8).prop_map(Move::Stored),
+        2 => (any::<bool>(), 1..4u64).prop_map(|(agent, incarnation)| Move::Enroll { agent, incarnation }),
+        1 => prop::bool::weighted(0.1).prop_map(|agent| Move::Revoke { agent }),
+        2 => (1..10i64).prop_map(Move::Wait),
+        8 => prop::bool::weighted(0.8).prop_map(Move::Stored),
     ]
 }
 
@@ -93,6 +126,11 @@ impl Watch {
     }
 
     fn make(&mut self, step: Move) {
+        if let Move::Join { conn, agent, boot } = step {
+            self.make(Move::Open(conn));
+            self.make(Move::Hello { conn, agent, seed: 1, boot, machine: true });
+            return self.make(Move::Prove { conn, seed: 1 });
+        }
         if let Some(event) = self.event(step) {
             let effects = self.hub.handle(event, at(self.now));
             self.check(&effects);
@@ -107,6 +145,7 @@ impl Watch {
 
     fn event(&mut self, step: Move) -> Option<Event> {
         match step {
+            Move::Join { .. } => None,
             Move::Open(conn) => {
                 self.next_conn += 1;
                 let id = ConnId(self.next_conn);

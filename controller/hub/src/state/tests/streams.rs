@@ -43,6 +43,7 @@ fn a_stream_opens_carries_both_ways_and_ends() {
     let mut world = with_stream(true);
     let opened = world.say(1, "web", FromRuntime::StreamOpened(StreamRef { stream: 1 }));
     assert_eq!(events(&opened), [StreamEvent::Opened]);
+    assert_eq!(world.say(1, "web", FromRuntime::StreamOpened(StreamRef { stream: 1 })), [], "once");
     let data = events(&world.data(1, out(0, false, 3)));
     let expected =
         StreamEvent::Data { channel: Channel::Stdout, offset: 0, end: false, data: Bytes::from_static(b"xxx") };
@@ -125,12 +126,13 @@ fn a_client_takes_no_more_than_there_is_and_only_once() {
 
 #[test]
 fn a_client_that_breaks_the_rules_loses_its_stream_and_the_session_stays() {
-    let window = usize::try_from(WINDOW).unwrap();
-    let cases: [(&str, bool, &[(u64, bool, usize)]); 5] = [
+    type Inputs = &'static [(u64, bool, usize)];
+    let beyond: Inputs = &[(0, false, WINDOW as usize + 1)];
+    let cases: [(&str, bool, Inputs); 5] = [
         ("a gap", true, &[(1, false, 1)]),
         ("a repetition", true, &[(0, false, 1), (0, false, 1)]),
         ("input after the end", true, &[(0, true, 1), (1, false, 1)]),
-        ("input beyond the window", true, &[(0, false, window + 1)]),
+        ("input beyond the window", true, beyond),
         ("input without stdin", false, &[(0, false, 1)]),
     ];
     for (what, stdin, inputs) in cases {

@@ -94,7 +94,8 @@ fn a_task_that_was_not_heard_of_is_sent_again_and_one_that_runs_is_not() {
     world.say(2, "web", FromRuntime::TaskStarted(of(&task)));
     assert_eq!(order(&reconnect(&mut world, 3), 3), None);
     let again = world.say(3, "web", FromRuntime::TaskStarted(of(&task)));
-    assert_eq!(notices(&again), [], "that it runs is no news");
+    assert_eq!((notices(&again), stored(&again).len()), (vec![], 1), "stored again, and no news");
+    assert_eq!(world.say(3, "web", FromRuntime::TaskStarted(of(&task))), [], "and once in a session");
     assert_eq!(end_of(&world.say(3, "web", ended(of(&task), 0))).unwrap().0, TaskOutcome::Exited { code: 0 });
 }
 
@@ -195,20 +196,36 @@ fn the_tasks_of_a_removed_agent_end() {
 
 #[test]
 fn a_task_that_its_runtime_has_forgotten_does_not_wedge_the_queue() {
-    let (mut world, forgotten) = with_task();
-    let next = task("web");
-    world.tell(Event::Submit(next.clone()));
-    world.say(1, "web", FromRuntime::TaskStarted(of(&forgotten)));
-    let mut effects = Vec::new();
-    while effects.is_empty() {
-        assert!(world.now < 200);
-        world.now += 1;
-        world.say(1, "web", FromRuntime::Health(health()));
-        effects = world.tell(Event::Tick);
+    for started in [false, true] {
+        let (mut world, forgotten) = with_task();
+        let next = task("web");
+        world.tell(Event::Submit(next.clone()));
+        if started {
+            world.say(1, "web", FromRuntime::TaskStarted(of(&forgotten)));
+        }
+        let mut effects = Vec::new();
+        while effects.is_empty() {
+            assert!(world.now < 200);
+            world.now += 1;
+            world.say(1, "web", FromRuntime::Health(health()));
+            effects = world.tell(Event::Tick);
+        }
+        assert_eq!(world.now, 121, "its timeout and a minute");
+        assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Interrupted);
+        assert_eq!(order(&effects, 1).unwrap().task, of(&next));
     }
-    assert_eq!(world.now, 121, "its timeout and a minute");
-    assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Interrupted);
-    assert_eq!(order(&effects, 1).unwrap().task, of(&next));
+}
+
+#[test]
+fn a_runtime_that_was_away_has_time_to_tell_of_its_tasks() {
+    let (mut world, task) = with_task();
+    world.say(1, "web", FromRuntime::TaskStarted(of(&task)));
+    world.tell(Event::Closed { conn: ConnId(1) });
+    world.tick_at(1000);
+    world.tick_at(1001);
+    world.join(2, &hello("web", 1), 1);
+    assert_eq!(world.tick_at(1002), []);
+    assert!(end_of(&world.say(2, "web", ended(of(&task), 0))).is_some());
 }
 
 #[test]
