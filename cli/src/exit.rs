@@ -85,6 +85,21 @@ pub(crate) struct CommandError {
 pub(crate) type CommandResult = Result<Exit, CommandError>;
 
 impl CommandError {
+    /// A controller of this program's own that could not do its work.
+    pub(crate) fn from_daemon(error: &vm_agent_daemon::RunError) -> Self {
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(source) = cause {
+            message = format!("{message}: {source}");
+            cause = source.source();
+        }
+        let exit = match error {
+            vm_agent_daemon::RunError::OtherFleet { .. } => Exit::CONFLICT,
+            _ => Exit::FAILURE,
+        };
+        Self::new(exit, message)
+    }
+
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), hints: Vec::new(), problem: None }
     }

@@ -1,5 +1,3 @@
-use std::path::{Path, PathBuf};
-
 use clap::Args;
 use vm_agent_schemas::fleet::HubSettings;
 use vm_agent_schemas::names::FleetName;
@@ -48,12 +46,12 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
         dashboard_listen: args.dashboard_listen,
         heartbeat: args.heartbeat,
     };
-    serve(context.place.here("vm-agent controller")?, hub, args.fleet, program).await
-}
-
-/// Runs the controller until it is told to end.
-async fn serve(_: &Path, _: HubSettings, _: Option<FleetName>, _: PathBuf) -> CommandResult {
-    Err(CommandError::new(Exit::FAILURE, "a controller is not built in"))
+    let state_dir = context.place.here("vm-agent controller")?.to_owned();
+    let options = vm_agent_daemon::Options { state_dir, hub, fleet: args.fleet, program };
+    match vm_agent_daemon::run(options).await {
+        Ok(()) => Ok(Exit::SUCCESS),
+        Err(error) => Err(CommandError::from_daemon(&error)),
+    }
 }
 
 /// Has the controller's log written to stderr; VM_AGENT_LOG chooses how much of it.

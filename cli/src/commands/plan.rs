@@ -1,10 +1,11 @@
 use clap::Args;
 use serde_json::Value;
 use vm_agent_schemas::api::{Document, PlanRequest, PlanView};
+use vm_agent_schemas::fleet::Fleet;
 use vm_agent_schemas::plan::Plan;
 
 use crate::Context;
-use crate::exit::{CommandError, CommandResult, Exit};
+use crate::exit::{CommandError, CommandResult};
 use crate::file::FileArgs;
 use crate::render;
 use crate::ui::{Format, OutputArgs};
@@ -12,7 +13,7 @@ use crate::ui::{Format, OutputArgs};
 /// Show what would be done, and do nothing
 ///
 /// Without a file, here or named, it plans for the one that the controller has accepted. Without a
-/// controller, it plans as if nothing existed yet.
+/// controller, it plans from what the state folder knows.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
@@ -43,13 +44,18 @@ async fn made(context: &mut Context, file: &FileArgs) -> Result<(Value, Plan), C
         return Ok((answer.raw, answer.content.plan));
     }
     let loaded = file.load()?;
-    context.ui.status("no controller runs, so this is the plan for a fleet of which nothing exists yet")?;
-    let view = PlanView { plan: offline(&loaded.fleet)? };
+    context.ui.status("no controller runs, so this plan is made from what its state folder knows")?;
+    let view = PlanView { plan: offline(context, loaded.fleet).await? };
     let raw = serde_json::to_value(Document::from(view.clone())).expect("a plan can be written as JSON");
     Ok((raw, view.plan))
 }
 
-/// The plan for a fleet of which nothing exists yet.
-fn offline(_: &vm_agent_schemas::fleet::Fleet) -> Result<Plan, CommandError> {
-    Err(CommandError::new(Exit::FAILURE, "planning without a controller is not built in"))
+/// The plan that a controller would make if it ran.
+async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, CommandError> {
+    let program = std::env::current_exe()
+        .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
+    let state_dir = context.place.here("vm-agent plan without a controller")?.to_owned();
+    let options =
+        vm_agent_daemon::Options { state_dir, hub: fleet.hub.clone(), fleet: Some(fleet.name.clone()), program };
+    vm_agent_daemon::plan_offline(options, fleet).await.map_err(|error| CommandError::from_daemon(&error))
 }
