@@ -130,6 +130,11 @@ pub(crate) async fn find(state_dir: &Path) -> Result<Option<Local>, CommandError
     }
 }
 
+/// Whether the last controller on the state folder ended in order: then it took its file with it.
+pub(crate) fn ended_in_order(state_dir: &Path) -> bool {
+    !state_dir.join(CONTROLLER_FILE).exists()
+}
+
 /// Whether a controller still holds the state folder.
 pub(crate) fn is_held(state_dir: &Path) -> Result<bool, CommandError> {
     let path = state_dir.join(LOCK_FILE);

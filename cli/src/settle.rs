@@ -76,6 +76,8 @@ pub(crate) fn goals_of(plan: &Plan, revision: Option<Revision>) -> BTreeMap<Agen
 enum Standing {
     /// It is as wanted.
     Ready,
+    /// It is gone, as wanted.
+    Gone,
     /// Something goes on.
     Waiting(String),
     /// Nothing goes on until a person has acted.
@@ -83,6 +85,10 @@ enum Standing {
 }
 
 impl Standing {
+    fn is_reached(&self) -> bool {
+        matches!(self, Self::Ready | Self::Gone)
+    }
+
     fn is_waiting(&self) -> bool {
         matches!(self, Self::Waiting(_))
     }
@@ -147,7 +153,7 @@ fn standings(goals: &BTreeMap<AgentName, Goal>, agents: &[AgentView]) -> Standin
 fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
     let Some(agent) = agent else {
         return match goal {
-            Goal::Gone => Standing::Ready,
+            Goal::Gone => Standing::Gone,
             Goal::AsFile(_) | Goal::Power(_) => Standing::Waiting("not looked at yet".to_owned()),
         };
     };
@@ -163,7 +169,7 @@ fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
         Goal::Gone => agent.power.is_none() && agent.instance.is_none(),
     };
     if reached {
-        return Standing::Ready;
+        return if agent.power.is_none() { Standing::Gone } else { Standing::Ready };
     }
     match agent.waits_for.iter().find(|it| needs_person(it)) {
         Some(reason) => Standing::Stuck(format!("waits for {reason}")),
@@ -219,7 +225,7 @@ fn describe(agent: &AgentView) -> String {
 /// has changed.
 fn show(ui: &mut Ui, now: &Standings, before: &Standings, elapsed: Duration) -> Result<(), CommandError> {
     if ui.is_live() {
-        let ready = now.values().filter(|standing| **standing == Standing::Ready).count();
+        let ready = now.values().filter(|standing| standing.is_reached()).count();
         let seconds = elapsed.as_secs();
         let head = format!("{ready} of {} ready, {seconds} s", count(now.len(), "agent"));
         let open = now.iter().filter(|(_, standing)| standing.is_waiting());
@@ -237,6 +243,7 @@ fn show(ui: &mut Ui, now: &Standings, before: &Standings, elapsed: Duration) -> 
 fn line(name: &AgentName, standing: &Standing) -> String {
     match standing {
         Standing::Ready => format!("{STRONG}{name}{STRONG:#}: {GOOD}ready{GOOD:#}"),
+        Standing::Gone => format!("{STRONG}{name}{STRONG:#}: {GOOD}gone{GOOD:#}"),
         Standing::Waiting(text) => format!("{STRONG}{name}{STRONG:#}: {text}"),
         Standing::Stuck(text) => format!("{STRONG}{name}{STRONG:#}: {BAD}{text}{BAD:#}"),
     }
@@ -261,7 +268,7 @@ fn too_late(standings: &Standings, limit: Span) -> CommandError {
 
 fn open(standings: &Standings) -> impl Iterator<Item = (&AgentName, &str)> {
     standings.iter().filter_map(|(name, standing)| match standing {
-        Standing::Ready => None,
+        Standing::Ready | Standing::Gone => None,
         Standing::Waiting(text) | Standing::Stuck(text) => Some((name, text.as_str())),
     })
 }
@@ -289,7 +296,7 @@ mod tests {
     }
 
     fn is_ready(goal: Goal, agent: &AgentView) -> bool {
-        standing(goal, Some(agent)) == Standing::Ready
+        standing(goal, Some(agent)).is_reached()
     }
 
     #[test]
@@ -310,7 +317,7 @@ mod tests {
 
     #[test]
     fn an_agent_is_gone_when_it_is_not_listed_or_has_no_instance() {
-        assert_eq!(standing(Goal::Gone, None), Standing::Ready);
+        assert_eq!(standing(Goal::Gone, None), Standing::Gone);
         assert!(!is_ready(Goal::Gone, &healthy("web")));
         assert!(is_ready(Goal::Gone, &AgentView { instance: None, power: None, ..healthy("web") }));
     }

@@ -10,9 +10,11 @@ use vm_agent_schemas::units::Span;
 use crate::Context;
 use crate::client::SseStream;
 use crate::exit::{CommandError, CommandResult, Exit};
-use crate::locate::is_held;
+use crate::locate::{ended_in_order, is_held};
 use crate::render::{self, count};
 use crate::settle::detached;
+
+use super::events;
 
 /// Pause between two looks at the lock of a controller that is ending: no event tells of that.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -54,7 +56,7 @@ pub(crate) async fn run(context: &mut Context, args: DownArgs) -> CommandResult 
         context.ui.confirm(&question, fleet.as_str())?;
     }
     // Opened before it begins: nothing that happens is missed.
-    let events = client.stream("/events?follow=true&limit=1").await?;
+    let events = events::from_now(&client).await?;
     client.post::<PlanView>("/down", &DownRequest { dry_run: false, ..request }).await?;
     tokio::select! {
         result = ended(context, events) => result?,
@@ -101,5 +103,10 @@ async fn ended(context: &mut Context, mut events: SseStream) -> Result<(), Comma
     while is_held(state_dir)? {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok(())
+    // A controller goes down only once the fleet is down. One that was killed has proven nothing.
+    if ended_in_order(state_dir) {
+        return Ok(());
+    }
+    Err(CommandError::new(Exit::FAILURE, "the controller died before all was down")
+        .hint("`vm-agent up` brings it back and shows what is; then run `vm-agent down` again"))
 }

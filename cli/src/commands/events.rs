@@ -3,7 +3,7 @@ use vm_agent_schemas::api::List;
 use vm_agent_schemas::event::Event;
 
 use crate::Context;
-use crate::client::Client;
+use crate::client::{Client, SseStream};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::ui::{Format, OutputArgs};
@@ -28,7 +28,8 @@ pub(crate) async fn run(context: &mut Context, args: EventsArgs) -> CommandResul
     let client = context.place.client().await?;
     let format = args.output.output;
     if args.follow {
-        follow(context, &client, args.since, args.limit, format == Format::Json).await?;
+        let stream = client.stream(&(path(args.since, args.limit) + "&follow=true")).await?;
+        follow(context, stream, format == Format::Json).await?;
         return Ok(Exit::SUCCESS);
     }
     let answer = client.get::<List<Event>>(&path(args.since, args.limit)).await?;
@@ -42,15 +43,14 @@ fn path(since: Option<u64>, limit: usize) -> String {
     format!("/events?limit={limit}{since}")
 }
 
+/// Events from now on, without any of before.
+pub(super) async fn from_now(client: &Client) -> Result<SseStream, CommandError> {
+    let last = client.get::<List<Event>>(&path(None, 1)).await?.content.items.pop();
+    client.stream(&(path(Some(last.map_or(0, |event| event.seq)), 1) + "&follow=true")).await
+}
+
 /// Prints events as they come, until the controller goes away.
-pub(super) async fn follow(
-    context: &mut Context,
-    client: &Client,
-    since: Option<u64>,
-    limit: usize,
-    json: bool,
-) -> Result<(), CommandError> {
-    let mut stream = client.stream(&(path(since, limit) + "&follow=true")).await?;
+pub(super) async fn follow(context: &mut Context, mut stream: SseStream, json: bool) -> Result<(), CommandError> {
     while let Some(message) = stream.next().await? {
         if message.kind != "message" {
             continue;

@@ -29,6 +29,7 @@ use vm_agent_schemas::names::AgentName;
 use crate::Context;
 use crate::client::{Client, Fetched};
 use crate::exit::{CommandError, CommandResult, Exit};
+use crate::render;
 use crate::settle::{Goal, WaitArgs, settle};
 use crate::ui::Format;
 
@@ -139,5 +140,5 @@ fn told(it: &vm_agent_schemas::intent::Override, tense: &str) -> String {
         || "until it is cleared".to_owned(),
         |end| format!("until {}", end.strftime("%Y-%m-%d %H:%M:%SZ")),
     );
-    format!("the file {tense} overridden {until}")
+    format!("{tense} overridden ({}) {until}", render::change(&it.change))
 }

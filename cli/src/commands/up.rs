@@ -79,8 +79,9 @@ async fn controller(context: &mut Context, loaded: &Loaded) -> Result<Local, Com
 
 async fn follow(context: &mut Context, client: &crate::client::Client) -> Result<(), CommandError> {
     context.ui.status("following events; Ctrl-C detaches, and the fleet goes on")?;
+    let stream = events::from_now(client).await?;
     tokio::select! {
-        result = events::follow(context, client, None, 1, false) => return result,
+        result = events::follow(context, stream, false) => return result,
         _ = tokio::signal::ctrl_c() => {}
     }
     context.ui.status("\ndetached; the fleet goes on; `vm-agent down` stops it")

@@ -66,7 +66,7 @@ fn value(path: &str, value: &Value) -> String {
 }
 
 /// What an override says, in a word or two.
-fn change(change: &Change) -> String {
+pub(crate) fn change(change: &Change) -> String {
     match change {
         Change::Power { wanted, .. } => format!("power: {wanted}"),
         Change::Presence(Presence::Present(_)) => "made by hand".to_owned(),
