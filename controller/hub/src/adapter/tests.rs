@@ -308,6 +308,8 @@ async fn a_store_that_fails_closes_the_connection_and_the_runtime_comes_back() {
     assert_eq!(close_code(&first), Some(RefusalCode::Internal), "it never counted as open: {first:?}");
     *fixture.storage.failing.lock().unwrap() = false;
     Peer::joined(&fixture, "web", 1).await;
+    let opened = fixture.notice(|it| matches!(it, Notice::SessionOpened { .. })).await;
+    assert!(matches!(opened, Notice::SessionOpened { epoch: Epoch(2), .. }), "{opened:?}");
     fixture.hub.submit(task("db"));
     assert!(matches!(db.hear().await, FromHub::Task(_)), "the others felt nothing");
 }

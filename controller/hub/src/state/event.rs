@@ -257,7 +257,8 @@ pub enum Notice {
         /// The session's epoch.
         epoch: Epoch,
     },
-    /// A session has ended.
+    /// A session has ended. This can come for one that was never told as opened, when its record could
+    /// not be stored.
     SessionClosed {
         /// The agent.
         agent: AgentName,

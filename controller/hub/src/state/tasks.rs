@@ -61,12 +61,11 @@ impl Entry {
         self.sent.and_then(|(of, at)| (of == epoch).then_some(at))
     }
 
+    /// Only for a task that is not over: an end never changes.
     fn end(&mut self, outcome: TaskOutcome, output: String, now: Timestamp) -> Task {
-        if !self.is_over() {
-            self.task.state = TaskState::Ended { outcome };
-            self.task.ended_at = Some(now);
-            self.task.output = output;
-        }
+        self.task.state = TaskState::Ended { outcome };
+        self.task.ended_at = Some(now);
+        self.task.output = output;
         self.task.clone()
     }
 }
