@@ -224,43 +224,87 @@ mod tests {
 
     #[test]
     fn a_mistyped_key_is_named_with_its_place_and_the_right_word() {
-        insta::assert_snapshot!(complaint("agents:\n  web:\n    memroy: 1G\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  web:\n    memroy: 1G\n"), @"
+        fleet.yaml:3:5: agents.web.memroy: there is no key `memroy` here
+         3 |     memroy: 1G
+           |     ^
+        hint: did you mean `memory`?
+        ");
     }
 
     #[test]
     fn a_wrong_value_is_named_with_its_path() {
-        insta::assert_snapshot!(complaint("agents:\n  web:\n    memory: 1T\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  web:\n    memory: 1T\n"), @"
+        fleet.yaml:3:13: agents.web.memory: `1T` is not a size: write a number with K, M or G, such as 512M, 8G or 1.5G
+         3 |     memory: 1T
+           |             ^
+        ");
     }
 
     #[test]
     fn a_planned_key_is_refused_as_planned() {
-        insta::assert_snapshot!(complaint("agents:\n  web:\n    mounts: []\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  web:\n    mounts: []\n"), @"
+        fleet.yaml:3:5: agents.web.mounts: this key is planned: nothing acts on it yet, so it is refused rather than ignored
+         3 |     mounts: []
+           |     ^
+        ");
     }
 
     #[test]
     fn duplicate_keys_are_refused() {
-        insta::assert_snapshot!(complaint("agents:\n  web: {}\n  web: {cpus: 2}\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  web: {}\n  web: {cpus: 2}\n"), @r#"
+        fleet.yaml:2:3: duplicate entry with key "web"
+         2 |   web: {}
+           |   ^
+        "#);
     }
 
     #[test]
     fn a_file_that_says_nothing_is_no_fleet() {
-        insta::assert_snapshot!(complaint("# nothing\n"), @"");
-        insta::assert_snapshot!(complaint("name: lab\n"), @"");
+        insta::assert_snapshot!(complaint("# nothing\n"), @"
+        fleet.yaml: the file says nothing: a fleet file has at least the key `agents`
+        hint: write `agents: {}` for a fleet of none
+        ");
+        insta::assert_snapshot!(complaint("name: lab\n"), @"
+        fleet.yaml:1:1: missing field `agents`
+         1 | name: lab
+           | ^
+        ");
     }
 
     #[test]
     fn a_dependency_on_nobody_is_found_with_its_place() {
-        insta::assert_snapshot!(complaint("agents:\n  web:\n    dependsOn: [databse]\n  database: {}\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  web:\n    dependsOn: [databse]\n  database: {}\n"), @"
+        fleet.yaml:3:16: agents.web.dependsOn: there is no agent `databse` to depend on
+         3 |     dependsOn: [databse]
+           |                ^
+        hint: did you mean `database`?
+        ");
     }
 
     #[test]
     fn a_cycle_of_dependencies_is_found() {
-        insta::assert_snapshot!(complaint("agents:\n  a: {dependsOn: [b]}\n  b: {dependsOn: [c]}\n  c: {dependsOn: [a]}\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  a: {dependsOn: [b]}\n  b: {dependsOn: [c]}\n  c: {dependsOn: [a]}\n"), @"
+        fleet.yaml:2:18: agents.a.dependsOn: agents wait for each other: a -> b -> c -> a
+         2 |   a: {dependsOn: [b]}
+           |                  ^
+        ");
     }
 
     #[test]
     fn every_contradiction_is_told_at_once() {
-        insta::assert_snapshot!(complaint("agents:\n  a: {profile: smal}\n  b: {cpus: 0, env: {A-B: x}}\nprofiles:\n  small: {}\n"), @"");
+        insta::assert_snapshot!(complaint("agents:\n  a: {profile: smal}\n  b: {cpus: 0, env: {A-B: x}}\nprofiles:\n  small: {}\n"), @"
+        fleet.yaml:2:16: agents.a.profile: there is no profile `smal`
+         2 |   a: {profile: smal}
+           |                ^
+        hint: did you mean `small`?
+        fleet.yaml:3:13: agents.b.cpus: a machine has at least 1 processor
+         3 |   b: {cpus: 0, env: {A-B: x}}
+           |             ^
+        fleet.yaml:3:27: agents.b.env.A-B: `A-B` is no name for an environment variable
+         3 |   b: {cpus: 0, env: {A-B: x}}
+           |                           ^
+        ");
     }
 
     #[test]

@@ -22,6 +22,10 @@ use crate::units::{ByteSize, Span};
 /// hung one is noticed the same day.
 const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
+/// Most bytes that an agent's environment and labels may have together. They travel to its runtime in
+/// one message, whose limit is [`crate::wire::TEXT_MAX`].
+const CONFIGURATION_MAX: usize = 64 * 1024;
+
 /// A fleet with every layer applied: what the file comes to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fleet {
@@ -379,6 +383,12 @@ fn check_agent(spec: &AgentSpec, path: &[String], findings: &mut Vec<Finding>) {
     }
     for key in spec.env.keys().filter(|key| !is_variable(key)) {
         find(&["env", key], format!("`{key}` is no name for an environment variable"));
+    }
+    let size: usize = spec.env.iter().chain(&spec.labels).map(|(key, value)| key.len() + value.len()).sum();
+    if size > CONFIGURATION_MAX {
+        let message =
+            format!("environment and labels have {size} bytes together; at most {CONFIGURATION_MAX} are allowed");
+        find(&["env"], message);
     }
     for (name, task) in &spec.tasks {
         if task.exec.is_empty() {
