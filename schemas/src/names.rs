@@ -1,15 +1,20 @@
 //! Names, parsed once. A value of one of these types is valid by construction and can't be
 //! mistaken for a name of another kind.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Longest name. A name becomes the guest's hostname, and RFC 1123 ends a label at 63 octets.
 pub const NAME_MAX: usize = 63;
+
+/// What a name looks like, for JSON Schemas. The length is in the pattern, because that is all that
+/// holds for the keys of a map.
+const NAME_PATTERN: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,15 +37,11 @@ fn parse_name(text: &str) -> Result<Arc<str>, InvalidName> {
 }
 
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+    ($(#[doc = $doc:literal])+ $name:ident) => {
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        #[schemars(inline)]
-        pub struct $name(
-            #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
-            Arc<str>,
-        );
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -85,6 +86,24 @@ macro_rules! name_type {
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
                 &self.0
+            }
+        }
+
+        // By hand, because a type that is read through a text has the schema of any text.
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "description": concat!($($doc),+).trim(),
+                    "type": "string",
+                    "maxLength": NAME_MAX,
+                    "pattern": NAME_PATTERN,
+                })
             }
         }
     };
@@ -165,6 +184,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_the_pattern_of_the_schema_allows_is_a_name(text in NAME_PATTERN.trim_matches(['^', '$'])) {
+            prop_assert!(text.parse::<AgentName>().is_ok());
+        }
+
         #[test]
         fn parsing_never_panics_and_keeps_the_text(text in ".*") {
             if let Ok(name) = text.parse::<AgentName>() {

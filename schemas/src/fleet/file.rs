@@ -1,6 +1,9 @@
 //! The fleet file as it is written. Each key carries what changing it costs as `x-cost`: `live`
-//! (nothing stops), `stop` (the machine stops and starts) or `birth` (only a new machine has it, so
-//! a change is shown and waits for an approval to recreate).
+//! (nothing stops), `stop` (the machine stops and starts), `birth` (only a new machine has it, so
+//! a change is shown and waits for an approval to recreate) or `restart of the controller`.
+//!
+//! Each key that may be left out carries its default, in the type that it is written in: editors offer
+//! it. `null` stands for what no value says, and then the description says it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,12 +33,16 @@ pub struct FleetFile {
 
     /// What an agent has where neither it nor its profile says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("examples" = [{"driver": "local"}], "x-cost" = "as the key inside"))]
+    #[schemars(extend("examples" = [{"driver": "local"}], "default" = {}, "x-cost" = "as the key inside"))]
     pub defaults: Option<AgentEntry>,
 
     /// Named templates; an agent takes one with `profile`, and a profile may build on another.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("examples" = [{"small": {"cpus": 1, "memory": "1G"}}], "x-cost" = "as the key inside"))]
+    #[schemars(extend(
+        "examples" = [{"small": {"cpus": 1, "memory": "1G"}}],
+        "default" = {},
+        "x-cost" = "as the key inside"
+    ))]
     pub profiles: BTreeMap<ProfileName, AgentEntry>,
 
     /// How much may happen at a time.
@@ -50,7 +57,7 @@ pub struct FleetFile {
 
     /// Where the controller listens.
     #[serde(default)]
-    #[schemars(extend("x-cost" = "live", "examples" = [{"listen": "auto"}]))]
+    #[schemars(extend("x-cost" = "restart of the controller", "examples" = [{"listen": "auto"}]))]
     pub hub: HubSettings,
 
     #[serde(default, skip_serializing)]
@@ -68,22 +75,22 @@ pub struct FleetFile {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentEntry {
-    /// The profile whose settings lie under these.
+    /// The profile whose settings lie under these. Without this key that of `defaults`, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"small", extend("x-cost" = "as the key that changes"))]
+    #[schemars(example = &"small", extend("default" = null, "x-cost" = "as the key that changes"))]
     pub profile: Option<ProfileName>,
 
     /// How many agents like this there are, named `<name>-1`, `<name>-2` and so on. Without this
     /// key there is one, named `<name>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 10_000), example = 3, extend("x-cost" = "live"))]
+    #[schemars(range(max = 10_000), example = 3, extend("default" = null, "x-cost" = "live"))]
     pub replicas: Option<u32>,
 
     /// What makes the machine. `local` is a process in a folder and isolates nothing, so it is used
     /// only where it is written. Without this key: `multipass` where installed, else `qemu` where
     /// installed. Resolved once, at the agent's creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"local", extend("x-cost" = "birth"))]
+    #[schemars(example = &"local", extend("default" = null, "x-cost" = "birth"))]
     pub driver: Option<DriverName>,
 
     /// The image that the machine is made from, in the driver's own terms.
@@ -113,19 +120,19 @@ pub struct AgentEntry {
 
     /// Labels, to find and select agents by. Merged with those of the layers below, key by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("x-cost" = "live", "examples" = [{"team": "web"}]))]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"team": "web"}]))]
     pub labels: BTreeMap<String, String>,
 
     /// Environment of everything that runs in the agent. Merged with that of the layers below, key
     /// by key. Not for secrets: these values are shown in plans.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("x-cost" = "live", "examples" = [{"RUST_LOG": "info"}]))]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"RUST_LOG": "info"}]))]
     pub env: BTreeMap<String, String>,
 
     /// Agents that must be Healthy before this one is created or started. The name of an agent with
     /// `replicas` means all of them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schemars(extend("x-cost" = "live", "examples" = [["database"]]))]
+    #[schemars(extend("default" = [], "x-cost" = "live", "examples" = [["database"]]))]
     pub depends_on: BTreeSet<AgentName>,
 
     /// When a machine that went down by itself is started again.
@@ -140,7 +147,7 @@ pub struct AgentEntry {
 
     /// What the agent has to do, by name. Merged with the tasks of the layers below, name by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("x-cost" = "live", "examples" = [{"setup": {"exec": "make deps"}}]))]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"setup": {"exec": "make deps"}}]))]
     pub tasks: BTreeMap<TaskName, TaskEntry>,
 
     #[serde(default, skip_serializing)]
@@ -348,12 +355,13 @@ pub struct TaskEntry {
 
     /// Environment for this task alone, over the agent's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("x-cost" = "live: a changed task runs again", "examples" = [{"CI": "true"}]))]
+    #[schemars(extend("default" = {}, "x-cost" = "live: a changed task runs again", "examples" = [{"CI": "true"}]))]
     pub env: BTreeMap<String, String>,
 
-    /// The folder it runs in, absolute or below the agent's work folder.
+    /// The folder it runs in, absolute or below the agent's work folder. Without this key the work
+    /// folder itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"src", extend("x-cost" = "live: a changed task runs again"))]
+    #[schemars(example = &"src", extend("default" = null, "x-cost" = "live: a changed task runs again"))]
     pub cwd: Option<String>,
 
     /// How long it may run before it is ended.
@@ -400,9 +408,10 @@ pub enum TaskWhen {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Steps under way at a time in each driver's lane. A driver that bears fewer has fewer.
+    /// Steps under way at a time in each driver's lane. A driver that bears fewer has fewer. Without
+    /// this key as many as the driver bears.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 256), example = 4, extend("default" = "what the driver bears", "x-cost" = "live"))]
+    #[schemars(range(min = 1, max = 256), example = 4, extend("default" = null, "x-cost" = "live"))]
     pub parallelism: Option<u32>,
 
     #[serde(default, skip_serializing)]
@@ -430,22 +439,22 @@ pub struct HubSettings {
     /// Where runtimes connect. `auto` is loopback, and beside it each driver's own network when the
     /// driver has one: never every interface. Port 0 takes a free port and keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"127.0.0.1:0", extend("default" = "auto", "x-cost" = "live"))]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "auto", "x-cost" = "restart of the controller"))]
     pub listen: Option<Listen>,
 
     /// Where the HTTP API listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9091", "x-cost" = "live"))]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9091", "x-cost" = "restart of the controller"))]
     pub api_listen: Option<Listen>,
 
     /// Where the dashboard listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9092", "x-cost" = "live"))]
+    #[schemars(example = &"127.0.0.1:0", extend("default" = "127.0.0.1:9092", "x-cost" = "restart of the controller"))]
     pub dashboard_listen: Option<Listen>,
 
     /// How often a runtime reports its health. A runtime that is silent for two and a half times as
     /// long is Offline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"10s", extend("default" = "30s", "x-cost" = "live"))]
+    #[schemars(example = &"10s", extend("default" = "30s", "x-cost" = "restart of the controller"))]
     pub heartbeat: Option<Span>,
 }
