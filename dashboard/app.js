@@ -101,6 +101,7 @@ const WAITS = {
     "the next attempt ", moment(until), ` after ${failures} failure${failures === 1 ? "" : "s"}; the last: ${last}`,
   ],
   approval: ({ id }) => ["an approval: ", element("code", {}, `vm-agent approve ${id.slice(0, 12)}`)],
+  paused: ({ fleet }) => `somebody to resume the ${fleet ? "fleet" : "agent"}, which is paused`,
   fuse: () => "the fuse, which is blown: too many agents failed at once",
   driver: ({ driver, since, reason }) => [`driver ${driver}, which has not answered since `, clock(since), `: ${reason}`],
   noDriver: () =>

@@ -189,6 +189,7 @@ fn is_at(agent: &AgentView, power: PowerState) -> bool {
 fn needs_person(reason: &WaitsFor) -> bool {
     match reason {
         WaitsFor::Approval { .. }
+        | WaitsFor::Paused { .. }
         | WaitsFor::NoDriver
         | WaitsFor::DriverMissing { .. }
         | WaitsFor::Protected

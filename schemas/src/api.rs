@@ -12,10 +12,10 @@ use crate::credential::ApiToken;
 use crate::event::Event;
 use crate::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState};
 use crate::ids::{Digest, Epoch, Incarnation, Life, Revision, Secret, TaskId};
-use crate::intent::Override;
+use crate::intent::{Override, Pause};
 use crate::names::{AgentName, FleetName};
 use crate::observe::{Capabilities, InstanceState};
-use crate::plan::{Condition, Drift, Fuse, Health, Plan, Sync, WaitsFor};
+use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Sync, WaitsFor};
 use crate::task::Task;
 use crate::units::Span;
 use crate::wire::{Channel, HealthReport, Run, Signal, TaskOutcome};
@@ -76,6 +76,9 @@ kinds! {
     PlanView => "Plan",
     Applied => "Applied",
     Changed => "Changed",
+    Resumable => "Pause",
+    List<ApprovalRequest> => "ApprovalList",
+    ApprovalRequest => "Approval",
     ControllerStatus => "ControllerStatus",
     LogPage => "Log",
     Stats => "Stats",
@@ -234,11 +237,12 @@ pub struct CreateRequest {
     pub dry_run: bool,
 }
 
-/// Asks for an agent to start, stop or go.
+/// Asks for an agent to start, stop, be let alone or go.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeRequest {
-    /// How long this should hold against the file. Nothing means one hour for `start` and `stop`.
+    /// How long this should hold against the file. Nothing means one hour for `start` and `stop`, and
+    /// until it is cleared for the others.
     #[serde(default)]
     pub lasting: Option<Span>,
     /// Let it hold until it is cleared.
@@ -264,6 +268,22 @@ pub struct Changed {
     pub plan: Plan,
     /// Nothing was changed.
     pub dry_run: bool,
+}
+
+/// Says yes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApproveRequest {
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Whether the fleet is paused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Resumable {
+    /// The pause; nothing when the fleet is not paused.
+    pub pause: Option<Pause>,
 }
 
 /// Asks the controller to stop every machine, and then itself.
@@ -312,6 +332,8 @@ pub struct ControllerStatus {
     pub addresses: Addresses,
     /// The accepted fleet file.
     pub file: FileStatus,
+    /// The pause of the whole fleet, if it is paused.
+    pub paused: Option<Pause>,
     /// Whether it may change anything.
     pub fuse: Fuse,
     /// Its drivers.

@@ -113,6 +113,10 @@ event_kinds! {
     OverrideSuperseded = "OverrideSuperseded",
     /// A person said yes.
     Approved = "Approved",
+    /// A person paused the fleet.
+    FleetPaused = "FleetPaused",
+    /// The fleet is looked after again, because a person said so or the pause came to its time.
+    FleetResumed = "FleetResumed",
     /// Too many agents failed at once.
     FuseBlown = "FuseBlown",
     /// The fuse closed again.

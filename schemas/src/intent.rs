@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{DeclaredAgent, PowerState};
+use crate::fleet::{DeclaredAgent, PowerState, Reconcile};
 use crate::ids::OverrideId;
 use crate::names::AgentName;
 
@@ -40,6 +40,13 @@ pub enum Change {
         /// What the file said when the override was made; when that changes, the override ends.
         covers: PowerState,
     },
+    /// Whether the controller removes drift by itself.
+    Reconcile {
+        /// What it should do.
+        wanted: Reconcile,
+        /// What the file said when the override was made; when that changes, the override ends.
+        covers: Reconcile,
+    },
     /// Whether the agent should exist.
     Presence(Presence),
 }
@@ -60,8 +67,39 @@ pub enum Presence {
 pub enum OverridePath {
     /// Whether the machine should run.
     Power,
+    /// Whether the controller removes drift by itself.
+    Reconcile,
     /// Whether the agent should exist.
     Presence,
+}
+
+impl OverridePath {
+    /// All paths.
+    pub const ALL: [Self; 3] = [Self::Power, Self::Reconcile, Self::Presence];
+
+    /// The path as it stands in JSON and in commands.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Power => "power",
+            Self::Reconcile => "reconcile",
+            Self::Presence => "presence",
+        }
+    }
+}
+
+/// A fleet at rest: looked at and planned for, and not touched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Pause {
+    /// Who said it.
+    pub author: String,
+    /// Why, if they said.
+    pub reason: Option<String>,
+    /// When it was said.
+    pub created_at: Timestamp,
+    /// When it ends by itself; nothing means that somebody has to resume the fleet.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl Change {
@@ -70,6 +108,7 @@ impl Change {
     pub const fn path(&self) -> OverridePath {
         match self {
             Self::Power { .. } => OverridePath::Power,
+            Self::Reconcile { .. } => OverridePath::Reconcile,
             Self::Presence(_) => OverridePath::Presence,
         }
     }

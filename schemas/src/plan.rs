@@ -384,6 +384,11 @@ pub enum WaitsFor {
         /// What to approve.
         id: Digest,
     },
+    /// Somebody to resume the agent, or the fleet.
+    Paused {
+        /// Whether it is the whole fleet that is paused.
+        fleet: bool,
+    },
     /// The fuse, which is blown.
     Fuse,
     /// A driver that answers.
@@ -459,6 +464,8 @@ impl fmt::Display for WaitsFor {
                 write!(f, "the next attempt at {until} after {failures} failures; the last: {last}")
             }
             Self::Approval { id } => write!(f, "an approval ({})", id.short()),
+            Self::Paused { fleet: true } => f.write_str("somebody to resume the fleet, which is paused"),
+            Self::Paused { fleet: false } => f.write_str("somebody to resume the agent, which is paused"),
             Self::Fuse => f.write_str("the fuse, which is blown: too many agents failed at once"),
             Self::Driver { driver, since, reason } => {
                 write!(f, "driver {driver}, which has not answered since {since}: {reason}")

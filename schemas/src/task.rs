@@ -61,8 +61,13 @@ pub enum TaskSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum TaskState {
-    /// Accepted, and not yet heard to be running. It may have been sent.
+    /// Accepted, and handed to nobody yet.
     Queued,
+    /// Handed to the runtime of this incarnation, or about to be: it may have begun.
+    Sent {
+        /// The incarnation: with its end the task is Interrupted.
+        incarnation: Incarnation,
+    },
     /// Running in this incarnation.
     Running {
         /// The incarnation: with its end the task is Interrupted.
@@ -81,7 +86,17 @@ impl Task {
     pub const fn outcome(&self) -> Option<&TaskOutcome> {
         match &self.state {
             TaskState::Ended { outcome } => Some(outcome),
-            TaskState::Queued | TaskState::Running { .. } => None,
+            TaskState::Queued | TaskState::Sent { .. } | TaskState::Running { .. } => None,
+        }
+    }
+
+    /// The incarnation that it was handed to, while it is not over: it may have begun there, and can be
+    /// done nowhere else.
+    #[must_use]
+    pub const fn handed_to(&self) -> Option<Incarnation> {
+        match self.state {
+            TaskState::Sent { incarnation } | TaskState::Running { incarnation } => Some(incarnation),
+            TaskState::Queued | TaskState::Ended { .. } => None,
         }
     }
 }

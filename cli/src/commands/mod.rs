@@ -1,6 +1,7 @@
 //! The commands, one in each file.
 
 mod apply;
+mod approvals;
 mod controller;
 mod create;
 mod destroy;
@@ -11,6 +12,7 @@ mod exec;
 mod list;
 mod logs;
 mod overrides;
+mod pause;
 mod plan;
 mod power;
 mod runtime;
@@ -51,7 +53,11 @@ pub(crate) enum Command {
     Destroy(destroy::DestroyArgs),
     Start(power::StartArgs),
     Stop(power::StopArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     Override(overrides::OverrideArgs),
+    Approvals(approvals::ApprovalsArgs),
+    Approve(approvals::ApproveArgs),
     Exec(exec::ExecArgs),
     Task(task::TaskArgs),
     Logs(logs::LogsArgs),
@@ -79,7 +85,11 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Destroy(args) => destroy::run(context, args).await,
         Command::Start(args) => power::start(context, args).await,
         Command::Stop(args) => power::stop(context, args).await,
+        Command::Pause(args) => pause::pause(context, args).await,
+        Command::Resume(args) => pause::resume(context, args).await,
         Command::Override(args) => overrides::run(context, args).await,
+        Command::Approvals(args) => approvals::list(context, args).await,
+        Command::Approve(args) => approvals::approve(context, args).await,
         Command::Exec(args) => exec::run(context, args).await.map_err(CommandError::of_exec),
         Command::Task(args) => task::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,

@@ -1,14 +1,17 @@
 use clap::{Args, Subcommand};
+use hyper::Method;
 use jiff::Timestamp;
-use vm_agent_schemas::api::List;
-use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::api::{ChangeRequest, Changed, List};
+use vm_agent_schemas::intent::{Override, OverridePath};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::units::Span;
 
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::render;
 use crate::ui::{Format, OutputArgs};
 
-/// Look at what people said beside the file
+/// Look at what people said beside the file, and change how long it holds
 ///
 /// An override ends when a command says what the file says, at its time, or when the file changes what
 /// it covers.
@@ -26,10 +29,70 @@ enum OverrideCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// End an override before its time
+    Clear {
+        #[command(flatten)]
+        target: OverrideTarget,
+    },
+    /// Give an override another time to end, counted from now
+    Extend {
+        #[command(flatten)]
+        target: OverrideTarget,
+        /// How long it shall hold
+        #[arg(long = "for", value_name = "SPAN", required_unless_present = "sticky")]
+        lasting: Option<Span>,
+        /// Let it hold until it is cleared
+        #[arg(long, conflicts_with = "lasting")]
+        sticky: bool,
+    },
+}
+
+/// Which override.
+#[derive(Debug, Args)]
+struct OverrideTarget {
+    /// The agent
+    #[arg(value_name = "NAME")]
+    name: AgentName,
+    /// What is overridden
+    #[arg(default_value = "power", value_parser = OverridePath::ALL.map(OverridePath::as_str))]
+    path: String,
+    /// Change nothing, and say what would be
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(crate) async fn run(context: &mut Context, args: OverrideArgs) -> CommandResult {
-    let OverrideCommand::Ls { output } = args.command;
+    match args.command {
+        OverrideCommand::Ls { output } => list(context, &output).await,
+        OverrideCommand::Clear { target } => clear(context, target).await,
+        OverrideCommand::Extend { target, lasting, sticky } => extend(context, target, lasting, sticky).await,
+    }
+}
+
+async fn clear(context: &mut Context, target: OverrideTarget) -> CommandResult {
+    let client = context.place.client().await?;
+    let request = ChangeRequest { dry_run: target.dry_run, ..ChangeRequest::default() };
+    let path = format!("/agents/{}/overrides/{}", target.name, target.path);
+    client.call::<Changed>(Method::DELETE, &path, &request).await?;
+    let tense = if target.dry_run { "would be" } else { "is" };
+    context.ui.status(format_args!("{}: {} {tense} as the file says", target.name, target.path))?;
+    Ok(Exit::SUCCESS)
+}
+
+async fn extend(context: &mut Context, target: OverrideTarget, lasting: Option<Span>, sticky: bool) -> CommandResult {
+    let client = context.place.client().await?;
+    let request = ChangeRequest { lasting, sticky, dry_run: target.dry_run, reason: None };
+    let path = format!("/agents/{}/overrides/{}", target.name, target.path);
+    let answer = client.post::<Changed>(&path, &request).await?;
+    if let Some(entry) = &answer.content.overridden {
+        let until = entry.expires_at.map_or_else(|| "until it is cleared".to_owned(), |end| format!("until {end:.0}"));
+        let tense = if target.dry_run { "would hold" } else { "holds" };
+        context.ui.status(format_args!("{}: {} {tense} {until}", target.name, render::change(&entry.change)))?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+async fn list(context: &mut Context, output: &OutputArgs) -> CommandResult {
     let client = context.place.client().await?;
     let answer = client.get::<List<Override>>("/overrides").await?;
     let overrides = &answer.content.items;

@@ -6,7 +6,7 @@ mod status;
 
 pub(crate) use agents::{agent, agent_table};
 pub(crate) use plan::plan;
-pub(crate) use status::{controller, drift_table, event, override_table, task_table, token_table};
+pub(crate) use status::{approval_table, controller, drift_table, event, override_table, task_table, token_table};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -69,6 +69,7 @@ fn value(path: &str, value: &Value) -> String {
 pub(crate) fn change(change: &Change) -> String {
     match change {
         Change::Power { wanted, .. } => format!("power: {wanted}"),
+        Change::Reconcile { wanted, .. } => format!("reconcile: {wanted}"),
         Change::Presence(Presence::Present(_)) => "made by hand".to_owned(),
         Change::Presence(Presence::Absent) => "destroyed by hand".to_owned(),
     }
@@ -81,6 +82,7 @@ fn time_left(now: Timestamp, it: &Override) -> String {
 fn task_state(task: &Task) -> String {
     match &task.state {
         TaskState::Queued => "queued".to_owned(),
+        TaskState::Sent { .. } => "sent".to_owned(),
         TaskState::Running { .. } => "running".to_owned(),
         TaskState::Ended { outcome } => outcome.to_string(),
     }

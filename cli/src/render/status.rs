@@ -7,7 +7,7 @@ use vm_agent_schemas::api::{AgentDrift, ControllerStatus};
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::intent::Override;
-use vm_agent_schemas::plan::{ConditionStatus, Fuse};
+use vm_agent_schemas::plan::{ApprovalRequest, ConditionStatus, Fuse};
 use vm_agent_schemas::task::Task;
 
 use super::{ago, change, coarse, command, count, task_state, time_left, value};
@@ -109,6 +109,15 @@ pub(crate) fn override_table(overrides: &[Override], now: Timestamp) -> String {
             time_left(now, it).into(),
             it.reason.as_deref().unwrap_or_default().into(),
         ]);
+    }
+    table.render()
+}
+
+/// What waits for a person's yes.
+pub(crate) fn approval_table(waiting: &[ApprovalRequest]) -> String {
+    let mut table = Table::new(&["ID", "WHAT"]);
+    for it in waiting {
+        table.row(vec![Cell::new(&it.id.short(), STRONG), (&it.what).into()]);
     }
     table.render()
 }

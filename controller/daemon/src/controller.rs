@@ -7,16 +7,17 @@ use tokio::sync::broadcast;
 use vm_agent_hub::{OpenError, Stream};
 use vm_agent_plan::{Inputs, Mode, plan};
 use vm_agent_schemas::api::{
-    AgentDrift, AgentView, Applied, ApplyRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest, DownRequest,
-    FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Stats, TaskRequest, TokenRequest,
+    AgentDrift, AgentView, Applied, ApplyRequest, ApproveRequest, ChangeRequest, Changed, ControllerStatus,
+    CreateRequest, DownRequest, FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Resumable, Stats,
+    TaskRequest, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::{Event, EventKind, NewEvent};
-use vm_agent_schemas::fleet::{self, Fleet, PowerState};
+use vm_agent_schemas::fleet::{self, Fleet, PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
-use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::plan::{ApprovalRequest, Plan};
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Run;
@@ -94,7 +95,8 @@ impl Controller {
     /// # Errors
     /// When the text can't be made.
     pub async fn metrics(&self) -> Result<String, Problem> {
-        let paths: Vec<&'static str> = self.core.ledger.records().overrides.iter().map(path_of).collect();
+        let paths: Vec<&'static str> =
+            self.core.ledger.records().overrides.iter().map(|entry| entry.change.path().as_str()).collect();
         let text = self.look(|moment| moment.core.metrics.text(moment.plan, &paths)).await;
         text.map_err(|error| internal(&error))
     }
@@ -176,10 +178,7 @@ impl Controller {
         let mut changes = Vec::new();
         if request.approve {
             for approval in &plan.approvals {
-                changes.push(Change::Approve(approval.id.clone(), actor.name.clone()));
-                let message = format!("{} said yes: {}", actor.name, approval.what);
-                let agent = approval.agents.first().cloned();
-                changes.push(Change::Event(NewEvent { kind: EventKind::Approved, agent, message }));
+                changes.extend(intent::approve(approval, &actor.name));
             }
         }
         if records.file.as_ref().is_none_or(|file| file.text != request.source.text) {
@@ -277,6 +276,118 @@ impl Controller {
     /// None so far.
     pub async fn overrides(&self) -> Result<Vec<Override>, Problem> {
         Ok(self.core.ledger.records().overrides.clone())
+    }
+
+    /// Ends an override before its time.
+    ///
+    /// # Errors
+    /// When there is no such override, and when the store fails.
+    pub async fn clear_override(
+        &self,
+        name: AgentName,
+        path: OverridePath,
+        request: ChangeRequest,
+        actor: &Actor,
+    ) -> Result<Changed, Problem> {
+        self.change(name, request.reason.as_deref(), request.dry_run, actor, |records, name, voice| {
+            intent::clear_override(records, name, path, voice)
+        })
+        .await
+    }
+
+    /// Gives an override another time to end, counted from now.
+    ///
+    /// # Errors
+    /// When there is no such override, when no time is given, and when the store fails.
+    pub async fn extend_override(
+        &self,
+        name: AgentName,
+        path: OverridePath,
+        request: ChangeRequest,
+        actor: &Actor,
+    ) -> Result<Changed, Problem> {
+        self.change(name, request.reason.as_deref(), request.dry_run, actor, |records, name, voice| {
+            intent::extend_override(records, name, path, &request, voice)
+        })
+        .await
+    }
+
+    /// Lets an agent be: it is looked at and planned for, and not touched.
+    ///
+    /// # Errors
+    /// When there is no such agent, and when the store fails.
+    pub async fn pause(&self, name: AgentName, request: ChangeRequest, actor: &Actor) -> Result<Changed, Problem> {
+        self.set_reconcile(name, Reconcile::Paused, &request, actor).await
+    }
+
+    /// Looks after an agent again.
+    ///
+    /// # Errors
+    /// When there is no such agent, and when the store fails.
+    pub async fn resume(&self, name: AgentName, request: ChangeRequest, actor: &Actor) -> Result<Changed, Problem> {
+        self.set_reconcile(name, Reconcile::Auto, &request, actor).await
+    }
+
+    async fn set_reconcile(
+        &self,
+        name: AgentName,
+        wanted: Reconcile,
+        request: &ChangeRequest,
+        actor: &Actor,
+    ) -> Result<Changed, Problem> {
+        self.change(name, request.reason.as_deref(), request.dry_run, actor, |records, name, voice| {
+            intent::set_reconcile(records, name, wanted, request, voice)
+        })
+        .await
+    }
+
+    /// Lets the whole fleet be, or looks after it again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn pause_fleet(&self, pause: bool, request: ChangeRequest, actor: &Actor) -> Result<Resumable, Problem> {
+        let now = Timestamp::now();
+        let records = self.core.ledger.records();
+        let voice = Voice { author: &actor.name, reason: request.reason.as_deref(), now };
+        let (changes, pause) = intent::pause_fleet(&records, pause, &request, voice);
+        if !request.dry_run {
+            self.record(changes, now).await?;
+            self.core.wake();
+        }
+        Ok(Resumable { pause })
+    }
+
+    /// What waits for a person's yes.
+    ///
+    /// # Errors
+    /// None so far.
+    pub async fn approvals(&self) -> Result<Vec<ApprovalRequest>, Problem> {
+        Ok(self.look(|moment| moment.plan.approvals.clone()).await)
+    }
+
+    /// Says yes to one thing that waits for it, named by the beginning of its id.
+    ///
+    /// # Errors
+    /// When nothing, or more than one thing, that waits has an id that begins so, and when the store
+    /// fails.
+    pub async fn approve(&self, id: &str, request: ApproveRequest, actor: &Actor) -> Result<ApprovalRequest, Problem> {
+        let mut waiting = self.approvals().await?;
+        waiting.retain(|approval| approval.id.as_str().starts_with(id));
+        let [approval] = waiting.as_slice() else {
+            let count = waiting.len();
+            let reason = match count {
+                0 => format!("nothing waits for an approval with the id {id}"),
+                _ => format!("{count} things wait for an approval with an id that begins with {id}"),
+            };
+            let code = if count == 0 { ProblemCode::NotFound } else { ProblemCode::Conflict };
+            return Err(Problem::new(code, reason).remedy("see what waits: vm-agent approvals"));
+        };
+        if !request.dry_run {
+            let changes = intent::approve(approval, &actor.name).into();
+            self.record(changes, Timestamp::now()).await?;
+            self.core.wake();
+        }
+        Ok(approval.clone())
     }
 
     /// Begins to take the fleet down, and shows the plan for that. The controller follows once every
@@ -410,7 +521,7 @@ impl Controller {
                 Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
                     .remedy(format!("see what it waits for: vm-agent status {name}"))
             }
-            OpenError::Shutdown => Problem::new(ProblemCode::Unavailable, error.to_string()),
+            OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
         })
     }
 
@@ -517,13 +628,6 @@ impl Controller {
         F: FnOnce(&rusqlite::Connection) -> Result<T, StoreError> + Send + 'static,
     {
         self.core.ledger.store().write(job).await.map_err(|error| internal(&error))
-    }
-}
-
-fn path_of(entry: &Override) -> &'static str {
-    match entry.change.path() {
-        vm_agent_schemas::intent::OverridePath::Power => "power",
-        vm_agent_schemas::intent::OverridePath::Presence => "presence",
     }
 }
 

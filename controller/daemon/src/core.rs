@@ -72,22 +72,12 @@ impl Core {
     pub(crate) async fn inputs_with(&self, records: &Records, now: Timestamp) -> Inputs {
         let sessions = self.hear(&self.hub.sessions().await);
         Inputs {
-            fleet: Arc::clone(&records.fleet),
-            revision: records.file.as_ref().map(|file| file.revision),
-            overrides: records.overrides.clone(),
-            claims: records.claims.clone(),
-            operations: records.operations.clone(),
             drivers: self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect(),
             sessions,
-            tasks: records.tasks.clone(),
-            approvals: records.approvals.clone(),
-            backoffs: records.backoffs.clone(),
-            fuse: records.fuse.clone(),
             last_success: *self.last_success.lock().unwrap_or_else(PoisonError::into_inner),
             mode: *self.mode.borrow(),
             silence: self.silence,
-            life: records.life,
-            now,
+            ..records.inputs(now)
         }
     }
 

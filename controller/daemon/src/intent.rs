@@ -5,10 +5,11 @@ use jiff::Timestamp;
 use vm_agent_plan::End;
 use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{PowerState, resolve_entry};
+use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
 use vm_agent_schemas::ids::OverrideId;
-use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Presence};
+use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_schemas::units::Span;
 
 use crate::ledger::{Change, Records};
@@ -46,6 +47,12 @@ impl Voice<'_> {
         }
     }
 
+    /// When what is said ends.
+    fn end(self, request: &ChangeRequest, usually: Option<Span>) -> Option<Timestamp> {
+        let holds = request.lasting.or(usually).filter(|_| !request.sticky)?;
+        self.now.checked_add(holds.get()).ok()
+    }
+
     fn because(self) -> String {
         self.reason.map(|reason| format!(": {reason}")).unwrap_or_default()
     }
@@ -59,21 +66,124 @@ pub(crate) fn set_power(
     request: &ChangeRequest,
     said: Voice<'_>,
 ) -> Result<Intent, Problem> {
-    let covers = written_power(records, agent).ok_or_else(|| unknown(agent))?;
+    let covers = written(records, agent, |spec| spec.power).ok_or_else(|| unknown(agent))?;
     // A person who starts an agent has seen its failures.
     let mut changes = vec![Change::DropBackoff(agent.clone())];
     if wanted == covers {
         changes.extend(clear(records, agent, OverridePath::Power, said));
         return Ok(Intent { changes, overridden: None });
     }
-    let holds = request.lasting.unwrap_or(HOLDS);
-    let expires_at = if request.sticky { None } else { said.now.checked_add(holds.get()).ok() };
+    let expires_at = said.end(request, Some(HOLDS));
     let entry = said.entry(agent, Said::Power { wanted, covers }, expires_at);
-    let until = expires_at.map_or_else(|| "until it is cleared".to_owned(), |at| format!("until {at}"));
-    let message = format!("{} wants it {wanted} {until}{}", said.author, said.because());
+    let message = format!("{} wants it {wanted} {}{}", said.author, until(expires_at), said.because());
     changes.push(Change::Override(Box::new(entry.clone())));
     changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
     Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// `pause` and `resume` of one agent.
+pub(crate) fn set_reconcile(
+    records: &Records,
+    agent: &AgentName,
+    wanted: Reconcile,
+    request: &ChangeRequest,
+    said: Voice<'_>,
+) -> Result<Intent, Problem> {
+    let covers = written(records, agent, |spec| spec.reconcile).ok_or_else(|| unknown(agent))?;
+    // To resume is to go back to what the file says, be that `auto` or `manual`.
+    let resumes = wanted == Reconcile::Auto && covers != Reconcile::Paused;
+    if wanted == covers || resumes {
+        return Ok(Intent { changes: clear(records, agent, OverridePath::Reconcile, said), overridden: None });
+    }
+    let expires_at = said.end(request, None);
+    let entry = said.entry(agent, Said::Reconcile { wanted, covers }, expires_at);
+    let verb = if wanted == Reconcile::Paused { "paused" } else { "resumed" };
+    let message = format!("{} {verb} it {}{}", said.author, until(expires_at), said.because());
+    let changes = vec![
+        Change::Override(Box::new(entry.clone())),
+        Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)),
+    ];
+    Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// `pause` and `resume` of the whole fleet: the changes, and the pause as they leave it.
+pub(crate) fn pause_fleet(
+    records: &Records,
+    pause: bool,
+    request: &ChangeRequest,
+    said: Voice<'_>,
+) -> (Vec<Change>, Option<Pause>) {
+    if !pause && records.pause.is_none() {
+        return (Vec::new(), None);
+    }
+    let (kind, verb) = if pause { (EventKind::FleetPaused, "paused") } else { (EventKind::FleetResumed, "resumed") };
+    let expires_at = said.end(request, None);
+    let entry = pause.then(|| Pause {
+        author: said.author.to_owned(),
+        reason: said.reason.map(str::to_owned),
+        created_at: said.now,
+        expires_at,
+    });
+    let lasting = if pause { format!(" {}", until(expires_at)) } else { String::new() };
+    let message = format!("{} {verb} the fleet{lasting}{}", said.author, said.because());
+    (vec![Change::Pause(entry.clone()), Change::Event(NewEvent::fleet(kind, message))], entry)
+}
+
+/// `override clear`. The end of an agent made by hand is its destruction, which is asked for by name.
+pub(crate) fn clear_override(
+    records: &Records,
+    agent: &AgentName,
+    path: OverridePath,
+    said: Voice<'_>,
+) -> Result<Intent, Problem> {
+    let entry = find(records, agent, path)?;
+    if matches!(entry.change, Said::Presence(Presence::Present(_))) {
+        return Err(Problem::new(ProblemCode::Conflict, format!("agent `{agent}` exists only by this override"))
+            .remedy(format!("vm-agent destroy {agent}")));
+    }
+    Ok(Intent { changes: clear(records, agent, path, said), overridden: None })
+}
+
+/// `override extend`.
+pub(crate) fn extend_override(
+    records: &Records,
+    agent: &AgentName,
+    path: OverridePath,
+    request: &ChangeRequest,
+    said: Voice<'_>,
+) -> Result<Intent, Problem> {
+    let known = find(records, agent, path)?;
+    if request.lasting.is_none() && !request.sticky {
+        return Err(
+            Problem::new(ProblemCode::Invalid, "how long shall it hold?").remedy("give --for SPAN, or --sticky")
+        );
+    }
+    let entry = Override { expires_at: said.end(request, None), ..known.clone() };
+    let message = format!("{} lets the override of {} hold {}", said.author, known.author, until(entry.expires_at));
+    let changes = vec![
+        Change::Override(Box::new(entry.clone())),
+        Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)),
+    ];
+    Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// A yes, as changes.
+pub(crate) fn approve(approval: &ApprovalRequest, author: &str) -> [Change; 2] {
+    let message = format!("{author} said yes: {}", approval.what);
+    let event = NewEvent { kind: EventKind::Approved, agent: approval.agents.first().cloned(), message };
+    [Change::Approve(approval.id.clone(), author.to_owned()), Change::Event(event)]
+}
+
+fn find<'a>(records: &'a Records, agent: &AgentName, path: OverridePath) -> Result<&'a Override, Problem> {
+    let found = records.overrides.iter().find(|entry| entry.agent == *agent && entry.change.path() == path);
+    found.ok_or_else(|| {
+        let reason = format!("nothing overrides the {} of `{agent}`", path.as_str());
+        Problem::new(ProblemCode::NotFound, reason).remedy("see what is overridden: vm-agent override ls")
+    })
+}
+
+fn until(end: Option<Timestamp>) -> String {
+    end.map_or_else(|| "until it is cleared".to_owned(), |at| format!("until {at}"))
 }
 
 /// `create`: an agent beside the file.
@@ -170,17 +280,17 @@ fn clear(records: &Records, agent: &AgentName, path: OverridePath, said: Voice<'
 fn presence<'a>(records: &'a Records, agent: &AgentName) -> Option<&'a Presence> {
     records.overrides.iter().filter(|entry| entry.agent == *agent).find_map(|entry| match &entry.change {
         Said::Presence(presence) => Some(presence),
-        Said::Power { .. } => None,
+        Said::Power { .. } | Said::Reconcile { .. } => None,
     })
 }
 
-/// The power that an agent has without power override: the file's, or that of the spec that it was
-/// made by hand with.
-fn written_power(records: &Records, agent: &AgentName) -> Option<PowerState> {
+/// What an agent has without an override of that field: the file's value, or that of the spec that it
+/// was made by hand with.
+fn written<T>(records: &Records, agent: &AgentName, field: impl Fn(&AgentSpec) -> T) -> Option<T> {
     match presence(records, agent) {
         Some(Presence::Absent) => None,
-        Some(Presence::Present(spec)) => Some(spec.spec.power),
-        None => records.fleet.agents.get(agent).map(|declared| declared.spec.power),
+        Some(Presence::Present(made)) => Some(field(&made.spec)),
+        None => records.fleet.agents.get(agent).map(|declared| field(&declared.spec)),
     }
 }
 

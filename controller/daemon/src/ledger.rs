@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 use vm_agent_hub::Record;
-use vm_agent_plan::FileTask;
+use vm_agent_plan::{FileTask, Inputs};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{Event, NewEvent};
 use vm_agent_schemas::fleet::{self, Fleet};
 use vm_agent_schemas::ids::{Digest, Life, Revision};
-use vm_agent_schemas::intent::{Override, OverridePath};
+use vm_agent_schemas::intent::{Override, OverridePath, Pause};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::observe::{Backoff, Claim, Operation};
 use vm_agent_schemas::plan::Fuse;
@@ -28,7 +28,11 @@ const EVENTS_KEPT: u64 = 100_000;
 const EVENTS_IN_FLIGHT: usize = 1024;
 
 const FUSE_KEY: &str = "fuse";
+const PAUSE_KEY: &str = "pause";
 const FLEET_KEY: &str = "fleet";
+
+/// The fuse of a fleet whose fuse never blew. It is the same at any time, as plans are that show it.
+pub(crate) const NEVER_BLOWN: Fuse = Fuse::Closed { since: Timestamp::UNIX_EPOCH };
 
 /// Everything that survives, as the last change left it.
 #[derive(Debug, Clone)]
@@ -55,6 +59,8 @@ pub(crate) struct Records {
     pub(crate) approvals: BTreeSet<Digest>,
     /// What failed, and when it may be tried again.
     pub(crate) backoffs: BTreeMap<AgentName, Backoff>,
+    /// The pause of the whole fleet, if somebody paused it.
+    pub(crate) pause: Option<Pause>,
     /// The fuse.
     pub(crate) fuse: Fuse,
 }
@@ -101,6 +107,8 @@ pub(crate) enum Change {
     Task(Box<Task>),
     /// Set the fuse.
     Fuse(Fuse),
+    /// Pause the fleet, or resume it.
+    Pause(Option<Pause>),
     /// Tell what happened.
     Event(NewEvent),
 }
@@ -149,17 +157,17 @@ impl Ledger {
     ///
     /// # Errors
     /// When the store fails, or the accepted fleet file no longer reads.
-    pub(crate) async fn open(store: Store, now: Timestamp) -> Result<Self, LedgerError> {
+    pub(crate) async fn open(store: Store) -> Result<Self, LedgerError> {
         let life = store.write(store::meta::next_life).await?;
-        Self::read(store, life, now).await
+        Self::read(store, life).await
     }
 
     /// Reads everything as a controller of that life would find it.
     ///
     /// # Errors
     /// When the store fails, or the accepted fleet file no longer reads.
-    pub(crate) async fn read(store: Store, life: Life, now: Timestamp) -> Result<Self, LedgerError> {
-        let (mut records, file) = store.read(move |conn| read(conn, life, now)).await?;
+    pub(crate) async fn read(store: Store, life: Life) -> Result<Self, LedgerError> {
+        let (mut records, file) = store.read(move |conn| read(conn, life)).await?;
         if let Some(file) = file {
             let name = file.path.as_ref().map_or_else(|| "fleet.yaml".into(), |path| path.display().to_string());
             let fleet = fleet::parse(&name, &file.text).map_err(|problems| LedgerError::File {
@@ -235,7 +243,12 @@ impl Ledger {
     ///
     /// # Errors
     /// When the store fails; then nothing is changed.
-    pub(crate) async fn accept(&self, new: NewFile, changes: Vec<Change>, now: Timestamp) -> Result<Revision, StoreError> {
+    pub(crate) async fn accept(
+        &self,
+        new: NewFile,
+        changes: Vec<Change>,
+        now: Timestamp,
+    ) -> Result<Revision, StoreError> {
         let _turn = self.turn.lock().await;
         let row = store::revisions::NewRevision {
             path: new.path.clone(),
@@ -312,7 +325,6 @@ impl Ledger {
 fn read(
     conn: &rusqlite::Connection,
     life: Life,
-    now: Timestamp,
 ) -> Result<(Records, Option<store::revisions::StoredRevision>), StoreError> {
     let mut tasks: BTreeMap<AgentName, Vec<FileTask>> = BTreeMap::new();
     for task in store::tasks::all_from_file(conn)? {
@@ -333,7 +345,8 @@ fn read(
         tasks,
         approvals: store::approvals::all(conn)?.into_iter().map(|approval| approval.id).collect(),
         backoffs: store::backoffs::all(conn)?.into_iter().map(|b| (b.agent.clone(), b)).collect(),
-        fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(Fuse::Closed { since: now }),
+        pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),
+        fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(NEVER_BLOWN),
     };
     Ok((records, store::revisions::latest(conn)?))
 }
@@ -364,12 +377,31 @@ fn write(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result
         }
         Change::Task(task) => store::tasks::put(conn, task)?,
         Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
+        Change::Pause(pause) => store::meta::set_json(conn, PAUSE_KEY, pause)?,
         Change::Event(event) => return store::events::append(conn, event, now).map(Some),
     }
     Ok(None)
 }
 
 impl Records {
+    /// What a plan is made from, as far as the records know it: nothing of what is seen now.
+    pub(crate) fn inputs(&self, now: Timestamp) -> Inputs {
+        Inputs {
+            fleet: Arc::clone(&self.fleet),
+            revision: self.file.as_ref().map(|file| file.revision),
+            overrides: self.overrides.clone(),
+            claims: self.claims.clone(),
+            operations: self.operations.clone(),
+            tasks: self.tasks.clone(),
+            approvals: self.approvals.clone(),
+            backoffs: self.backoffs.clone(),
+            fuse: self.fuse.clone(),
+            pause: self.pause.clone(),
+            life: self.life,
+            ..Inputs::empty(now)
+        }
+    }
+
     /// The records as the change leaves them.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
@@ -411,6 +443,7 @@ impl Records {
             }
             Change::Task(task) => self.note_task(&task),
             Change::Fuse(fuse) => self.fuse = fuse,
+            Change::Pause(pause) => self.pause = pause,
             Change::Event(_) => {}
         }
     }

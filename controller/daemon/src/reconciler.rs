@@ -93,6 +93,11 @@ fn keep_up(inputs: &Inputs, planned: &Plan, now: Timestamp) -> Vec<Change> {
     for item in upkeep(inputs, planned) {
         match item {
             Upkeep::EndOverride(entry, end) => changes.extend(crate::intent::ended(&entry, end)),
+            Upkeep::EndPause(pause) => {
+                let message = format!("the pause of {} came to its time", pause.author);
+                changes.push(Change::Pause(None));
+                changes.push(Change::Event(NewEvent::fleet(EventKind::FleetResumed, message)));
+            }
             Upkeep::Crashed(agent) => {
                 let before = inputs.backoffs.get(&agent);
                 let backoff = after_failure(&agent, before, "its instance went down".into(), jitter(), now);

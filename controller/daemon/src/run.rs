@@ -1,6 +1,6 @@
 //! From a state folder to a running controller, and back down in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -23,9 +23,10 @@ use vm_agent_schemas::api::{Addresses, ControllerFile};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DriverName, Fleet, HubSettings};
 use vm_agent_schemas::ids::Life;
-use vm_agent_schemas::names::FleetName;
+use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT};
 use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::task::Task;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::HUB_PATH;
 use vm_agent_store::{self as store, StateDir, StateDirError, Store, StoreError};
@@ -35,7 +36,7 @@ use crate::core::Core;
 use crate::http::{self, Door};
 use crate::hub_storage::HubStorage;
 use crate::job::HubAddress;
-use crate::ledger::{Change, Ledger, LedgerError};
+use crate::ledger::{Change, Ledger, LedgerError, NEVER_BLOWN};
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
@@ -163,25 +164,26 @@ fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>> {
 /// and by what the drivers see. Changes nothing.
 ///
 /// # Errors
-/// When the state folder is in use or can't be read.
+/// When the state folder is in use, is another fleet's or can't be read.
 pub async fn plan_offline(options: Options, fleet: Fleet) -> Result<Plan, RunError> {
     let now = Timestamp::now();
     let drivers = drivers(&options.state_dir, options.program);
-    let mut inputs = Inputs { fleet: Arc::new(fleet), ..Inputs::empty(now) };
+    let mut inputs = Inputs { fuse: NEVER_BLOWN, ..Inputs::empty(now) };
     let _folder = if options.state_dir.join("state.db").exists() {
         let folder = StateDir::open(&options.state_dir)?;
         let store = Store::open(&folder.database())?;
-        let ledger = Ledger::read(store, Life::default(), now).await?;
+        let ledger = Ledger::read(store, Life::default()).await?;
         let records = ledger.records();
-        inputs.claims = records.claims.clone();
-        inputs.overrides = records.overrides.clone();
-        inputs.tasks = records.tasks.clone();
-        inputs.approvals = records.approvals.clone();
         ledger.store().close().await;
+        if let Some(owner) = records.owner.clone().filter(|owner| *owner != fleet.name) {
+            return Err(RunError::OtherFleet { owner, asked: fleet.name });
+        }
+        inputs = records.inputs(now);
         Some(folder)
     } else {
         None
     };
+    inputs.fleet = Arc::new(fleet);
     let stop = CancellationToken::new();
     for driver in drivers {
         let observer = Observer::start(driver, Arc::default(), stop.clone());
@@ -210,7 +212,7 @@ impl Running {
         let now = Timestamp::now();
         let folder = StateDir::open(&config.state_dir)?;
         let store = Store::open(&folder.database())?;
-        let ledger = Arc::new(Ledger::open(store, now).await?);
+        let ledger = Arc::new(Ledger::open(store).await?);
         let fleet = own(&ledger, config.fleet).await?;
         let settings = over(&config.hub, &ledger.records().fleet.hub);
         let listeners = Listeners::bind(&ledger, &settings).await?;
@@ -383,10 +385,19 @@ async fn enroll(ledger: &Ledger, hub: &HubHandle, now: Timestamp) -> Result<(), 
         let configuration = wanted.get(&credential.agent).map(|agent| configuration_for(agent)).unwrap_or_default();
         hub.enroll(credential.clone(), configuration);
     }
-    for task in ledger.store().read(store::tasks::unfinished).await? {
-        hub.submit(task);
-    }
+    let unfinished = ledger.store().read(store::tasks::unfinished).await?;
+    let stranded = stranded(&unfinished, |agent| records.claims.contains_key(agent));
+    unfinished.into_iter().for_each(|task| hub.submit(task));
+    stranded.into_iter().for_each(|agent| hub.revoke(agent));
     Ok(())
+}
+
+/// The agents that were removed while their tasks were under way, when a former life of the controller
+/// ended before it could end those. A machine that is made for such an agent counts its incarnations
+/// from 1 again, and would pass for the one that the tasks were sent to.
+fn stranded(unfinished: &[Task], claimed: impl Fn(&AgentName) -> bool) -> BTreeSet<AgentName> {
+    let sent = unfinished.iter().filter(|task| task.handed_to().is_some());
+    sent.map(|task| task.agent.clone()).filter(|agent| !claimed(agent)).collect()
 }
 
 struct Listeners {
@@ -449,5 +460,43 @@ fn hub_address(address: SocketAddr, pin: vm_agent_schemas::ids::Digest) -> HubAd
         HubAddress { url: format!("ws://{local}{HUB_PATH}"), pin: None }
     } else {
         HubAddress { url: format!("wss://{address}{HUB_PATH}"), pin: Some(pin) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent_schemas::ids::{Incarnation, TaskId};
+    use vm_agent_schemas::task::{TaskSource, TaskState};
+    use vm_agent_schemas::wire::Run;
+
+    use super::*;
+
+    fn task(agent: &str, state: TaskState) -> Task {
+        Task {
+            id: TaskId::generate(),
+            agent: agent.parse().unwrap(),
+            source: TaskSource::Request { author: "test".to_owned() },
+            run: Run { argv: vec!["true".to_owned()], env: BTreeMap::new(), cwd: None },
+            timeout: Span::from_secs(60),
+            attempt: 1,
+            state,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            ended_at: None,
+            output: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_an_agent_without_a_claim_whose_task_may_have_begun_is_stranded() {
+        let incarnation = Incarnation(1);
+        let tasks = [
+            task("sent", TaskState::Sent { incarnation }),
+            task("running", TaskState::Running { incarnation }),
+            task("queued", TaskState::Queued),
+            task("claimed", TaskState::Sent { incarnation }),
+        ];
+        let found = stranded(&tasks, |agent| agent.as_str() == "claimed");
+        assert_eq!(found.iter().map(AgentName::as_str).collect::<Vec<_>>(), ["running", "sent"]);
     }
 }

@@ -60,6 +60,7 @@ impl Moment<'_> {
             started_at: self.core.started_at,
             addresses: self.core.addresses.clone(),
             file: file_status(records),
+            paused: records.pause.clone(),
             fuse: self.plan.fuse.clone(),
             drivers: self.core.observers.values().map(driver_status).collect(),
             sync: count(self.plan.agents.iter().map(|agent| agent.sync.to_string())),

@@ -32,16 +32,23 @@ pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effec
                 effective.wanted.remove(&entry.agent);
                 effective.dismissed.push(entry.agent.clone());
             }
-            Change::Power { .. } => {}
+            Change::Power { .. } | Change::Reconcile { .. } => {}
         }
     }
     for entry in overrides.iter().filter(holding) {
-        if let Change::Power { wanted: power, .. } = entry.change
-            && let Some(agent) = effective.wanted.get_mut(&entry.agent)
-        {
-            let agent = Arc::make_mut(agent);
-            agent.spec.power = power;
-            agent.origins.insert(Field::Power, Origin::Override);
+        let Some(agent) = effective.wanted.get_mut(&entry.agent) else { continue };
+        match entry.change {
+            Change::Power { wanted, .. } => {
+                let agent = Arc::make_mut(agent);
+                agent.spec.power = wanted;
+                agent.origins.insert(Field::Power, Origin::Override);
+            }
+            Change::Reconcile { wanted, .. } => {
+                let agent = Arc::make_mut(agent);
+                agent.spec.reconcile = wanted;
+                agent.origins.insert(Field::Reconcile, Origin::Override);
+            }
+            Change::Presence(_) => {}
         }
     }
     effective.dismissed.sort();
@@ -70,7 +77,7 @@ pub fn ended_overrides(
 ) -> Vec<(OverrideId, End)> {
     let done = |o: &Override| match &o.change {
         Change::Presence(Presence::Absent) => !fleet.agents.contains_key(&o.agent) && !known(&o.agent),
-        Change::Presence(Presence::Present(_)) | Change::Power { .. } => false,
+        Change::Presence(Presence::Present(_)) | Change::Power { .. } | Change::Reconcile { .. } => false,
     };
     overrides
         .iter()
@@ -88,6 +95,7 @@ fn end_of(entry: &Override, fleet: &Fleet, now: Timestamp) -> Option<End> {
     let declared = fleet.agents.get(&entry.agent);
     let superseded = match &entry.change {
         Change::Power { covers, .. } => declared.is_some_and(|agent| agent.spec.power != *covers),
+        Change::Reconcile { covers, .. } => declared.is_some_and(|agent| agent.spec.reconcile != *covers),
         Change::Presence(Presence::Present(_)) => declared.is_some(),
         Change::Presence(Presence::Absent) => false,
     };

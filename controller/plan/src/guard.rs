@@ -4,7 +4,7 @@ use vm_agent_schemas::fleet::Prune;
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Action;
-use vm_agent_schemas::plan::{ApprovalRequest, WaitsFor};
+use vm_agent_schemas::plan::{ApprovalRequest, StepAction, WaitsFor};
 
 use crate::inputs::{Inputs, Mode};
 use crate::situation::Situation;
@@ -69,6 +69,12 @@ impl<'a> Guard<'a> {
         }
         let what = format!("delete `{}` and its data, and make it anew: {why}", situation.name);
         self.ask("replace", situation, why, what)
+    }
+
+    /// What a step on an agent waits for whose file says `reconcile: manual`.
+    pub(crate) fn step(&mut self, situation: &Situation<'_>, action: &StepAction, reason: &str) -> Option<WaitsFor> {
+        let what = format!("{action} `{}`: {reason}, and `reconcile` is `manual`", situation.name);
+        self.ask("step", situation, &format!("{action}: {reason}"), what)
     }
 
     /// What has to be asked, and which yeses were used.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use vm_agent_schemas::fleet::{DriverName, Fleet};
 use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision};
-use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::{AgentName, InstanceName, TaskName};
 use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Instance, Operation};
 use vm_agent_schemas::plan::Fuse;
@@ -40,6 +40,8 @@ pub struct Inputs {
     pub fuse: Fuse,
     /// When a step last did what it should.
     pub last_success: Option<Timestamp>,
+    /// The pause of the whole fleet, if somebody paused it. One that has come to its time is ignored.
+    pub pause: Option<Pause>,
     /// Whether the fleet is to run at all.
     pub mode: Mode,
     /// How long a runtime may be silent before it counts as lost.
@@ -139,6 +141,7 @@ impl Inputs {
             backoffs: BTreeMap::new(),
             fuse: Fuse::Closed { since: now },
             last_success: None,
+            pause: None,
             mode: Mode::Up,
             silence: Duration::from_secs(75),
             life: Life(1),

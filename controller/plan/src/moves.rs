@@ -1,7 +1,7 @@
 //! From one agent's situation to the steps that would set it right, in order, before anything is said
 //! about when they may begin.
 
-use vm_agent_schemas::fleet::AgentSpec;
+use vm_agent_schemas::fleet::{AgentSpec, Reconcile};
 use vm_agent_schemas::observe::{Action, Sizes};
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass, StepAction, WaitsFor};
 
@@ -104,6 +104,7 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
     }
     replace(situation, drift, guard, &mut moves);
     prove(situation, &mut moves);
+    ask_first(situation, guard, &mut moves);
     moves
 }
 
@@ -236,6 +237,16 @@ fn replace(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, mo
         moves.steps = replacement.steps;
     } else {
         moves.steps.extend(replacement.steps);
+    }
+}
+
+/// Under `reconcile: manual` a person says yes to each step on the machine.
+fn ask_first(situation: &Situation<'_>, guard: &mut Guard<'_>, moves: &mut Moves) {
+    if situation.wanted.is_some_and(|agent| agent.spec.reconcile == Reconcile::Manual) && situation.want != Want::Idle {
+        let next = moves.steps.iter_mut().find(|step| step.action.on_instance().is_some() && step.waits_for.is_empty());
+        if let Some(step) = next {
+            step.waits_for.extend(guard.step(situation, &step.action, &step.reason));
+        }
     }
 }
 

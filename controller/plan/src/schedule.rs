@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::fleet::{DriverName, Reconcile};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{Fuse, Health, Step, StepAction, WaitsFor};
 
 use crate::fuse::probe_at;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Mode};
 use crate::moves::Move;
 use crate::situation::Situation;
 
@@ -40,6 +40,9 @@ impl<'a> Schedule<'a> {
     /// One step of an agent, with everything that it waits for.
     pub(crate) fn step(&mut self, situation: &Situation<'_>, driver: DriverName, step: Move) -> Step {
         let Move { action, reason, cost, mut waits_for } = step;
+        if action != StepAction::Forget {
+            waits_for.extend(self.pause(situation));
+        }
         if action.on_instance().is_some() {
             if action_brings_up(&action) {
                 waits_for.extend(self.dependencies(situation));
@@ -54,6 +57,17 @@ impl<'a> Schedule<'a> {
             }
         }
         Step { agent: situation.name.clone(), driver, action, reason, cost, waits_for }
+    }
+
+    /// A pause holds everything but what a person says when they take the fleet down.
+    fn pause(&self, situation: &Situation<'_>) -> Option<WaitsFor> {
+        if self.inputs.mode != Mode::Up {
+            return None;
+        }
+        let pause = self.inputs.pause.as_ref();
+        let fleet = pause.is_some_and(|pause| pause.expires_at.is_none_or(|end| self.inputs.now < end));
+        let agent = situation.wanted.is_some_and(|agent| agent.spec.reconcile == Reconcile::Paused);
+        (fleet || agent).then_some(WaitsFor::Paused { fleet })
     }
 
     fn dependencies(&self, situation: &Situation<'_>) -> impl Iterator<Item = WaitsFor> {

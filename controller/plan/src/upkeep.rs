@@ -2,7 +2,7 @@
 
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::ids::Digest;
-use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Claim, InstanceState, Operation, Proof};
 use vm_agent_schemas::plan::Plan;
@@ -16,6 +16,8 @@ use crate::inputs::{Inputs, Listing, Observed};
 pub enum Upkeep {
     /// An override has come to its end.
     EndOverride(Override, End),
+    /// The pause of the fleet has come to its time.
+    EndPause(Pause),
     /// An instance went down, and nobody stopped it.
     Crashed(AgentName),
     /// A claim that has learnt something: proof, power or protection.
@@ -37,6 +39,8 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
         let ended = inputs.overrides.iter().find(|entry| entry.id == id);
         upkeep.extend(ended.map(|entry| Upkeep::EndOverride(entry.clone(), end)));
     }
+    let over = |pause: &&Pause| pause.expires_at.is_some_and(|end| end <= inputs.now);
+    upkeep.extend(inputs.pause.iter().filter(over).cloned().map(Upkeep::EndPause));
     for claim in inputs.claims.values() {
         let observed = observed(inputs, claim);
         upkeep.extend(learnt(inputs, plan, claim, observed).map(Upkeep::Claim));

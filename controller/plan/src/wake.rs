@@ -10,6 +10,7 @@ use crate::inputs::{Inputs, Listing};
 pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
     let backoffs = inputs.backoffs.values().flat_map(|b| [b.not_before, after(b.failed_at, BACKOFF_FORGOTTEN)]);
     let overrides = inputs.overrides.iter().filter_map(|entry| entry.expires_at);
+    let pause = inputs.pause.iter().filter_map(|pause| pause.expires_at);
     let silences = inputs.sessions.values().map(|session| after(session.last_seen, inputs.silence));
     let operations = inputs.operations.values().map(|operation| operation.deadline);
     let connects = inputs.drivers.values().flat_map(|view| {
@@ -20,6 +21,12 @@ pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
         };
         observed.into_iter().flatten().map(move |observed| after(observed.since, limit))
     });
-    let all = backoffs.chain(overrides).chain(silences).chain(operations).chain(connects).chain(probe_at(&inputs.fuse));
+    let all = backoffs
+        .chain(overrides)
+        .chain(pause)
+        .chain(silences)
+        .chain(operations)
+        .chain(connects)
+        .chain(probe_at(&inputs.fuse));
     all.filter(|at| *at > inputs.now).min()
 }

@@ -140,6 +140,12 @@ pub struct AgentEntry {
     #[schemars(example = &"on-failure", extend("default" = "always", "x-cost" = "live"))]
     pub restart: Option<RestartPolicy>,
 
+    /// Whether the controller removes drift by itself: `auto` does, `manual` asks before each step on
+    /// the machine, and `paused` looks, plans and does nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"manual", extend("default" = "auto", "x-cost" = "live"))]
+    pub reconcile: Option<Reconcile>,
+
     /// Refuses every step that would delete this agent's machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true, extend("default" = false, "x-cost" = "live"))]
@@ -182,10 +188,6 @@ pub struct AgentEntry {
     #[schemars(skip)]
     #[doc(hidden)]
     pub ports: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub reconcile: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -292,6 +294,29 @@ impl fmt::Display for RestartPolicy {
             Self::Always => "always",
             Self::OnFailure => "on-failure",
             Self::Never => "never",
+        })
+    }
+}
+
+/// Whether the controller removes an agent's drift by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reconcile {
+    /// It does.
+    #[default]
+    Auto,
+    /// It asks before each step on the machine.
+    Manual,
+    /// It looks and plans, and does nothing.
+    Paused,
+}
+
+impl fmt::Display for Reconcile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Manual => "manual",
+            Self::Paused => "paused",
         })
     }
 }

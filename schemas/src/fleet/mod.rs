@@ -7,8 +7,8 @@ mod planned;
 mod resolve;
 
 pub use file::{
-    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, RestartPolicy, TaskEntry,
-    TaskWhen,
+    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
+    TaskEntry, TaskWhen,
 };
 pub use parse::{Diagnostic, FILE_MAX, Place, parse};
 pub use planned::Planned;

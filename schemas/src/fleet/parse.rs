@@ -113,9 +113,15 @@ fn read(text: &str) -> Result<FleetFile, Finding> {
     }
     // A typed map takes the last of two equal keys in silence; an untyped one refuses the second.
     let untyped: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| from_yaml(&error, Vec::new()))?;
+    let none = Some("write `agents: {}` for a fleet of none".to_owned());
     if untyped.is_null() {
         let finding = whole("the file says nothing: a fleet file has at least the key `agents`".into());
-        return Err(Finding { hint: Some("write `agents: {}` for a fleet of none".into()), ..finding });
+        return Err(Finding { hint: none, ..finding });
+    }
+    // What is left when somebody comments out all agents is no wish to have none.
+    if untyped.get("agents").is_some_and(serde_yaml::Value::is_null) {
+        let finding = Finding::at(&["agents".to_owned()], "there is nothing under it".into());
+        return Err(Finding { hint: none, ..finding });
     }
     let deserializer = serde_yaml::Deserializer::from_str(text);
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
@@ -263,6 +269,12 @@ mod tests {
     fn a_file_that_says_nothing_is_no_fleet() {
         insta::assert_snapshot!(complaint("# nothing\n"), @"
         fleet.yaml: the file says nothing: a fleet file has at least the key `agents`
+        hint: write `agents: {}` for a fleet of none
+        ");
+        insta::assert_snapshot!(complaint("agents:\n#  web: {}\n"), @"
+        fleet.yaml:1:8: agents: there is nothing under it
+         1 | agents:
+           |        ^
         hint: write `agents: {}` for a fleet of none
         ");
         insta::assert_snapshot!(complaint("name: lab\n"), @"

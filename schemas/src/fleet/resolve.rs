@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::file::{
-    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, RestartPolicy, TaskEntry,
-    TaskWhen,
+    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
+    TaskEntry, TaskWhen,
 };
 use super::parse::{Finding, nearest};
 use crate::ids::Digest;
@@ -75,6 +75,8 @@ pub struct AgentSpec {
     pub depends_on: BTreeSet<AgentName>,
     /// When a machine that went down by itself is started again.
     pub restart: RestartPolicy,
+    /// Whether the controller removes drift by itself.
+    pub reconcile: Reconcile,
     /// Refuses every step that would delete the machine.
     pub protect: bool,
     /// What the agent has to do.
@@ -118,6 +120,7 @@ impl Default for AgentSpec {
             env: BTreeMap::new(),
             depends_on: BTreeSet::new(),
             restart: RestartPolicy::default(),
+            reconcile: Reconcile::default(),
             protect: false,
             tasks: BTreeMap::new(),
         }
@@ -148,6 +151,8 @@ pub enum Field {
     DependsOn,
     /// Restart policy.
     Restart,
+    /// Whether drift is removed by itself.
+    Reconcile,
     /// Protection.
     Protect,
     /// Tasks.
@@ -156,7 +161,7 @@ pub enum Field {
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -167,6 +172,7 @@ impl Field {
         Self::Env,
         Self::DependsOn,
         Self::Restart,
+        Self::Reconcile,
         Self::Protect,
         Self::Tasks,
     ];
@@ -185,6 +191,7 @@ impl Field {
             Self::Env => "env",
             Self::DependsOn => "dependsOn",
             Self::Restart => "restart",
+            Self::Reconcile => "reconcile",
             Self::Protect => "protect",
             Self::Tasks => "tasks",
         }
@@ -340,6 +347,7 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Disk, lay(&mut spec.disk, layer.disk));
         set(Field::Power, lay(&mut spec.power, layer.power));
         set(Field::Restart, lay(&mut spec.restart, layer.restart));
+        set(Field::Reconcile, lay(&mut spec.reconcile, layer.reconcile));
         set(Field::Protect, lay(&mut spec.protect, layer.protect));
         set(Field::Labels, merge(&mut spec.labels, &layer.labels, Clone::clone));
         set(Field::Env, merge(&mut spec.env, &layer.env, Clone::clone));

@@ -7,7 +7,7 @@ use aide::operation::{ParamLocation, add_parameters, parameters_from_schema, set
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use schemars::JsonSchema;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::fleet::FILE_MAX;
 use vm_agent_schemas::ids::{TaskId, TokenId};
+use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 
 use super::answer::Refusal;
@@ -63,16 +64,44 @@ impl PathSegment for TokenId {
     }
 }
 
-/// The one parameter of a path.
+impl PathSegment for OverridePath {
+    const NAME: &'static str = "path";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|path| path.as_str() == text);
+        known.ok_or_else(|| {
+            format!("`{text}` is nothing that is overridden: it is {}", Self::ALL.map(Self::as_str).join(", "))
+        })
+    }
+}
+
+/// The beginning of an approval's id.
+#[derive(Debug, JsonSchema)]
+#[schemars(inline, transparent)]
+pub(super) struct ApprovalPrefix(#[schemars(regex(pattern = "^[0-9a-f]{4,64}$"))] pub(super) String);
+
+impl PathSegment for ApprovalPrefix {
+    const NAME: &'static str = "id";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let valid =
+            (4..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let sentence = || format!("`{text}` is not the beginning of an approval's id: 4 to 64 hexadecimal digits");
+        valid.then(|| Self(text.to_owned())).ok_or_else(sentence)
+    }
+}
+
+/// One parameter of a path, found by its name.
 pub(super) struct Segment<T>(pub T);
 
 impl<S: Send + Sync, T: PathSegment + Send> FromRequestParts<S> for Segment<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let text = Path::<String>::from_request_parts(parts, state).await;
-        let Path(text) = text.map_err(|rejection| invalid(rejection.body_text()))?;
-        T::read(&text).map(Self).map_err(|reason| invalid(reason).into())
+        let all = RawPathParams::from_request_parts(parts, state).await;
+        let all = all.map_err(|rejection| invalid(rejection.body_text()))?;
+        let text = all.iter().find(|(name, _)| *name == T::NAME).map(|(_, text)| text).unwrap_or_default();
+        T::read(text).map(Self).map_err(|reason| invalid(reason).into())
     }
 }
 

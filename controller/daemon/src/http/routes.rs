@@ -10,15 +10,15 @@ use vm_agent_schemas::api::*;
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::ids::{TaskId, TokenId};
-use vm_agent_schemas::intent::Override;
+use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::plan::{ApprovalRequest, Plan};
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::PROTOCOL;
 
 use super::answer::{Answer, Doc, Done, Refusal, Text};
 use super::exec::exec;
-use super::extract::{Body, LastEventId, OptionalBody, Query, Segment};
+use super::extract::{ApprovalPrefix, Body, LastEventId, OptionalBody, Query, Segment};
 use super::openapi::{described, operation, show};
 use super::stream::{self, Followed, Shutdown};
 use crate::controller::{Actor, Controller};
@@ -88,6 +88,30 @@ fn agents() -> ApiRouter<Controller> {
             ),
         )
         .api_route(
+            "/agents/{name}/pause",
+            post_with(
+                pause_agent,
+                described(
+                    "pauseAgent",
+                    TAG,
+                    "Let an agent be",
+                    "It is looked at and planned for, and not touched, until it is resumed or `lasting` is over.",
+                ),
+            ),
+        )
+        .api_route(
+            "/agents/{name}/resume",
+            post_with(resume_agent, operation("resumeAgent", TAG, "Look after an agent again")),
+        )
+        .api_route(
+            "/agents/{name}/overrides/{path}",
+            post_with(
+                extend_override,
+                described("extendOverride", TAG, "Give an override another time to end", "It is counted from now."),
+            )
+            .delete_with(clear_override, operation("clearOverride", TAG, "End an override before its time")),
+        )
+        .api_route(
             "/agents/{name}/logs",
             get_with(
                 show_log,
@@ -139,6 +163,31 @@ fn fleet() -> ApiRouter<Controller> {
             ),
         )
         .api_route("/drift", get_with(list_drift, operation("listDrift", TAG, "List what differs from what is wanted")))
+        .api_route(
+            "/approvals",
+            get_with(list_approvals, operation("listApprovals", TAG, "List what waits for a person's yes")),
+        )
+        .api_route(
+            "/approvals/{id}",
+            post_with(
+                approve,
+                described(
+                    "approve",
+                    TAG,
+                    "Say yes to one thing that waits for it",
+                    "It is named by the beginning of its id. The yes is to exactly what was shown: when that changes, \
+                     it is void.",
+                ),
+            ),
+        )
+        .api_route(
+            "/pause",
+            post_with(
+                pause_fleet,
+                described("pauseFleet", TAG, "Let the whole fleet be", "Until it is resumed, or `lasting` is over."),
+            ),
+        )
+        .api_route("/resume", post_with(resume_fleet, operation("resumeFleet", TAG, "Look after the fleet again")))
         .api_route("/overrides", get_with(list_overrides, operation("listOverrides", TAG, "List the overrides")))
         .api_route(
             "/down",
@@ -272,6 +321,44 @@ async fn stop_agent(
     Ok(Doc(controller.stop(name, request, &actor).await?))
 }
 
+async fn pause_agent(
+    State(controller): Asked,
+    Extension(actor): By,
+    Segment(name): Segment<AgentName>,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Changed> {
+    Ok(Doc(controller.pause(name, request, &actor).await?))
+}
+
+async fn resume_agent(
+    State(controller): Asked,
+    Extension(actor): By,
+    Segment(name): Segment<AgentName>,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Changed> {
+    Ok(Doc(controller.resume(name, request, &actor).await?))
+}
+
+async fn clear_override(
+    State(controller): Asked,
+    Extension(actor): By,
+    Segment(name): Segment<AgentName>,
+    Segment(path): Segment<OverridePath>,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Changed> {
+    Ok(Doc(controller.clear_override(name, path, request, &actor).await?))
+}
+
+async fn extend_override(
+    State(controller): Asked,
+    Extension(actor): By,
+    Segment(name): Segment<AgentName>,
+    Segment(path): Segment<OverridePath>,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Changed> {
+    Ok(Doc(controller.extend_override(name, path, request, &actor).await?))
+}
+
 /// Which lines of a log.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -328,6 +415,35 @@ async fn apply(State(controller): Asked, Extension(actor): By, Body(request): Bo
 
 async fn list_drift(State(controller): Asked) -> Answer<List<AgentDrift>> {
     Ok(Doc(List { items: controller.drift().await? }))
+}
+
+async fn list_approvals(State(controller): Asked) -> Answer<List<ApprovalRequest>> {
+    Ok(Doc(List { items: controller.approvals().await? }))
+}
+
+async fn approve(
+    State(controller): Asked,
+    Extension(actor): By,
+    Segment(ApprovalPrefix(id)): Segment<ApprovalPrefix>,
+    OptionalBody(request): OptionalBody<ApproveRequest>,
+) -> Answer<ApprovalRequest> {
+    Ok(Doc(controller.approve(&id, request, &actor).await?))
+}
+
+async fn pause_fleet(
+    State(controller): Asked,
+    Extension(actor): By,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Resumable> {
+    Ok(Doc(controller.pause_fleet(true, request, &actor).await?))
+}
+
+async fn resume_fleet(
+    State(controller): Asked,
+    Extension(actor): By,
+    OptionalBody(request): OptionalBody<ChangeRequest>,
+) -> Answer<Resumable> {
+    Ok(Doc(controller.pause_fleet(false, request, &actor).await?))
 }
 
 async fn list_overrides(State(controller): Asked) -> Answer<List<Override>> {

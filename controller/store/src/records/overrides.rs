@@ -17,7 +17,7 @@ pub fn put(conn: &Connection, new: &Override) -> Result<(), StoreError> {
     let record = json::encode(TABLE, new)?;
     conn.prepare_cached("INSERT OR REPLACE INTO overrides (agent, path, record) VALUES (?1, ?2, ?3)")?.execute((
         new.agent.as_str(),
-        path_text(new.change.path()),
+        OverridePath::as_str(new.change.path()),
         record,
     ))?;
     Ok(())
@@ -29,7 +29,7 @@ pub fn put(conn: &Connection, new: &Override) -> Result<(), StoreError> {
 /// When the database fails.
 pub fn remove(conn: &Connection, agent: &AgentName, path: OverridePath) -> Result<bool, StoreError> {
     let sql = "DELETE FROM overrides WHERE agent = ?1 AND path = ?2";
-    Ok(conn.prepare_cached(sql)?.execute((agent.as_str(), path_text(path)))? > 0)
+    Ok(conn.prepare_cached(sql)?.execute((agent.as_str(), OverridePath::as_str(path)))? > 0)
 }
 
 /// Every override, by agent and path.
@@ -38,11 +38,4 @@ pub fn remove(conn: &Connection, agent: &AgentName, path: OverridePath) -> Resul
 /// When the database fails.
 pub fn all(conn: &Connection) -> Result<Vec<Override>, StoreError> {
     rows(conn, "SELECT record FROM overrides ORDER BY agent, path", (), |row| json::decode(TABLE, row))
-}
-
-const fn path_text(path: OverridePath) -> &'static str {
-    match path {
-        OverridePath::Power => "power",
-        OverridePath::Presence => "presence",
-    }
 }

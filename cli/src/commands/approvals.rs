@@ -1,0 +1,52 @@
+use clap::Args;
+use vm_agent_schemas::api::{ApproveRequest, List};
+use vm_agent_schemas::plan::ApprovalRequest;
+
+use crate::Context;
+use crate::exit::{CommandResult, Exit};
+use crate::render;
+use crate::ui::{Format, OutputArgs};
+
+/// List what waits for a person's yes
+#[derive(Debug, Args)]
+pub(crate) struct ApprovalsArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Say yes to what waits for it
+///
+/// The yes is to exactly what `vm-agent approvals` shows: when that changes, it is void.
+#[derive(Debug, Args)]
+pub(crate) struct ApproveArgs {
+    /// The ids, or as much of them as tells them apart
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// Change nothing, and show what would be approved
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) async fn list(context: &mut Context, args: ApprovalsArgs) -> CommandResult {
+    let client = context.place.client().await?;
+    let format = args.output.output;
+    let answer = client.get::<List<ApprovalRequest>>("/approvals").await?;
+    let waiting = &answer.content.items;
+    if waiting.is_empty() && matches!(format, Format::Table | Format::Wide) {
+        context.ui.status("Nothing waits for a yes.")?;
+    } else {
+        context.ui.document(format, &answer.raw, || render::approval_table(waiting))?;
+    }
+    Ok(Exit::SUCCESS)
+}
+
+pub(crate) async fn approve(context: &mut Context, args: ApproveArgs) -> CommandResult {
+    let client = context.place.client().await?;
+    let request = ApproveRequest { dry_run: args.dry_run };
+    for id in &args.ids {
+        let answer = client.post::<ApprovalRequest>(&format!("/approvals/{id}"), &request).await?;
+        let tense = if args.dry_run { "would be approved" } else { "approved" };
+        context.ui.status(format_args!("{tense}: {}", answer.content.what))?;
+    }
+    Ok(Exit::SUCCESS)
+}
