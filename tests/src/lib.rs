@@ -1,1 +1,3 @@
-//! x
+//! What tests that cross crates share.
+
+pub mod e2e;

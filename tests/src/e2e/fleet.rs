@@ -1,0 +1,340 @@
+//! A fleet of a test's own: state folder, fleet file, and the program run on them.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+use vm_agent_schemas::api::{AgentView, ControllerStatus, Document, List};
+use vm_agent_schemas::event::{Event, EventKind};
+use vm_agent_schemas::fleet::PowerState;
+use vm_agent_schemas::plan::{Health, Sync};
+
+use super::follow::Follower;
+use super::process::{self, Process};
+
+/// How long anything may take before it counts as never: far longer than it takes on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// The first line of a test's fleet file: free ports, and a heartbeat that makes silence short.
+pub const HUB: &str = r#"hub: {listen: "127.0.0.1:0", apiListen: "127.0.0.1:0", dashboardListen: "127.0.0.1:0", heartbeat: 1s}
+"#;
+
+/// Most events that one answer has.
+const PAGE: &str = "1000";
+
+/// Variables of this machine that the program sees: it has to find the shell and its tools.
+const INHERITED: &[&str] = &["PATH", "LLVM_PROFILE_FILE"];
+
+/// A fleet in a folder of its own. Dropped, it takes every process of its with it.
+#[derive(Debug)]
+pub struct Fleet {
+    dir: TempDir,
+    program: PathBuf,
+}
+
+/// What a command of the program came to.
+pub struct Ran {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to stdout, as it was.
+    pub bytes: Vec<u8>,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr.
+    pub stderr: String,
+}
+
+impl Fleet {
+    /// A fleet with this file, behind [`HUB`]. Nothing runs yet.
+    #[must_use]
+    pub fn new(file: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("vm-agent-").tempdir().expect("a temporary folder");
+        let fleet = Self { dir, program: program() };
+        fleet.write(file);
+        fleet
+    }
+
+    /// Replaces the fleet file.
+    pub fn write(&self, file: &str) {
+        std::fs::write(self.file(), format!("{HUB}{file}")).expect("the fleet file is written");
+    }
+
+    /// The fleet file.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("fleet.yaml")
+    }
+
+    /// The folder of the fleet: that of the fleet file, and home of everything that runs.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The folder of an instance.
+    #[must_use]
+    pub fn instance(&self, name: &str) -> PathBuf {
+        self.state_dir().join("instances").join(name)
+    }
+
+    /// The program with these arguments, in the fleet's folder, without this machine's settings.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env_clear()
+            .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .env("HOME", self.dir.path())
+            .env("VM_AGENT_STATE_DIR", self.state_dir());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.command(arguments).stdin(Stdio::null()).output().expect("vm-agent runs").into()
+    }
+
+    /// The same, with input.
+    pub fn run_with(&self, arguments: &[&str], input: &[u8]) -> Ran {
+        let mut command = self.command(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vm-agent runs");
+        let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
+        std::thread::scope(|scope| {
+            // A program that has ended reads no more, and what it came to shows in the rest.
+            scope.spawn(move || drop(stdin.write_all(input)));
+            child.wait_with_output().expect("vm-agent ends").into()
+        })
+    }
+
+    /// Begins to run the program, and does not wait.
+    pub fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("vm-agent runs")
+    }
+
+    /// Runs the program, which has to succeed, and gives what it wrote to stdout.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "vm-agent {arguments:?}: {ran:?}\n{}", self.report());
+        ran.stdout
+    }
+
+    /// Runs the program with `-o json`, and reads the document.
+    pub fn document<T: DeserializeOwned>(&self, arguments: &[&str]) -> T {
+        let text = self.ok(&[arguments, &["-o", "json"]].concat());
+        let document = serde_json::from_str::<Document<T>>(&text);
+        document.unwrap_or_else(|error| panic!("{arguments:?} gives another document ({error}): {text}")).content
+    }
+
+    /// All agents, by name.
+    pub fn agents(&self) -> BTreeMap<String, AgentView> {
+        let list: List<AgentView> = self.document(&["list"]);
+        list.items.into_iter().map(|agent| (agent.name.to_string(), agent)).collect()
+    }
+
+    /// One agent.
+    pub fn agent(&self, name: &str) -> AgentView {
+        self.document(&["status", name])
+    }
+
+    /// The controller.
+    pub fn status(&self) -> ControllerStatus {
+        self.document(&["status"])
+    }
+
+    /// Events after the one with this number.
+    pub fn events_since(&self, seq: u64) -> Vec<Event> {
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            let since = events.last().map_or(seq, |event| event.seq).to_string();
+            let page = self.document::<List<Event>>(&["events", "--since", &since, "--limit", PAGE]).items;
+            if page.is_empty() {
+                return events;
+            }
+            events.extend(page);
+        }
+    }
+
+    /// The number of the latest event.
+    pub fn last_event(&self) -> u64 {
+        self.document::<List<Event>>(&["events", "--limit", "1"]).items.last().map_or(0, |event| event.seq)
+    }
+
+    /// Brings the fleet up, and waits until it is as its file says.
+    pub fn up(&self) -> String {
+        self.ok(&["up", "--detach"])
+    }
+
+    /// Every living process of the fleet.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        process::of(self.dir.path())
+    }
+
+    /// The controllers of the fleet: one, or none.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Process> {
+        self.processes().into_iter().filter(Process::is_controller).collect()
+    }
+
+    /// The runtime of each agent. That one agent has two is never right.
+    pub fn runtimes(&self) -> BTreeMap<String, Process> {
+        let mut runtimes = BTreeMap::new();
+        for process in self.processes() {
+            let Some(name) = process.runtime_of().map(str::to_owned) else { continue };
+            if let Some(other) = runtimes.insert(name, process.clone()) {
+                panic!("two runtimes of one agent: {other:?} and {process:?}");
+            }
+        }
+        runtimes
+    }
+
+    /// Kills the controller, and waits until it is gone.
+    pub fn kill_controller(&self) {
+        let controllers = self.controllers();
+        assert_eq!(controllers.len(), 1, "{controllers:?}");
+        controllers[0].send(Signal::KILL);
+        self.wait_for("the end of the controller", || self.controllers().is_empty().then_some(()));
+    }
+
+    /// Looks again at each event until there is what is looked for; never, when it takes longer than
+    /// [`LIMIT`].
+    pub fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let began = Instant::now();
+        let mut follower = None;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(began.elapsed() < LIMIT, "waited in vain for {what}\n{}", self.report());
+            let command = || self.command(&["events", "--follow", "--limit", "1"]);
+            match &mut follower {
+                // What happened between the look and this is seen by looking once more.
+                None => follower = Some(Follower::new(command)),
+                Some(follower) => follower.stirred(),
+            }
+        }
+    }
+
+    /// Waits for an agent to be so.
+    pub fn wait_for_agent(&self, name: &str, what: &str, is: impl Fn(&AgentView) -> bool) -> AgentView {
+        self.wait_for(&format!("{name} to be {what}"), || self.agents().remove(name).filter(|agent| is(agent)))
+    }
+
+    /// Waits for an event after the one with this number.
+    pub fn wait_for_event(&self, since: u64, kind: EventKind, agent: Option<&str>) -> Event {
+        let meant = |event: &Event| event.kind == kind && event.agent.as_ref().map(|agent| agent.as_str()) == agent;
+        self.wait_for(&format!("{kind} of {agent:?}"), || self.events_since(since).into_iter().find(&meant))
+    }
+
+    /// Waits until every agent is as it should be.
+    pub fn wait_until_well(&self) {
+        self.wait_for("all to be well", || self.agents().values().all(is_well).then_some(()));
+    }
+
+    /// Waits until no process of the fleet lives.
+    pub fn wait_until_quiet(&self) {
+        self.wait_for("the end of all processes", || self.processes().is_empty().then_some(()));
+    }
+
+    /// Takes the fleet down, which leaves no process.
+    pub fn down(&self) {
+        self.ok(&["down"]);
+        // The controller lets go of its folder in the last moment of its life.
+        self.wait_until_quiet();
+    }
+
+    /// Deletes the fleet, which leaves no process and no instance.
+    pub fn finish(self) {
+        self.ok(&["down", "--destroy", "--yes"]);
+        self.wait_until_quiet();
+        let left: Vec<_> = std::fs::read_dir(self.state_dir().join("instances"))
+            .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
+            .unwrap_or_default();
+        assert!(left.is_empty(), "left behind: {left:?}");
+    }
+
+    /// What a person needs to see who asks why a test failed.
+    fn report(&self) -> String {
+        let mut report = String::new();
+        for arguments in [&["list", "-o", "wide"][..], &["status"], &["events", "--limit", "40"]] {
+            let ran = self.run(arguments);
+            let _ = writeln!(report, "--- vm-agent {arguments:?}: {}\n{}{}", ran.code, ran.stdout, ran.stderr);
+        }
+        let _ = writeln!(report, "--- processes\n{:#?}", self.processes());
+        let log = std::fs::read_to_string(self.state_dir().join("controller.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let _ = writeln!(report, "--- controller.log\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        report
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // The controller first, or it would bring back what is killed. A process may have started
+        // another just before it was killed, so look until there is none.
+        loop {
+            let processes = self.processes();
+            if processes.is_empty() {
+                return;
+            }
+            let controllers = processes.iter().filter(|process| process.is_controller());
+            let others = processes.iter().filter(|process| !process.is_controller());
+            controllers.chain(others).for_each(|process| process.send(Signal::KILL));
+        }
+    }
+}
+
+impl fmt::Debug for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit {}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            bytes: output.stdout,
+        }
+    }
+}
+
+/// Whether an agent is as it should be.
+fn is_well(agent: &AgentView) -> bool {
+    let health = match agent.power {
+        Some(PowerState::Running) => Health::Healthy,
+        Some(PowerState::Stopped) => Health::Stopped,
+        None => return false,
+    };
+    agent.sync == Sync::Synced && agent.health == health
+}
+
+/// The program under test: the one that was built beside this test.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+    let program = profile.join("vm-agent");
+    assert!(
+        program.is_file(),
+        "{} is missing: build it with `cargo build -p vm-agent-cli`; `cargo xtask test` does it",
+        program.display()
+    );
+    program
+}
