@@ -295,6 +295,33 @@ async fn nothing_is_acknowledged_before_it_is_stored() {
 }
 
 #[tokio::test]
+async fn no_task_is_sent_before_it_is_stored_to_whom() {
+    let fixture = Fixture::new().await;
+    let mut peer = Peer::joined(&fixture, "web", 1).await;
+    fixture.storage.open.send_replace(false);
+    fixture.hub.submit(task("web"));
+    let mut hearing = std::pin::pin!(peer.hear());
+    let is_sent = |record: &Record| {
+        let Record::Task(task) = record else { return false };
+        task.state == TaskState::Sent { incarnation: Incarnation(1) }
+    };
+    let sees_store = async {
+        while !fixture.storage.records.lock().unwrap().iter().any(is_sent) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        early = &mut hearing => panic!("too early: {early:?}"),
+        () = soon(sees_store) => {}
+    }
+    // The hub has done all that it does before the record is durable.
+    assert_eq!(fixture.hub.sessions().await.len(), 1);
+    assert!(hearing.as_mut().now_or_never().is_none(), "no task yet");
+    fixture.storage.open.send_replace(true);
+    assert!(matches!(soon(hearing).await, FromHub::Task(_)));
+}
+
+#[tokio::test]
 async fn a_store_that_fails_closes_the_connection_and_the_runtime_comes_back() {
     let mut fixture = Fixture::new().await;
     let mut db = Peer::joined(&fixture, "db", 2).await;

@@ -15,6 +15,7 @@ use vm_agent_schemas::wire::{
     TaskRef,
 };
 
+use super::streams::STREAMS_MAX;
 use crate::stream::StreamEvent;
 
 /// One connection, in the adapter's counting.
@@ -238,6 +239,9 @@ pub enum OpenError {
     /// The hub goes down.
     #[error("the controller is going down")]
     Shutdown,
+    /// The session has as many streams as it may.
+    #[error("{STREAMS_MAX} processes are connected to the agent, and there can be no more: end one of them first")]
+    TooMany,
 }
 
 /// Something that the controller should know.

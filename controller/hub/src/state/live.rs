@@ -11,7 +11,7 @@ use vm_agent_schemas::wire::{
 
 use super::handshake::{Refusal, is_sha256};
 use super::sessions::check_sender;
-use super::streams::Owner;
+use super::streams::{Owner, STREAMS_MAX};
 use super::tasks::{Ended, Started, fits, reference};
 use super::{ConnId, Effect, Hub, Inbound, Notice, OpenError, Record, StreamKey};
 use crate::stream::StreamEvent;
@@ -82,7 +82,7 @@ impl Hub {
         let queue = self.tasks.entry(agent.clone()).or_default();
         queue.submit(task);
         if let Some(enrolled) = self.agents.get(&agent) {
-            let over = queue.begin_incarnation(enrolled.credential.incarnation, now);
+            let over = queue.end_incarnations(Some(enrolled.credential.incarnation), now);
             self.finish(over);
         }
         self.deliver(&agent, now);
@@ -92,9 +92,10 @@ impl Hub {
     pub(super) fn deliver(&mut self, agent: &AgentName, now: Timestamp) {
         let Some(conn) = self.live(agent) else { return };
         loop {
-            let Some(epoch) = self.session(conn).map(|session| session.epoch) else { return };
+            let Some(session) = self.session(conn) else { return };
+            let (incarnation, epoch) = (session.incarnation, session.epoch);
             let Some(queue) = self.tasks.get_mut(agent) else { return };
-            let Some(task) = queue.next_to_send(epoch, now) else { return };
+            let Some(task) = queue.next_to_send(incarnation, epoch, now) else { return };
             if fits(&task.run) {
                 return self.order(conn, task);
             }
@@ -103,9 +104,11 @@ impl Hub {
         }
     }
 
+    /// That it is sent is stored first: after that nobody can take it for one that never was.
     fn order(&mut self, conn: ConnId, task: Task) {
         let Some(session) = self.session_mut(conn) else { return };
         let stream = session.streams.open(Owner::Task(reference(&task)), false);
+        self.effects.push(Effect::Store(Record::Task(task.clone())));
         let timeout_ms = u64::try_from(task.timeout.get().as_millis()).unwrap_or(u64::MAX);
         let order = TaskOrder { task: reference(&task), stream, run: task.run, timeout_ms };
         self.send(conn, FromHub::Task(order));
@@ -195,6 +198,9 @@ impl Hub {
             let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
             return self.effects.push(Effect::Opening { key, answer: Err(error) });
         };
+        if session.streams.clients().count() >= STREAMS_MAX {
+            return self.effects.push(Effect::Opening { key, answer: Err(OpenError::TooMany) });
+        }
         if !fits(&run) {
             self.effects.push(Effect::Opening { key, answer: Ok(()) });
             return self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });

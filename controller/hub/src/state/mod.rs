@@ -14,7 +14,7 @@
 //!
 //! **Durability.** Memory runs ahead of the disk: effects that depend on a record follow its
 //! [`Effect::Store`] and are held back until it is durable. What takes something away (the end of an
-//! older session) stands before it. If storing fails, the session is closed and the runtime comes
+//! older session) stands before it. So a task is stored as sent before it is sent. If storing fails, the session is closed and the runtime comes
 //! back; records are whole, so the next one makes good what the failed one missed, and an ended task
 //! is kept here until its end is durable.
 

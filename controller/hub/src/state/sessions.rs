@@ -319,10 +319,9 @@ impl Hub {
         let credential = Credential { epoch: credential.epoch.max(former), ..credential };
         let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
         if let Some(queue) = self.tasks.get_mut(&agent) {
-            let mut over = queue.begin_incarnation(incarnation, now);
-            if replaced.is_some() {
-                over.extend(queue.end_incarnation(now));
-            }
+            // Numbers of incarnations begin anew with a new claim: what took another's place is new
+            // whatever its number.
+            let over = queue.end_incarnations(replaced.is_none().then_some(incarnation), now);
             self.finish(over);
         }
     }

@@ -10,6 +10,10 @@ use vm_agent_schemas::wire::{Channel, Frame, StreamTaken, TaskRef, WINDOW};
 use super::StreamKey;
 use super::handshake::Refusal;
 
+/// Most streams of clients in one session. Each can make the hub hold two windows of output for a
+/// client that does not read: 64 make 32 MiB, and are more than people and programs use at once.
+pub(super) const STREAMS_MAX: usize = 64;
+
 /// Whom a stream serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {

@@ -1,8 +1,9 @@
 //! The tasks of one agent: first in, first out, one at a time.
 //!
-//! A task that was sent may have begun, heard of or not. So it is sent again only to the same
-//! incarnation, whose runtime tells by its journal what it has seen; when the incarnation is over,
-//! the task ends as interrupted.
+//! A task that was sent may have begun, heard of or not. So before it is sent it is stored to which
+//! incarnation; it is sent again only to the same one, whose runtime tells by its journal what it has
+//! seen; and when that incarnation is over, the task ends as interrupted. None of this depends on what
+//! the hub remembers.
 
 use std::time::Duration;
 
@@ -32,8 +33,8 @@ pub(super) fn fits(run: &Run) -> bool {
 #[derive(Debug)]
 struct Entry {
     task: Task,
-    /// In which session, and when, it was last sent.
-    sent: Option<(Epoch, Timestamp)>,
+    /// In which session it was last ordered, and when: it is ordered once in each.
+    ordered: Option<(Epoch, Timestamp)>,
     /// The session in which it was last heard to be running.
     heard: Option<Epoch>,
     /// Its end could not be stored, and is to be stored again.
@@ -49,16 +50,12 @@ impl Entry {
         matches!(self.task.state, TaskState::Ended { .. })
     }
 
-    fn may_have_begun(&self) -> bool {
-        self.is_running() || self.sent.is_some()
-    }
-
     fn is_running(&self) -> bool {
         matches!(self.task.state, TaskState::Running { .. })
     }
 
-    fn sent_in(&self, epoch: Epoch) -> Option<Timestamp> {
-        self.sent.and_then(|(of, at)| (of == epoch).then_some(at))
+    fn ordered_in(&self, epoch: Epoch) -> Option<Timestamp> {
+        self.ordered.and_then(|(of, at)| (of == epoch).then_some(at))
     }
 
     /// Only for a task that is not over: an end never changes.
@@ -108,7 +105,7 @@ impl TaskQueue {
     /// Takes a task in. A task that is known already, or over, changes nothing.
     pub(super) fn submit(&mut self, task: Task) {
         let known = self.entries.iter().any(|entry| entry.reference() == reference(&task));
-        let entry = Entry { task, sent: None, heard: None, unstored: false };
+        let entry = Entry { task, ordered: None, heard: None, unstored: false };
         if !known && !entry.is_over() {
             self.entries.push(entry);
         }
@@ -118,14 +115,18 @@ impl TaskQueue {
         self.entries.is_empty()
     }
 
-    /// The task to send in this session now, if any: none while another may be running.
-    pub(super) fn next_to_send(&mut self, epoch: Epoch, now: Timestamp) -> Option<Task> {
-        let busy = |entry: &Entry| !entry.is_over() && (entry.is_running() || entry.sent_in(epoch).is_some());
+    /// The task to send in this session now, if any: none while another may be running. It is to be
+    /// stored before it is sent, also when it was sent before, since its first record may have failed.
+    pub(super) fn next_to_send(&mut self, incarnation: Incarnation, epoch: Epoch, now: Timestamp) -> Option<Task> {
+        let busy = |entry: &Entry| !entry.is_over() && (entry.is_running() || entry.ordered_in(epoch).is_some());
         if self.entries.iter().any(busy) {
             return None;
         }
-        let entry = self.entries.iter_mut().find(|entry| !entry.is_over())?;
-        entry.sent = Some((epoch, now));
+        let open = self.entries.iter_mut().filter(|entry| !entry.is_over());
+        // What was sent before, and may be running, goes before what was not.
+        let entry = open.min_by_key(|entry| entry.task.handed_to().is_none())?;
+        entry.ordered = Some((epoch, now));
+        entry.task.state = TaskState::Sent { incarnation };
         Some(entry.task.clone())
     }
 
@@ -158,23 +159,19 @@ impl TaskQueue {
         Some(entry.end(TaskOutcome::NotStarted { reason: reason.to_owned() }, String::new(), now))
     }
 
-    /// Only this incarnation can still say how its tasks ended. Answers with what is over now.
-    pub(super) fn begin_incarnation(&mut self, incarnation: Incarnation, now: Timestamp) -> Vec<Task> {
-        self.end_where(now, |entry| match entry.task.state {
-            TaskState::Running { incarnation: of } => (of != incarnation).then_some(TaskOutcome::Interrupted),
-            TaskState::Queued | TaskState::Ended { .. } => None,
+    /// The incarnations that tasks were sent to are over, except for this one. Answers with the tasks
+    /// that end by that.
+    pub(super) fn end_incarnations(&mut self, except: Option<Incarnation>, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| {
+            let incarnation = entry.task.handed_to()?;
+            (Some(incarnation) != except).then_some(TaskOutcome::Interrupted)
         })
-    }
-
-    /// The incarnation that tasks were sent to is over. Answers with those that end by that.
-    pub(super) fn end_incarnation(&mut self, now: Timestamp) -> Vec<Task> {
-        self.end_where(now, |entry| entry.may_have_begun().then_some(TaskOutcome::Interrupted))
     }
 
     /// There is no agent any more. Answers with what is over now.
     pub(super) fn end_all(&mut self, reason: &str, now: Timestamp) -> Vec<Task> {
         self.end_where(now, |entry| {
-            Some(if entry.may_have_begun() {
+            Some(if entry.task.handed_to().is_some() {
                 TaskOutcome::Interrupted
             } else {
                 TaskOutcome::NotStarted { reason: reason.to_owned() }
@@ -188,7 +185,7 @@ impl TaskQueue {
             let since = match entry.task.started_at {
                 Some(started_at) if entry.is_running() => started_at.max(connected_at),
                 _ if entry.is_running() => connected_at,
-                _ => entry.sent_in(epoch)?,
+                _ => entry.ordered_in(epoch)?,
             };
             let limit = entry.task.timeout.get().saturating_add(OVERDUE);
             (elapsed(now, since) > limit).then_some(TaskOutcome::Interrupted)

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, SessionId, TaskId};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::TaskState;
+use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::{Challenge, Configuration, FromHub, FromRuntime, Hello, TaskOutcome, TaskRef};
 
 use super::world::{HEARTBEAT, at, credential, ended, hello, key, message, name, run, sign, task};
@@ -58,6 +59,10 @@ enum Move {
     },
     Wait(i64),
     Stored(bool),
+    /// The controller ends at once, and begins anew with what is durable.
+    Restart {
+        enroll_first: bool,
+    },
 }
 
 fn moves() -> impl Strategy<Value = Move> {
@@ -78,7 +83,48 @@ fn moves() -> impl Strategy<Value = Move> {
         1 => prop::bool::weighted(0.1).prop_map(|agent| Move::Revoke { agent }),
         2 => (1..10i64).prop_map(Move::Wait),
         8 => prop::bool::weighted(0.8).prop_map(Move::Stored),
+        1 => any::<bool>().prop_map(|enroll_first| Move::Restart { enroll_first }),
     ]
+}
+
+/// One life of one machine: the agent's claims so far, and the incarnation in the latest.
+type MachineLife = (u64, Incarnation);
+
+/// A record that is not durable yet, and the orders that wait for it.
+struct Unstored {
+    record: Record,
+    orders: Vec<(ConnId, TaskRef)>,
+}
+
+/// What a restart leaves.
+#[derive(Default)]
+struct Disk {
+    credentials: BTreeMap<AgentName, Credential>,
+    /// In the order in which they were accepted.
+    tasks: Vec<Task>,
+}
+
+impl Disk {
+    fn task(&self, id: TaskId) -> &Task {
+        self.tasks.iter().find(|task| task.id == id).expect("tasks are stored before they are submitted")
+    }
+
+    fn put(&mut self, record: Record) {
+        match record {
+            Record::Task(task) => {
+                let known = self.tasks.iter_mut().find(|known| known.id == task.id);
+                *known.expect("tasks are stored before they are submitted") = task;
+            }
+            // The controller may have removed or replaced it meanwhile.
+            Record::Credential(credential) => {
+                if let Some(known) = self.credentials.get_mut(&credential.agent)
+                    && known.incarnation == credential.incarnation
+                {
+                    *known = credential;
+                }
+            }
+        }
+    }
 }
 
 /// The hub, and what a watcher from outside knows of it.
@@ -90,8 +136,12 @@ struct Watch {
     hellos: BTreeMap<ConnId, Hello>,
     challenges: BTreeMap<ConnId, Challenge>,
     incarnations: BTreeMap<AgentName, u64>,
+    claims: BTreeMap<AgentName, u64>,
     tasks: Vec<TaskRef>,
-    unstored: Vec<Record>,
+    unstored: Vec<Unstored>,
+    disk: Disk,
+    sent_to: BTreeMap<TaskId, MachineLife>,
+    machines: BTreeMap<ConnId, MachineLife>,
     live: BTreeMap<AgentName, ConnId>,
     epochs: BTreeMap<AgentName, Epoch>,
     ended: BTreeMap<TaskId, TaskOutcome>,
@@ -108,8 +158,12 @@ impl Watch {
             hellos: BTreeMap::new(),
             challenges: BTreeMap::new(),
             incarnations: BTreeMap::new(),
+            claims: BTreeMap::new(),
             tasks: Vec::new(),
             unstored: Vec::new(),
+            disk: Disk::default(),
+            sent_to: BTreeMap::new(),
+            machines: BTreeMap::new(),
             live: BTreeMap::new(),
             epochs: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -131,10 +185,65 @@ impl Watch {
             self.make(Move::Hello { conn, agent, seed: 1, boot, machine: true });
             return self.make(Move::Prove { conn, seed: 1 });
         }
-        if let Some(event) = self.event(step) {
-            let effects = self.hub.handle(event, at(self.now));
-            self.check(&effects);
+        if let Move::Restart { enroll_first } = step {
+            return self.restart(enroll_first);
         }
+        if let Some(event) = self.event(step) {
+            self.tell(event);
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let effects = self.hub.handle(event, at(self.now));
+        self.check(&effects);
+    }
+
+    /// What is not durable is lost, and what waited for it was never sent.
+    fn restart(&mut self, enroll_first: bool) {
+        self.hub = Hub::new("default".parse().unwrap(), HEARTBEAT);
+        self.unstored.clear();
+        self.closed.extend(std::mem::take(&mut self.conns).into_values());
+        self.live.clear();
+        self.epochs = self.disk.credentials.iter().map(|(agent, it)| (agent.clone(), it.epoch)).collect();
+        let ends = self.disk.tasks.iter().filter_map(|task| Some((task.id, task.outcome()?.clone())));
+        self.ended = ends.collect();
+        let enrolls = self.disk.credentials.values().cloned();
+        let mut enrolls = enrolls.map(|it| Event::Enroll(it, Configuration::default())).collect::<Vec<_>>();
+        let open = self.disk.tasks.iter().filter(|task| task.outcome().is_none()).cloned().collect::<Vec<_>>();
+        let removed = |task: &&Task| task.handed_to().is_some() && !self.disk.credentials.contains_key(&task.agent);
+        let revokes = open.iter().filter(removed).map(|task| Event::Revoke(task.agent.clone())).collect::<Vec<_>>();
+        let mut events = open.into_iter().map(Event::Submit).collect::<Vec<_>>();
+        if enroll_first {
+            enrolls.append(&mut events);
+            events = enrolls;
+        } else {
+            events.append(&mut enrolls);
+        }
+        events.into_iter().chain(revokes).for_each(|event| self.tell(event));
+    }
+
+    /// Whether the records could be stored. If so, what waited for them is sent.
+    fn settle(&mut self, well: bool) -> Event {
+        let unstored = std::mem::take(&mut self.unstored);
+        let records = unstored.iter().map(|it| it.record.clone()).collect();
+        if !well {
+            return Event::StoreFailed(records);
+        }
+        for Unstored { record, orders } in unstored {
+            self.disk.put(record);
+            for (conn, task) in orders {
+                self.check_order(conn, task.task);
+            }
+        }
+        Event::Stored(records)
+    }
+
+    /// A task goes only to the incarnation that its durable record names, and never to two.
+    fn check_order(&mut self, conn: ConnId, task: TaskId) {
+        let machine = self.machines[&conn];
+        assert_eq!(self.disk.task(task).state, TaskState::Sent { incarnation: machine.1 });
+        let former = self.sent_to.insert(task, machine);
+        assert!(former.is_none_or(|former| former == machine), "sent to {former:?} and to {machine:?}");
     }
 
     fn from(&self, conn: u64, body: FromRuntime) -> Option<Event> {
@@ -145,7 +254,7 @@ impl Watch {
 
     fn event(&mut self, step: Move) -> Option<Event> {
         match step {
-            Move::Join { .. } => None,
+            Move::Join { .. } | Move::Restart { .. } => None,
             Move::Open(conn) => {
                 self.next_conn += 1;
                 let id = ConnId(self.next_conn);
@@ -179,6 +288,7 @@ impl Watch {
             Move::Submit { agent } => {
                 let task = task(Self::agent(agent));
                 self.tasks.push(super::world::of(&task));
+                self.disk.tasks.push(task.clone());
                 Some(Event::Submit(task))
             }
             Move::Stream { agent, key } => {
@@ -187,39 +297,51 @@ impl Watch {
             }
             Move::Enroll { agent, incarnation } => {
                 let agent = Self::agent(agent);
+                let credential = credential(agent, incarnation);
                 let known = self.incarnations.entry(name(agent)).or_default();
-                *known = incarnation.max(*known);
-                Some(Event::Enroll(credential(agent, incarnation), Configuration::default()))
+                if incarnation > *known {
+                    *known = incarnation;
+                    self.disk.credentials.insert(name(agent), credential.clone());
+                }
+                Some(Event::Enroll(credential, Configuration::default()))
             }
             Move::Revoke { agent } => {
                 let agent = name(Self::agent(agent));
                 // A machine that is made anew has a new claim, with epochs of its own.
                 self.epochs.remove(&agent);
                 self.incarnations.remove(&agent);
+                self.disk.credentials.remove(&agent);
+                *self.claims.entry(agent.clone()).or_default() += 1;
                 Some(Event::Revoke(agent))
             }
             Move::Wait(seconds) => {
                 self.now += seconds;
                 Some(Event::Tick)
             }
-            Move::Stored(well) => {
-                let records = std::mem::take(&mut self.unstored);
-                Some(if well { Event::Stored(records) } else { Event::StoreFailed(records) })
-            }
+            Move::Stored(well) => Some(self.settle(well)),
         }
     }
 
     fn check(&mut self, effects: &[Effect]) {
+        let mut stores = false;
         for effect in effects {
             match effect {
-                Effect::Send { conn, body, .. } => self.check_send(*conn, body),
+                Effect::Send { conn, body, .. } => {
+                    self.check_send(*conn, body);
+                    if let FromHub::Task(order) = body {
+                        assert!(stores, "a task is sent, and not stored before");
+                        let last = self.unstored.last_mut().expect("it was stored just now");
+                        last.orders.push((*conn, order.task));
+                    }
+                }
                 Effect::SendData { conn, .. } => assert!(self.live.values().any(|live| live == conn)),
                 Effect::Close { conn } => {
                     assert!(self.closed.insert(*conn), "closed twice");
                     self.live.retain(|_, live| live != conn);
                 }
                 Effect::Store(record) => {
-                    self.unstored.push(record.clone());
+                    stores = true;
+                    self.unstored.push(Unstored { record: record.clone(), orders: Vec::new() });
                     self.check_record(record);
                 }
                 Effect::Notify(Notice::SessionClosed { agent, .. }) => {
@@ -238,6 +360,8 @@ impl Watch {
             FromHub::Challenge(_) | FromHub::Refused(_) => {}
             FromHub::Welcome(_) => {
                 let agent = self.hellos[&conn].agent.clone();
+                let claim = self.claims.get(&agent).copied().unwrap_or_default();
+                self.machines.insert(conn, (claim, self.hellos[&conn].incarnation));
                 assert_eq!(self.live.insert(agent, conn), None, "one session of an agent at a time");
             }
             other => assert!(self.live.values().any(|live| *live == conn), "{other:?} without a session"),
@@ -251,19 +375,13 @@ impl Watch {
                 assert!(former.is_none_or(|former| former < credential.epoch), "epochs grow");
                 assert!(credential.binding.is_some() && credential.join.is_none());
             }
-            Record::Task(task) => {
-                let state = match &task.state {
-                    TaskState::Ended { outcome } => Some(outcome),
-                    TaskState::Queued | TaskState::Running { .. } => None,
-                };
-                match (self.ended.get(&task.id), state) {
-                    (Some(former), now) => assert_eq!(Some(former), now, "an ended task never changes"),
-                    (None, Some(outcome)) => {
-                        self.ended.insert(task.id, outcome.clone());
-                    }
-                    (None, None) => {}
+            Record::Task(task) => match (self.ended.get(&task.id), task.outcome()) {
+                (Some(former), now) => assert_eq!(Some(former), now, "an ended task never changes"),
+                (None, Some(outcome)) => {
+                    self.ended.insert(task.id, outcome.clone());
                 }
-            }
+                (None, None) => {}
+            },
         }
     }
 }

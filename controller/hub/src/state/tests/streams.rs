@@ -5,6 +5,7 @@ use vm_agent_schemas::wire::{
 };
 
 use super::world::*;
+use crate::state::streams::STREAMS_MAX;
 use crate::state::{ConnId, Effect, Event, OpenError, StreamKey};
 use crate::stream::StreamEvent;
 
@@ -67,6 +68,21 @@ fn a_stream_needs_a_session() {
     assert_eq!(world.tell(open("db")), [Effect::Opening { key: KEY, answer: Err(OpenError::Offline) }]);
     world.tell(Event::Shutdown);
     assert_eq!(world.tell(open("web")), [Effect::Opening { key: KEY, answer: Err(OpenError::Shutdown) }]);
+}
+
+#[test]
+fn a_session_has_so_many_streams_and_a_task_is_not_counted() {
+    let mut world = World::joined();
+    let open = |key| Event::OpenStream { key: StreamKey(key), agent: name("web"), run: run(), stdin: false };
+    assert_eq!(sent(&world.tell(Event::Submit(task("web"))), 1).len(), 1);
+    let most = STREAMS_MAX as u64;
+    for key in 0..most {
+        assert_eq!(sent(&world.tell(open(key)), 1).len(), 1, "{key}");
+    }
+    let key = StreamKey(most);
+    assert_eq!(world.tell(open(most)), [Effect::Opening { key, answer: Err(OpenError::TooMany) }]);
+    world.tell(Event::CloseStream { key: StreamKey(3) });
+    assert_eq!(sent(&world.tell(open(most)), 1).len(), 1, "where one has ended, there is room");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use vm_agent_schemas::wire::{
 };
 
 use super::world::*;
-use crate::state::{ConnId, Effect, Event, Notice, Record};
+use crate::state::{ConnId, Effect, Event, Hub, Notice, Record};
 
 fn order(effects: &[Effect], conn: u64) -> Option<TaskOrder> {
     sent(effects, conn).into_iter().find_map(|body| match body {
@@ -61,6 +61,44 @@ fn a_task_runs_and_its_end_is_stored_before_it_is_acknowledged() {
     assert_eq!(*record, Record::Task(over.clone()));
     assert_eq!(*notice, Notice::TaskEnded(over));
     assert_eq!(*body, FromHub::TaskAck(of(&task)));
+}
+
+#[test]
+fn that_a_task_is_sent_is_stored_before_it_is_each_time() {
+    let mut world = World::joined();
+    let task = task("web");
+    let is_sent = Task { state: TaskState::Sent { incarnation: Incarnation(1) }, ..task.clone() };
+    let effects = world.tell(Event::Submit(task.clone()));
+    let [Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }] = effects.as_slice() else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((record, order.task), (&Record::Task(is_sent.clone()), of(&task)));
+    // The first record may have failed.
+    let again = reconnect(&mut world, 2);
+    let [.., Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }] = again.as_slice() else {
+        panic!("{again:?}");
+    };
+    assert_eq!((record, order.task), (&Record::Task(is_sent), of(&task)));
+}
+
+#[test]
+fn what_was_sent_before_a_restart_is_sent_again_to_the_same_incarnation_before_all_else() {
+    for submitted_first in [false, true] {
+        let mut world = World { hub: Hub::new("default".parse().unwrap(), HEARTBEAT), now: 0 };
+        let queued = task("web");
+        let is_sent = Task { state: TaskState::Sent { incarnation: Incarnation(1) }, ..task("web") };
+        let submits = [&queued, &is_sent].map(|task| Event::Submit(task.clone()));
+        let enroll = Event::Enroll(credential("web", 1), Configuration::default());
+        let mut events = Vec::from(submits);
+        events.insert(if submitted_first { 2 } else { 0 }, enroll);
+        for event in events {
+            assert_eq!(world.tell(event), []);
+        }
+        assert_eq!(order(&world.join(1, &hello("web", 1), 1), 1).unwrap().task, of(&is_sent));
+        let effects = world.say(1, "web", ended(of(&is_sent), 0));
+        assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Exited { code: 0 });
+        assert_eq!(order(&effects, 1).unwrap().task, of(&queued));
+    }
 }
 
 #[test]
@@ -162,11 +200,13 @@ fn the_end_of_an_incarnation_interrupts_what_may_have_begun() {
 
 #[test]
 fn a_task_of_an_incarnation_that_is_over_is_interrupted_at_the_start() {
-    for enrolled_first in [false, true] {
+    let incarnation = Incarnation(2);
+    let states = [TaskState::Sent { incarnation }, TaskState::Running { incarnation }];
+    let cases = states.into_iter().flat_map(|state| [(false, state.clone()), (true, state)]);
+    for (enrolled_first, state) in cases {
         let mut world = World::new();
         let enroll = |agent| Event::Enroll(credential(agent, 3), Configuration::default());
-        let running = Task { state: TaskState::Running { incarnation: Incarnation(2) }, ..task("late") };
-        let events = [enroll("late"), Event::Submit(running)];
+        let events = [enroll("late"), Event::Submit(Task { state, ..task("late") })];
         let [first, second] = if enrolled_first {
             events
         } else {
