@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::layout::{LOCK_FILE, STOPPED_FILE};
-use vm_agent_tests::e2e::{Fleet, Process, Records};
+use vm_agent_tests::e2e::{Fleet, LIMIT, Process, Records};
 
 /// How often the controller is killed.
 const KILLS: usize = 100;
@@ -130,20 +130,16 @@ fn kill_within_a_change(fleet: &Fleet, random: &mut Rng) {
         if !controllers.is_empty() {
             break controllers;
         }
-        assert!(up.try_wait().unwrap().is_none(), "`up` ended before there was a controller\n{}", log(fleet));
-        assert!(began.elapsed() < vm_agent_tests::e2e::LIMIT, "no controller came up");
+        assert!(up.try_wait().unwrap().is_none(), "`up` ended before there was a controller\n{}", fleet.report());
+        assert!(began.elapsed() < LIMIT, "no controller came up\n{}", fleet.report());
     };
     // A process that is just being forked still looks like the controller; it is killed with it.
     controllers.iter().for_each(|controller| controller.send(Signal::KILL));
     up.kill().unwrap();
     up.wait().unwrap();
-    while fleet.processes().iter().any(|process| process.runtime_of().is_none()) {
-        assert!(began.elapsed() < vm_agent_tests::e2e::LIMIT, "still there: {:?}", fleet.processes());
+    while !fleet.is_free() || fleet.processes().iter().any(|process| process.runtime_of().is_none()) {
+        assert!(began.elapsed() < LIMIT, "still there: {:?}", fleet.processes());
     }
-}
-
-fn log(fleet: &Fleet) -> String {
-    std::fs::read_to_string(fleet.state_dir().join("controller.log")).unwrap_or_default()
 }
 
 #[test]

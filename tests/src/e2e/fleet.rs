@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use vm_agent_schemas::api::{AgentView, ControllerStatus, Document, List};
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::plan::{Health, Sync};
+use vm_agent_store::is_locked;
 
 use super::follow::Follower;
 use super::process::{self, Process};
@@ -120,10 +123,15 @@ impl Fleet {
         })
     }
 
-    /// Begins to run the program, and does not wait.
+    /// Begins to run the program, and does not wait. What it says is for the report of a failure.
     pub fn begin(&self, arguments: &[&str]) -> Child {
+        let told = File::options().create(true).append(true).open(self.told()).expect("a file is opened");
         let mut command = self.command(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("vm-agent runs")
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(told).spawn().expect("vm-agent runs")
+    }
+
+    fn told(&self) -> PathBuf {
+        self.dir.path().join("told")
     }
 
     /// Runs the program, which has to succeed, and gives what it wrote to stdout.
@@ -208,7 +216,17 @@ impl Fleet {
         let controllers = self.controllers();
         assert_eq!(controllers.len(), 1, "{controllers:?}");
         controllers[0].send(Signal::KILL);
-        self.wait_for("the end of the controller", || self.controllers().is_empty().then_some(()));
+        self.wait_for("the end of the controller", || self.is_free().then_some(()));
+    }
+
+    /// Whether nothing of a controller is left: no process, no lock, nobody behind the socket. A process
+    /// that was killed lets go of its memory, by which it is found, before it lets go of its files.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        let state_dir = self.state_dir();
+        self.controllers().is_empty()
+            && !is_locked(&state_dir)
+            && UnixStream::connect(state_dir.join("api.sock")).is_err()
     }
 
     /// Looks again at each event until there is what is looked for; never, when it takes longer than
@@ -269,16 +287,20 @@ impl Fleet {
     }
 
     /// What a person needs to see who asks why a test failed.
-    fn report(&self) -> String {
+    #[must_use]
+    pub fn report(&self) -> String {
         let mut report = String::new();
         for arguments in [&["list", "-o", "wide"][..], &["status"], &["events", "--limit", "40"]] {
             let ran = self.run(arguments);
             let _ = writeln!(report, "--- vm-agent {arguments:?}: {}\n{}{}", ran.code, ran.stdout, ran.stderr);
         }
         let _ = writeln!(report, "--- processes\n{:#?}", self.processes());
-        let log = std::fs::read_to_string(self.state_dir().join("controller.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let _ = writeln!(report, "--- controller.log\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        for file in [self.told(), self.state_dir().join("controller.log")] {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(40)..];
+            let _ = writeln!(report, "--- {}\n{}", file.display(), last.join("\n"));
+        }
         report
     }
 }
