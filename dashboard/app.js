@@ -27,7 +27,9 @@ function element(tag, attributes = {}, ...children) {
 }
 
 const quiet = (text) => element("div", { class: "quiet" }, text);
-const list = (items) => (items.length ? element("ul", {}, items.map((item) => element("li", {}, item))) : "–");
+/** What a cell shows that has nothing to say. */
+const NONE = "–";
+const list = (items) => (items.length ? element("ul", {}, items.map((item) => element("li", {}, item))) : NONE);
 
 /** A state as a word with a colour: the colour adds to the word, it does not replace it. */
 function state(word, tones) {
@@ -139,7 +141,8 @@ function override({ path, author, reason, expiresAt }) {
 // ---------------------------------------------------------------- the page
 
 function cell(label, ...content) {
-  return element("td", { role: "cell", "data-label": label }, element("div", {}, content));
+  const about = content[0] === NONE ? { class: "none" } : {};
+  return element("td", { role: "cell", "data-label": label, ...about }, element("div", {}, content));
 }
 
 function agentRow(agent) {
@@ -155,12 +158,12 @@ function agentRow(agent) {
     "tr",
     { role: "row" },
     heading,
-    cell("Driver", agent.driver ?? "–", quiet(instance)),
+    cell("Driver", agent.driver ?? "no driver", quiet(instance)),
     cell("Sync", state(agent.sync, SYNC_TONES)),
     cell("Health", state(agent.health, HEALTH_TONES)),
     cell("Drift", list(agent.drift.map(drift))),
     cell("Waits for", list(agent.waitsFor.map((reason) => waiting(reason, agent.name)))),
-    cell("Last seen", agent.session ? moment(agent.session.lastSeen) : "–"),
+    cell("Last seen", agent.session ? moment(agent.session.lastSeen) : NONE),
   );
 }
 
