@@ -1,0 +1,295 @@
+//! Simulated runtimes: what would run in the machines that [`Fake`] only pretends to make. They speak
+//! the real protocol over real sockets, so the controller can't tell the difference.
+//!
+//! [`Runtimes`] is told by a fake of each machine that comes up or goes down, and [`Peer`] is one
+//! connection, for tests that want to say something that no honest runtime would.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::{SinkExt as _, StreamExt as _};
+use jiff::Timestamp;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+use vm_agent_drivers::fake::Fake;
+use vm_agent_schemas::ids::{Boot, Digest, Nonce};
+use vm_agent_schemas::names::{AgentName, InstanceName};
+use vm_agent_schemas::units::ByteSize;
+use vm_agent_schemas::wire::{
+    Address, ChallengeProof, Channel, Configured, Envelope, Frame, FromHub, FromRuntime, HUB_PATH, HealthReport, Hello,
+    PROTOCOL, Seed, StreamEnded, StreamOpen, StreamRef, TaskEnded, TaskOutcome, TaskRef, Welcome,
+};
+
+/// The pause before another attempt to connect. Short: a test waits for it.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What lies on the disk of a simulated machine.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The latest seed.
+    pub seed: Seed,
+    /// The private key of the runtime.
+    pub key: [u8; 32],
+    /// What tells this machine from a copy of it.
+    pub machine_id: Digest,
+    /// How often the runtime has started.
+    pub boot: Boot,
+}
+
+impl Disk {
+    /// The disk of a machine that has just been made.
+    #[must_use]
+    pub fn new(seed: Seed) -> Self {
+        let random = Digest::of(Nonce::generate().as_str().as_bytes());
+        let mut key = [0; 32];
+        key.copy_from_slice(&random.as_str().as_bytes()[..32]);
+        Self { seed, key, machine_id: random, boot: Boot(1) }
+    }
+
+    /// The hello of a runtime that starts from this disk.
+    #[must_use]
+    pub fn hello(&self) -> Hello {
+        Hello {
+            protocol: (PROTOCOL, PROTOCOL),
+            fleet: self.seed.fleet.clone(),
+            agent: self.seed.agent.clone(),
+            incarnation: self.seed.incarnation,
+            nonce: self.seed.nonce.clone(),
+            machine_id: self.machine_id.clone(),
+            boot: self.boot,
+            public_key: URL_SAFE_NO_PAD.encode(self.pair().public_key()),
+            join_token: Some(self.seed.join_token.clone()),
+            runtime_version: "simulated".to_owned(),
+        }
+    }
+
+    /// Where the seed says that the hub is.
+    ///
+    /// # Panics
+    /// When the seed names no plain address: simulated runtimes speak no TLS.
+    #[must_use]
+    pub fn hub(&self) -> SocketAddr {
+        let address = self.seed.hub.strip_prefix("ws://").and_then(|rest| rest.strip_suffix(HUB_PATH));
+        address.and_then(|address| address.parse().ok()).expect("the hub is on loopback")
+    }
+
+    fn pair(&self) -> Ed25519KeyPair {
+        Ed25519KeyPair::from_seed_unchecked(&self.key).expect("any 32 bytes are a seed")
+    }
+}
+
+/// One connection to a hub.
+#[derive(Debug)]
+pub struct Peer {
+    agent: AgentName,
+    socket: WebSocketStream<TcpStream>,
+}
+
+impl Peer {
+    /// Connects, and says nothing yet.
+    ///
+    /// # Errors
+    /// When there is no hub.
+    pub async fn connect(hub: SocketAddr, agent: AgentName) -> Result<Self, Error> {
+        let tcp = TcpStream::connect(hub).await?;
+        let (socket, _) = client_async(format!("ws://{hub}{HUB_PATH}"), tcp).await?;
+        Ok(Self { agent, socket })
+    }
+
+    /// Says something. A hub that has gone is found out by [`hear`](Self::hear).
+    pub async fn say(&mut self, body: FromRuntime) {
+        let from = Address::Agent(self.agent.clone());
+        let envelope = Envelope::new(from, Address::Host, Timestamp::now(), body);
+        let text = serde_json::to_string(&envelope).expect("messages have no keys that are not texts");
+        let _ = self.socket.send(Message::text(text)).await;
+    }
+
+    /// Sends bulk data.
+    pub async fn send(&mut self, frame: &Frame) {
+        let _ = self.socket.send(Message::Binary(frame.encode())).await;
+    }
+
+    /// The next message of the hub, bulk data left out; nothing once the connection is closed.
+    pub async fn hear(&mut self) -> Option<FromHub> {
+        loop {
+            match self.socket.next().await?.ok()? {
+                Message::Text(text) => {
+                    let envelope: Envelope<FromHub> = serde_json::from_str(&text).expect("the hub keeps the protocol");
+                    return Some(envelope.body);
+                }
+                Message::Close(_) => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Says hello and proves it with the key of the disk. Gives the hub's last word: a welcome or a
+    /// refusal.
+    pub async fn shake(&mut self, hello: Hello, disk: &Disk) -> Option<FromHub> {
+        self.say(FromRuntime::Hello(hello.clone())).await;
+        match self.hear().await? {
+            FromHub::Challenge(challenge) => {
+                let signature = URL_SAFE_NO_PAD.encode(disk.pair().sign(&challenge.signed_bytes(&hello)));
+                self.say(FromRuntime::Proof(ChallengeProof { signature })).await;
+                self.hear().await
+            }
+            other => Some(other),
+        }
+    }
+}
+
+/// A report of a machine that is well.
+#[must_use]
+pub fn health() -> HealthReport {
+    HealthReport {
+        cpus: 2,
+        load: 0.1,
+        memory_total: ByteSize::from_gib(4),
+        memory_used: ByteSize::from_gib(1),
+        disk_total: ByteSize::from_gib(40),
+        disk_used: ByteSize::from_gib(4),
+        uptime_secs: 60,
+        runtime_memory: ByteSize::from_mib(8),
+        tasks: 0,
+        streams: 0,
+    }
+}
+
+/// The runtimes in a fake's machines.
+#[derive(Clone, Default)]
+pub struct Runtimes {
+    machines: Arc<Mutex<BTreeMap<InstanceName, Machine>>>,
+}
+
+struct Machine {
+    disk: Disk,
+    process: AbortHandle,
+}
+
+impl Runtimes {
+    /// Runtimes in all machines that this fake brings up from now on.
+    #[must_use]
+    pub fn of(fake: &Fake) -> Self {
+        let runtimes = Self::default();
+        let (up, down) = (runtimes.clone(), runtimes.clone());
+        fake.on_up(Arc::new(move |seed| up.up(seed)));
+        fake.on_down(Arc::new(move |instance| down.stop(instance.as_str())));
+        runtimes
+    }
+
+    /// The disk of a machine as it is now.
+    ///
+    /// # Panics
+    /// When there never was such a machine.
+    #[must_use]
+    pub fn disk(&self, instance: &str) -> Disk {
+        self.lock().get(&name(instance)).expect("the test means a machine that came up").disk.clone()
+    }
+
+    /// Ends the runtime in a machine, which itself goes on.
+    pub fn stop(&self, instance: &str) {
+        if let Some(machine) = self.lock().get(&name(instance)) {
+            machine.process.abort();
+        }
+    }
+
+    /// Starts the runtime in a machine again.
+    ///
+    /// # Panics
+    /// When there never was such a machine.
+    pub fn start(&self, instance: &str) {
+        let mut machines = self.lock();
+        let machine = machines.get_mut(&name(instance)).expect("the test means a machine that came up");
+        machine.process.abort();
+        machine.disk.boot = machine.disk.boot.next();
+        machine.process = tokio::spawn(live(machine.disk.clone())).abort_handle();
+    }
+
+    /// A machine comes up: with the disk that it had, or with a new one when it is another.
+    pub fn up(&self, seed: &Seed) {
+        let instance = seed.fleet.instance_of(&seed.agent).expect("the controller has named it so");
+        let mut machines = self.lock();
+        let disk = match machines.get(&instance) {
+            Some(known) if known.disk.seed.nonce == seed.nonce => {
+                known.process.abort();
+                Disk { seed: seed.clone(), boot: known.disk.boot.next(), ..known.disk.clone() }
+            }
+            _ => Disk::new(seed.clone()),
+        };
+        let process = tokio::spawn(live(disk.clone())).abort_handle();
+        machines.insert(instance, Machine { disk, process });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceName, Machine>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn name(instance: &str) -> InstanceName {
+    instance.parse().expect("the test gives a valid name")
+}
+
+/// The life of a runtime: it connects again and again until it is refused for good.
+async fn live(disk: Disk) {
+    loop {
+        if let Ok(mut peer) = Peer::connect(disk.hub(), disk.seed.agent.clone()).await {
+            match peer.shake(disk.hello(), &disk).await {
+                Some(FromHub::Welcome(welcome)) => serve(&mut peer, welcome).await,
+                Some(FromHub::Refused(refused)) if !refused.retry => return,
+                _ => {}
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// One session, until the hub ends it.
+async fn serve(peer: &mut Peer, welcome: Welcome) {
+    let mut heartbeats = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms));
+    peer.say(FromRuntime::Configured(Configured { digest: welcome.configuration.digest() })).await;
+    loop {
+        tokio::select! {
+            _ = heartbeats.tick() => peer.say(FromRuntime::Health(health())).await,
+            heard = peer.hear() => match heard {
+                None => return,
+                Some(message) => answer(peer, message).await,
+            },
+        }
+    }
+}
+
+async fn answer(peer: &mut Peer, message: FromHub) {
+    match message {
+        FromHub::Configure(configuration) => {
+            peer.say(FromRuntime::Configured(Configured { digest: configuration.digest() })).await;
+        }
+        FromHub::Task(order) => run(peer, order.task).await,
+        FromHub::StreamOpen(open) => echo(peer, open).await,
+        _ => {}
+    }
+}
+
+/// A task that has nothing to do, and does it at once.
+async fn run(peer: &mut Peer, task: TaskRef) {
+    peer.say(FromRuntime::TaskStarted(task)).await;
+    let outcome = TaskOutcome::Exited { code: 0 };
+    peer.say(FromRuntime::TaskEnded(TaskEnded { task, outcome, output: String::new() })).await;
+}
+
+/// A process that says what it was called with.
+async fn echo(peer: &mut Peer, open: StreamOpen) {
+    let stream = open.stream;
+    peer.say(FromRuntime::StreamOpened(StreamRef { stream })).await;
+    let said = open.run.argv.join(" ");
+    for (channel, data) in [(Channel::Stdout, said), (Channel::Stderr, String::new())] {
+        peer.send(&Frame { stream, channel, offset: 0, end: true, data: data.into() }).await;
+    }
+    peer.say(FromRuntime::StreamEnded(StreamEnded { stream, outcome: TaskOutcome::Exited { code: 0 } })).await;
+}

@@ -1,0 +1,101 @@
+//! Instances that are not ours are never touched, whatever their name.
+
+use vm_agent_drivers::fake::{Behaviour, Call, Fake, NonceSight, On};
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::observe::{Instance, InstanceState};
+use vm_agent_schemas::plan::{Sync, WaitsFor};
+use vm_agent_schemas::units::Span;
+use vm_agent_tests::fleet_of_fakes::Runtimes;
+use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, pass, qemu, settled, start, until, well};
+
+const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}, db: {}}\n";
+
+fn strangers(state: InstanceState, nonce: Option<&str>) -> Instance {
+    Instance { name: "web".parse().unwrap(), state, nonce: nonce.map(Nonce::from_text), sizes: None }
+}
+
+#[tokio::test]
+async fn an_instance_that_is_not_ours_blocks_its_agent_and_is_never_touched() {
+    let cases = [
+        (InstanceState::Running, Some("another"), "rename or delete instance `web`"),
+        (InstanceState::Stopped, None, "rename or delete instance `web`"),
+        (InstanceState::Deleted, None, "purge the deleted instance `web`"),
+    ];
+    for (state, nonce, sentence) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = qemu(Span::from_secs(60));
+        let _runtimes = Runtimes::of(&fake);
+        fake.put(strangers(state, nonce));
+        let running = start(folder.path(), &[&fake]).await;
+        let controller = running.controller();
+        apply(controller, FILE).await;
+        let web = becomes(controller, "web", |it| it.sync == Sync::Blocked).await;
+        let told = web.waits_for.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        assert!(told.contains(sentence), "{told}");
+        well(controller, &["db"]).await;
+
+        controller.stop("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+        pass(controller, FILE).await;
+        controller.destroy("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+        pass(controller, FILE).await;
+        let down = vm_agent_schemas::api::DownRequest { destroy: true, dry_run: false };
+        let plan = controller.down(down, &ann()).await.unwrap();
+        assert!(plan.steps.iter().all(|step| step.agent.as_str() != "web"));
+        running.stopped().await;
+        running.shut_down().await;
+        assert_eq!(fake.instances(), [strangers(state, nonce)]);
+        let touched = [Call::Create, Call::Start, Call::Stop, Call::Resize, Call::Destroy];
+        assert!(touched.into_iter().all(|call| fake.calls_on(call, "web") == 0), "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_takes_the_place_of_ours_is_not_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = qemu(Span::from_secs(60));
+    let runtimes = Runtimes::of(&fake);
+    let running = start(folder.path(), &[&fake]).await;
+    let controller = running.controller();
+    apply(controller, FILE).await;
+    settled(controller, FILE, &["web", "db"]).await;
+    fake.put(strangers(InstanceState::Running, Some("another")));
+    runtimes.stop("web");
+    becomes(controller, "web", |it| matches!(it.waits_for[..], [WaitsFor::ForeignInstance { .. }])).await;
+    let without = "defaults: {driver: qemu}\nagents: {db: {}}\n";
+    let applied = apply(controller, without).await;
+    approve(controller, without, &applied).await.unwrap();
+    until("the claim is dropped", async || agent(controller, "web").await.is_none().then_some(())).await;
+    assert_eq!(fake.calls_on(Call::Destroy, "web"), 0);
+    assert!(fake.instances().contains(&strangers(InstanceState::Running, Some("another"))));
+    running.shut_down().await;
+}
+
+/// Where listings show no nonce, only a runtime can tell whose an instance is: the one of this very
+/// machine, and not of one before.
+#[tokio::test]
+async fn the_runtime_of_an_earlier_machine_proves_nothing_of_a_later_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake: Fake = qemu(Span::from_secs(60));
+    fake.show_nonces(NonceSight::Hidden);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(folder.path(), &[&fake]).await;
+    let controller = running.controller();
+    apply(controller, FILE).await;
+    settled(controller, FILE, &["web", "db"]).await;
+    controller.destroy("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+    until("it is gone", async || agent(controller, "web").await.is_none().then_some(())).await;
+
+    fake.script(On::create("web"), Behaviour::Fail("no room".into()));
+    controller.create("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+    becomes(controller, "web", |it| matches!(it.waits_for[..], [WaitsFor::Backoff { .. }])).await;
+    fake.put(strangers(InstanceState::Running, None));
+    becomes(controller, "web", |it| it.instance.is_some()).await;
+    controller.destroy("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+    for _ in 0..3 {
+        pass(controller, FILE).await;
+    }
+    let web = agent(controller, "web").await.unwrap();
+    assert_eq!(fake.calls_on(Call::Destroy, "web"), 1, "only the first machine was deleted: {:?}", web.waits_for);
+    assert!(web.waits_for.contains(&WaitsFor::Proof), "{:?}", web.waits_for);
+    running.shut_down().await;
+}
