@@ -1,5 +1,7 @@
 //! The dashboard in a real Chromium: what a person sees, and what the browser has to say of the page.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "what fails in a test may end it, and says so there")]
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

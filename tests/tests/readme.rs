@@ -9,7 +9,7 @@ use vm_agent_tests::e2e::Fleet;
 /// The code blocks of a language in a part of the README.
 fn blocks<'a>(part: &'a str, language: &str) -> Vec<&'a str> {
     let begin = format!("```{language}\n");
-    part.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+    part.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
 }
 
 /// The words of a line, with those that differ from one time to the next told by their kind.
