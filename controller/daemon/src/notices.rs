@@ -73,7 +73,7 @@ fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
         Notice::Health { .. } | Notice::Configured { .. } => None,
         Notice::Log { agent, lines, dropped } => {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
-            log(core, &agent, missing.into_iter().chain(lines).collect());
+            log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());
             None
         }
         Notice::TaskStarted(task) => {
@@ -89,7 +89,7 @@ fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
             let id = task.task.to_string();
             // The end of a time-ordered id is what tells two of the same moment apart.
             let short = id.rsplit('-').next().unwrap_or(&id);
-            log(core, &agent, text.lines().map(|line| format!("task {short} {mark} {line}")).collect());
+            log(core, &agent, &text.lines().map(|line| format!("task {short} {mark} {line}")).collect::<Vec<_>>());
             None
         }
         Notice::TaskUnknown { agent, task } => {
@@ -107,8 +107,8 @@ fn look_at(core: &Core, agent: &AgentName) {
     }
 }
 
-fn log(core: &Core, agent: &AgentName, lines: Vec<String>) {
-    if let Err(error) = core.logs.append(agent, &lines) {
+fn log(core: &Core, agent: &AgentName, lines: &[String]) {
+    if let Err(error) = core.logs.append(agent, lines) {
         tracing::warn!(agent.name = %agent, %error, "An agent's log can't be written");
     }
 }
