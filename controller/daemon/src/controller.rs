@@ -397,8 +397,7 @@ impl Controller {
     /// None so far.
     pub async fn down(&self, request: DownRequest, actor: &Actor) -> Result<Plan, Problem> {
         let mode = if request.destroy { Mode::Destroy } else { Mode::Down };
-        let now = Timestamp::now();
-        let inputs = Inputs { mode, ..self.core.inputs(now).await };
+        let inputs = Inputs { mode, ..self.core.inputs().await };
         let plan = plan(&inputs);
         if !request.dry_run {
             tracing::info!(actor = actor.name, destroy = request.destroy, "The fleet is taken down");
@@ -575,14 +574,14 @@ impl Controller {
 
     /// Shows a moment of the controller to a view.
     async fn look<T>(&self, view: impl FnOnce(&Moment<'_>) -> T) -> T {
-        let inputs = self.core.inputs(Timestamp::now()).await;
+        let inputs = self.core.inputs().await;
         let sessions = self.core.hub.sessions().await;
         let plan = plan(&inputs);
         view(&Moment { core: &self.core, inputs: &inputs, plan: &plan, sessions: &sessions })
     }
 
     async fn plan_with(&self, records: &Records) -> Plan {
-        plan(&self.core.inputs_with(records, Timestamp::now()).await)
+        plan(&self.core.inputs_with(records).await)
     }
 
     /// Reads a fleet file that is meant for this controller.

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_hub::{HubHandle, SessionInfo};
-use vm_agent_plan::{Inputs, Mode, SessionSeen};
+use vm_agent_plan::{DriverView, Inputs, Listing, Mode, SessionSeen};
 use vm_agent_schemas::api::Addresses;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::names::AgentName;
@@ -64,15 +64,19 @@ impl Core {
     }
 
     /// Everything that a plan is made from, as it is now.
-    pub(crate) async fn inputs(&self, now: Timestamp) -> Inputs {
-        self.inputs_with(&self.ledger.records(), now).await
+    pub(crate) async fn inputs(&self) -> Inputs {
+        self.inputs_with(&self.ledger.records()).await
     }
 
     /// Everything that a plan is made from, were the records these.
-    pub(crate) async fn inputs_with(&self, records: &Records, now: Timestamp) -> Inputs {
+    pub(crate) async fn inputs_with(&self, records: &Records) -> Inputs {
         let sessions = self.hear(&self.hub.sessions().await);
+        let drivers = self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect();
+        // Not before anything that is seen, even by a clock that was set back: else a crash would be
+        // newer than the backoff that was set for it, and count again and again.
+        let now = latest(&drivers).map_or_else(Timestamp::now, |seen| seen.max(Timestamp::now()));
         Inputs {
-            drivers: self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect(),
+            drivers,
             sessions,
             last_success: *self.last_success.lock().unwrap_or_else(PoisonError::into_inner),
             mode: *self.mode.borrow(),
@@ -104,6 +108,15 @@ impl Core {
     pub(crate) fn succeeded(&self, now: Timestamp) {
         *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
+}
+
+/// When the youngest state that any driver shows was first seen.
+fn latest(drivers: &BTreeMap<DriverName, DriverView>) -> Option<Timestamp> {
+    let seen = drivers.values().filter_map(|view| match &view.listing {
+        Listing::Seen(instances) => Some(instances.values()),
+        Listing::Unanswered { .. } => None,
+    });
+    seen.flatten().map(|observed| observed.since).max()
 }
 
 fn is_ailing(report: &HealthReport) -> bool {

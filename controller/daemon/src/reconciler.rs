@@ -65,15 +65,8 @@ fn wait_until(at: Option<Timestamp>) -> Duration {
 
 async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
     let begun = Instant::now();
-    let now = Timestamp::now();
-    let mut inputs = core.inputs(now).await;
-    let mut planned = plan(&inputs);
-    let changes = keep_up(&inputs, &planned, now);
-    if !changes.is_empty() {
-        core.ledger.record(changes, now).await?;
-        inputs = core.inputs(now).await;
-        planned = plan(&inputs);
-    }
+    let (inputs, planned) = caught_up(core).await?;
+    let now = inputs.now;
     begin(core, &planned, &inputs, now).await?;
     let done = is_down(&inputs, &planned);
     let next = wake_at(&inputs);
@@ -81,6 +74,21 @@ async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
     core.passes.fetch_add(1, Ordering::Relaxed);
     core.acted_on.store(inputs.revision.unwrap_or_default().0, Ordering::Relaxed);
     Ok(if done { Next::Down } else { Next::At(next) })
+}
+
+/// What is seen, once the records say all that follows from it, and the plan for it. Writing takes
+/// time, in which more may be seen: a crash that came in meanwhile has to be noted before anything is
+/// done about it, or it would be mended without its pause.
+async fn caught_up(core: &Core) -> Result<(Inputs, Plan), StoreError> {
+    loop {
+        let inputs = core.inputs().await;
+        let planned = plan(&inputs);
+        let changes = keep_up(&inputs, &planned, inputs.now);
+        if changes.is_empty() {
+            return Ok((inputs, planned));
+        }
+        core.ledger.record(changes, inputs.now).await?;
+    }
 }
 
 fn is_down(inputs: &Inputs, planned: &Plan) -> bool {
