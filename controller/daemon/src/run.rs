@@ -295,12 +295,13 @@ impl Running {
         self.parts.spawn(async move {
             told("the dashboard", http::serve_tcp(listeners.dashboard, dashboard_router, stop).await);
         });
-        tokio::spawn(notices::run(Arc::clone(core), notices));
 
         let records = core.ledger.records();
         let event =
             NewEvent::fleet(EventKind::ControllerStarted, format!("the controller began life {}", records.life));
         core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await?;
+        // Runtimes may be back already; that is told after the beginning of the life that they came to.
+        tokio::spawn(notices::run(Arc::clone(core), notices));
         core.ledger.prune_events().await?;
         self.folder.write_controller_file(&ControllerFile {
             pid: std::process::id(),
