@@ -122,7 +122,6 @@ const WAITS = {
   taskRunning: ({ task }) => `task ${task}, which is running`,
   taskFailed: ({ task, outcome }) =>
     `somebody to look at task ${task}, which ${outcome}; it runs again when its text changes`,
-  unsupported: ({ what }) => `a change that the driver can't carry out: ${what}`,
 };
 
 function waiting(reason, name) {

@@ -197,8 +197,7 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::ForeignInstance { .. }
         | WaitsFor::Tombstone { .. }
         | WaitsFor::RestartPolicy
-        | WaitsFor::TaskFailed { .. }
-        | WaitsFor::Unsupported { .. } => true,
+        | WaitsFor::TaskFailed { .. } => true,
         WaitsFor::EarlierStep
         | WaitsFor::Operation { .. }
         | WaitsFor::Dependency { .. }

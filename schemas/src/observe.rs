@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{AgentSpec, DriverName, PowerState};
+use crate::fleet::{AgentSpec, DriverName};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
 use crate::names::{AgentName, FleetName, InstanceName};
 use crate::units::{ByteSize, Span};
@@ -48,7 +48,7 @@ pub enum InstanceState {
 }
 
 /// The sizes of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Sizes {
     /// Virtual processors.
     pub cpus: u32,
@@ -135,14 +135,29 @@ pub struct Claim {
     pub created_at: Timestamp,
     /// How far it is proven that the instance is ours.
     pub proof: Proof,
-    /// What our last step brought the instance to: an instance that is down although this says
-    /// `running` went down by itself.
-    pub power: PowerState,
+    /// What the instance was last known to be brought to: one that is down although this says `up`
+    /// went down by itself.
+    pub standing: Standing,
     /// Whether the agent was protected when it was last declared. It outlives the declaration, so
     /// that taking an agent out of the file does not take its protection away too.
     pub protect: bool,
+    /// Whether the agent left the file together with more others than may go unasked. It goes with a
+    /// yes of its own, however few of them are left by then.
+    pub left_in_mass: bool,
     /// What the instance was made from: the fields that only birth can change.
     pub birth: Birth,
+}
+
+/// What an instance was last known to be brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Standing {
+    /// Our last step brought it up, or it was seen running since.
+    Up,
+    /// We stopped it, or a person said that it may start again.
+    Down,
+    /// It went down by itself, and that has been noted as a failure.
+    Fell,
 }
 
 /// How far it is proven that an instance is the one that its claim speaks of.
@@ -152,8 +167,11 @@ pub enum Proof {
     /// Not yet: the launch is not over, or nobody has read the nonce back.
     Pending,
     /// The name was free in a healthy listing just before our create, and the instance has been
-    /// watched ever since.
-    Watched,
+    /// watched ever since by this life of the controller. A later life has not.
+    Watched {
+        /// The life that watches.
+        life: Life,
+    },
     /// The runtime, or the driver, read the nonce back.
     Confirmed,
 }

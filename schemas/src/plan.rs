@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::fleet::{DeclaredAgent, DriverName};
 use crate::ids::{Digest, OperationId, Revision};
 use crate::names::{AgentName, FleetName, InstanceName, TaskName};
-use crate::observe::{Action, InstanceState};
+use crate::observe::{Action, InstanceState, Sizes};
 
 /// The ordered steps that would remove the drift, and what each of them waits for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -103,6 +103,8 @@ pub struct AgentPlan {
     pub drift: Vec<Drift>,
     /// Why nothing, or not everything, is done about it.
     pub waits_for: Vec<WaitsFor>,
+    /// Whether it left the file together with more others than may go unasked.
+    pub held_back: bool,
 }
 
 /// Whether an agent is as wanted.
@@ -280,8 +282,11 @@ pub enum StepAction {
     Start,
     /// Stop it.
     Stop,
-    /// Give it the wanted sizes.
-    Resize,
+    /// Give it other sizes.
+    Resize {
+        /// The sizes.
+        to: Sizes,
+    },
     /// Delete it.
     Destroy,
     /// Drop the claim of an instance that is gone.
@@ -303,7 +308,7 @@ impl StepAction {
             Self::Create => Some(Action::Create),
             Self::Start => Some(Action::Start),
             Self::Stop => Some(Action::Stop),
-            Self::Resize => Some(Action::Resize),
+            Self::Resize { .. } => Some(Action::Resize),
             Self::Destroy => Some(Action::Destroy),
             Self::Forget | Self::Configure | Self::Task { .. } => None,
         }
@@ -316,7 +321,7 @@ impl StepAction {
             Self::Create => "create",
             Self::Start => "start",
             Self::Stop => "stop",
-            Self::Resize => "resize",
+            Self::Resize { .. } => "resize",
             Self::Destroy => "destroy",
             Self::Forget => "forget",
             Self::Configure => "configure",
@@ -332,7 +337,7 @@ impl StepAction {
             Self::Destroy | Self::Forget => "-",
             Self::Start => "^",
             Self::Stop => "v",
-            Self::Resize => "*",
+            Self::Resize { .. } => "*",
             Self::Configure | Self::Task { .. } => "~",
         }
     }
@@ -446,11 +451,6 @@ pub enum WaitsFor {
         /// How it ended.
         outcome: String,
     },
-    /// A change that this driver can't carry out.
-    Unsupported {
-        /// What it can't do.
-        what: String,
-    },
 }
 
 impl fmt::Display for WaitsFor {
@@ -493,7 +493,6 @@ impl fmt::Display for WaitsFor {
             Self::TaskFailed { task, outcome } => {
                 write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again when its text changes")
             }
-            Self::Unsupported { what } => write!(f, "a change that the driver can't carry out: {what}"),
         }
     }
 }
@@ -504,8 +503,8 @@ impl fmt::Display for WaitsFor {
 pub struct ApprovalRequest {
     /// The digest of what is shown: another thing has another id, so a yes can't slip onto it.
     pub id: Digest,
-    /// The agents that it is about.
-    pub agents: Vec<AgentName>,
+    /// The agent that it is about.
+    pub agent: AgentName,
     /// What would happen.
     pub what: String,
 }

@@ -55,7 +55,12 @@ async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, CommandError> 
     let program = std::env::current_exe()
         .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
     let state_dir = context.place.here("vm-agent plan without a controller")?.to_owned();
-    let options =
-        vm_agent_daemon::Options { state_dir, hub: fleet.hub.clone(), fleet: Some(fleet.name.clone()), program };
+    let options = vm_agent_daemon::Options {
+        state_dir,
+        hub: fleet.hub.clone(),
+        fleet: Some(fleet.name.clone()),
+        program,
+        up: false,
+    };
     vm_agent_daemon::plan_offline(options, fleet).await.map_err(|error| CommandError::from_daemon(&error))
 }

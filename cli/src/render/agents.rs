@@ -235,6 +235,7 @@ mod tests {
           env: {} (built-in)
           dependsOn: [] (built-in)
           restart: always (built-in)
+          reconcile: auto (built-in)
           protect: false (built-in)
           tasks: {} (built-in)
         Tasks

@@ -43,7 +43,7 @@ fn write_step(text: &mut String, step: &Step) {
     let style = match step.action {
         StepAction::Create | StepAction::Start => GOOD,
         StepAction::Destroy | StepAction::Forget => BAD,
-        StepAction::Stop | StepAction::Resize | StepAction::Configure | StepAction::Task { .. } => BUSY,
+        StepAction::Stop | StepAction::Resize { .. } | StepAction::Configure | StepAction::Task { .. } => BUSY,
     };
     let Step { agent, action, reason, cost, .. } = step;
     let symbol = action.symbol();
@@ -96,8 +96,7 @@ fn approvals(plan: &Plan) -> String {
     }
     let _ = writeln!(text, "\n{STRONG}Waiting for a yes:{STRONG:#}");
     for approval in &plan.approvals {
-        let agents: Vec<&str> = approval.agents.iter().map(AgentName::as_str).collect();
-        let _ = writeln!(text, "  {}  {} ({})", approval.id.short(), approval.what, agents.join(", "));
+        let _ = writeln!(text, "  {}  {}", approval.id.short(), approval.what);
     }
     let _ = writeln!(text, "`vm-agent apply --yes` says yes to all of these.");
     text
@@ -138,7 +137,7 @@ mod tests {
             waits for an approval (c1d7b17c9b7a)
 
         Waiting for a yes:
-          c1d7b17c9b7a  delete its machine (old)
+          c1d7b17c9b7a  delete its machine
         `vm-agent apply --yes` says yes to all of these.
 
         Plan: 1 to create, 1 to change, 1 to destroy. (2 waiting)
@@ -156,7 +155,7 @@ mod tests {
             waits for an approval (c1d7b17c9b7a)
 
         Waiting for a yes:
-          c1d7b17c9b7a  delete its machine (old)
+          c1d7b17c9b7a  delete its machine
         `vm-agent apply --yes` says yes to all of these.
 
         Plan: 1 to create, 1 to change, 1 to destroy. (2 waiting)

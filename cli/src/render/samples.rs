@@ -10,12 +10,12 @@ use vm_agent_schemas::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState,
 use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId};
 use vm_agent_schemas::intent::{Change, Override};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::InstanceState;
+use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::plan::{
     AgentPlan, ApprovalRequest, Cost, Drift, DriftClass, Fuse, Health, Plan, Step, StepAction, Sync, WaitsFor,
 };
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
-use vm_agent_schemas::units::Span;
+use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::{Run, TaskOutcome};
 
 pub(crate) fn now() -> Timestamp {
@@ -113,6 +113,7 @@ fn agent_plan(view: AgentView) -> AgentPlan {
         health: view.health,
         drift: view.drift,
         waits_for: view.waits_for,
+        held_back: false,
     }
 }
 
@@ -143,16 +144,17 @@ pub(crate) fn plan() -> Plan {
         cost: Cost::Create,
     };
     let new = AgentView { drift: vec![missing], instance: None, session: None, sync: Sync::Drifted, ..healthy("web") };
+    let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(2), disk: ByteSize::from_gib(5) };
     let on_db = vec![WaitsFor::Dependency { agent: name("db") }];
     let on_yes = vec![WaitsFor::Approval { id: approval.clone() }];
     Plan {
         agents: vec![agent_plan(overridden("db")), agent_plan(blocked("old")), agent_plan(new)],
         steps: vec![
-            step("db", StepAction::Resize, "memory differs", Cost::Live, Vec::new()),
+            step("db", StepAction::Resize { to: sizes }, "memory differs", Cost::Live, Vec::new()),
             step("web", StepAction::Create, "it does not exist", Cost::Create, on_db),
             step("old", StepAction::Destroy, "it is not in the file", Cost::Destroy, on_yes),
         ],
-        approvals: vec![ApprovalRequest { id: approval, agents: vec![name("old")], what: "delete its machine".into() }],
+        approvals: vec![ApprovalRequest { id: approval, agent: name("old"), what: "delete its machine".into() }],
         ..empty_plan()
     }
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use vm_agent_schemas::fleet::PowerState;
+use vm_agent_plan::Listing;
+use vm_agent_schemas::fleet::{DriverName, PowerState};
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::InstanceState;
-use vm_agent_schemas::plan::{AgentPlan, Condition, ConditionStatus, Health, Sync};
+use vm_agent_schemas::plan::{AgentPlan, Condition, ConditionStatus, Fuse, Health, Plan, Sync};
+
+use crate::observer::Observer;
 
 /// Remembers since when each condition has had its status.
 #[derive(Debug, Default)]
@@ -33,6 +36,23 @@ impl Fact {
 }
 
 impl ConditionBook {
+    /// Notes everything that can be said after a pass, so that the times are right whether or not
+    /// somebody looks.
+    pub(crate) fn note(
+        &self,
+        plan: &Plan,
+        observers: &BTreeMap<DriverName, Observer>,
+        revision: Option<Revision>,
+        now: Timestamp,
+    ) {
+        for agent in &plan.agents {
+            self.enter(Some(&agent.name), facts_of(agent), revision, now);
+        }
+        self.enter(None, fleet_facts(plan, observers), revision, now);
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.retain(|(agent, _), _| agent.as_ref().is_none_or(|agent| plan.agent(agent).is_some()));
+    }
+
     /// The facts as conditions. A fact whose status is another than before is so from now on.
     pub(crate) fn enter(
         &self,
@@ -57,6 +77,29 @@ impl ConditionBook {
             }
         };
         facts.into_iter().map(enter).collect()
+    }
+}
+
+/// What can be said of the fleet.
+pub(crate) fn fleet_facts(plan: &Plan, observers: &BTreeMap<DriverName, Observer>) -> Vec<Fact> {
+    let silent: Vec<String> = observers.values().filter_map(silence).collect();
+    let answer = if silent.is_empty() { "every driver answers".to_owned() } else { silent.join("; ") };
+    let reason = if silent.is_empty() { "Answering" } else { "Stalled" };
+    let fuse = match &plan.fuse {
+        Fuse::Closed { .. } => Fact::new("FuseClosed", true, "AllWell", "the fleet is looked after"),
+        Fuse::Blown { failed, of, .. } => {
+            Fact::new("FuseClosed", false, "Blown", format!("{failed} of {of} agents failed at once"))
+        }
+    };
+    vec![Fact::new("DriversAnswer", silent.is_empty(), reason, answer), fuse]
+}
+
+fn silence(observer: &Observer) -> Option<String> {
+    let name = observer.name();
+    match observer.sight().listing {
+        Some(Listing::Seen(_)) => None,
+        Some(Listing::Unanswered { since, reason }) => Some(format!("{name} has not answered since {since}: {reason}")),
+        None => Some(format!("{name} has not been asked yet")),
     }
 }
 

@@ -175,7 +175,8 @@ impl Controller {
     }
 
     fn applied_changes(&self, records: &Records, request: &ApplyRequest, plan: &Plan, actor: &Actor) -> Vec<Change> {
-        let mut changes = Vec::new();
+        // Whoever wants the fleet as a file says wants it up.
+        let mut changes = vec![Change::Mode(Mode::Up)];
         if request.approve {
             for approval in &plan.approvals {
                 changes.extend(intent::approve(approval, &actor.name));
@@ -401,7 +402,7 @@ impl Controller {
         let plan = plan(&inputs);
         if !request.dry_run {
             tracing::info!(actor = actor.name, destroy = request.destroy, "The fleet is taken down");
-            self.core.mode.send_replace(mode);
+            self.record(vec![Change::Mode(mode)], inputs.now).await?;
             self.core.wake();
         }
         Ok(plan)
@@ -645,7 +646,7 @@ impl Controller {
         let folder = tempfile::tempdir().expect("a folder");
         let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
         let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
-        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None };
+        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None, up: false };
         let fake = Fake::new(DriverName::Qemu, Fake::capabilities_default());
         let running = crate::Running::start(config, vec![Arc::new(fake)]).await.expect("a controller");
         let controller = running.controller().clone();

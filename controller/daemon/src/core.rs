@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_hub::{HubHandle, SessionInfo};
-use vm_agent_plan::{DriverView, Inputs, Listing, Mode, SessionSeen};
+use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen};
 use vm_agent_schemas::api::Addresses;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Claim;
 use vm_agent_schemas::wire::HealthReport;
 
 use crate::conditions::ConditionBook;
@@ -37,7 +38,6 @@ pub(crate) struct Core {
     pub(crate) observers: BTreeMap<DriverName, Observer>,
     /// Something happened that may change the plan. Many tellings are one pass.
     pub(crate) trigger: Arc<Notify>,
-    pub(crate) mode: watch::Sender<Mode>,
     /// Steps and deliveries under way.
     pub(crate) jobs: TaskTracker,
     /// The controller is to go down.
@@ -70,7 +70,7 @@ impl Core {
 
     /// Everything that a plan is made from, were the records these.
     pub(crate) async fn inputs_with(&self, records: &Records) -> Inputs {
-        let sessions = self.hear(&self.hub.sessions().await);
+        let sessions = self.hear(&self.hub.sessions().await, &records.claims);
         let drivers = self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect();
         // Not before anything that is seen, even by a clock that was set back: else a crash would be
         // newer than the backoff that was set for it, and count again and again.
@@ -79,14 +79,13 @@ impl Core {
             drivers,
             sessions,
             last_success: *self.last_success.lock().unwrap_or_else(PoisonError::into_inner),
-            mode: *self.mode.borrow(),
             silence: self.silence,
             ..records.inputs(now)
         }
     }
 
     /// The runtimes heard of: those connected now, and when the others were last heard.
-    fn hear(&self, sessions: &[SessionInfo]) -> BTreeMap<AgentName, SessionSeen> {
+    fn hear(&self, sessions: &[SessionInfo], claims: &BTreeMap<AgentName, Claim>) -> BTreeMap<AgentName, SessionSeen> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         for seen in heard.values_mut() {
             seen.connected = false;
@@ -101,12 +100,14 @@ impl Core {
             };
             heard.insert(session.agent.clone(), seen);
         }
+        // Who spoke for an earlier machine of that name is of no interest any more.
+        heard.retain(|agent, seen| claims.get(agent).is_some_and(|claim| seen.incarnation == claim.incarnation));
         heard.clone()
     }
 
-    /// Notes that a step did what it should.
-    pub(crate) fn succeeded(&self, now: Timestamp) {
-        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    /// Notes that a step that began then brought a machine up.
+    pub(crate) fn brought_up(&self, began: Timestamp) {
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
     }
 }
 

@@ -65,7 +65,13 @@ async fn write(ledger: &Ledger, records: Vec<Record>) -> Result<(), StoreError> 
         .store()
         .write(move |conn| {
             records.iter().try_for_each(|record| match record {
-                Record::Credential(credential) => store::credentials::put(conn, credential),
+                // The daemon stores a credential first and drops it last: one that is gone, or of another
+                // life of the machine, is not brought back.
+                Record::Credential(credential) => {
+                    let known = store::credentials::get(conn, &credential.agent)?;
+                    let same = known.is_some_and(|known| known.incarnation == credential.incarnation);
+                    if same { store::credentials::put(conn, credential) } else { Ok(()) }
+                }
                 Record::Task(task) => store::tasks::put(conn, task),
             })
         })

@@ -2,13 +2,14 @@
 //! run is the same decision without the writing.
 
 use jiff::Timestamp;
-use vm_agent_plan::End;
+use vm_agent_plan::{End, Learnt};
 use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
 use vm_agent_schemas::ids::OverrideId;
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Standing;
 use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_schemas::units::Span;
 
@@ -67,8 +68,13 @@ pub(crate) fn set_power(
     said: Voice<'_>,
 ) -> Result<Intent, Problem> {
     let covers = written(records, agent, |spec| spec.power).ok_or_else(|| unknown(agent))?;
-    // A person who starts an agent has seen its failures.
+    // A person who starts an agent has seen its failures, and may do what its restart policy leaves to
+    // people. Does its machine run already, then the next look at it says so.
     let mut changes = vec![Change::DropBackoff(agent.clone())];
+    if let Some(claim) = records.claims.get(agent).filter(|_| wanted == PowerState::Running) {
+        let learnt = Learnt { standing: Some(Standing::Down), ..Learnt::of(claim) };
+        changes.push(Change::Learnt(agent.clone(), learnt));
+    }
     if wanted == covers {
         changes.extend(clear(records, agent, OverridePath::Power, said));
         return Ok(Intent { changes, overridden: None });
@@ -170,8 +176,8 @@ pub(crate) fn extend_override(
 /// A yes, as changes.
 pub(crate) fn approve(approval: &ApprovalRequest, author: &str) -> [Change; 2] {
     let message = format!("{author} said yes: {}", approval.what);
-    let event = NewEvent { kind: EventKind::Approved, agent: approval.agents.first().cloned(), message };
-    [Change::Approve(approval.id.clone(), author.to_owned()), Change::Event(event)]
+    let event = NewEvent { kind: EventKind::Approved, agent: Some(approval.agent.clone()), message };
+    [Change::Approve(approval.clone(), author.to_owned()), Change::Event(event)]
 }
 
 fn find<'a>(records: &'a Records, agent: &AgentName, path: OverridePath) -> Result<&'a Override, Problem> {
@@ -245,7 +251,11 @@ pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> 
     }
     let entry = said.entry(agent, Said::Presence(Presence::Absent), None);
     let message = format!("{} wants it gone{}", said.author, said.because());
-    let mut changes = vec![Change::DropOverride(agent.clone(), OverridePath::Power)];
+    let mut changes = vec![
+        Change::DropBackoff(agent.clone()),
+        Change::DropOverride(agent.clone(), OverridePath::Power),
+        Change::DropOverride(agent.clone(), OverridePath::Reconcile),
+    ];
     changes.push(Change::Override(Box::new(entry.clone())));
     changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
     Ok(Intent { changes, overridden: Some(entry) })

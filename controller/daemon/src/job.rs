@@ -2,18 +2,22 @@
 //! ([`prepare`]), then the driver is called ([`Job::call`]), and what the call and a fresh look at the
 //! instance come to is decided by a pure function ([`settle`]).
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use vm_agent_drivers::{CreateOrder, Driver, DriverError, Target};
-use vm_agent_plan::{Listing, Observed, after_failure, configuration_for, reachable_sizes};
+use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{DeclaredAgent, PowerState};
-use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Incarnation, Nonce, OperationId, Secret};
-use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Action, Backoff, Birth, Capabilities, Claim, InstanceState, Operation, Proof, Sizes};
-use vm_agent_schemas::plan::{Plan, Step};
+use vm_agent_schemas::fleet::DeclaredAgent;
+use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Nonce, OperationId, Secret};
+use vm_agent_schemas::names::{InstanceName, InvalidName};
+use vm_agent_schemas::observe::{
+    Action, Backoff, Birth, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
+};
+use vm_agent_schemas::plan::{Plan, Step, StepAction};
 use vm_agent_schemas::wire::{Configuration, Seed};
 
 use crate::ledger::{Change, Records};
@@ -65,8 +69,8 @@ pub(crate) fn prepare(
     capabilities: &Capabilities,
     hub: &HubAddress,
     now: Timestamp,
-) -> Option<(Job, Vec<Change>)> {
-    let wanted = plan.agent(&step.agent).and_then(|agent| agent.wanted.as_deref());
+) -> Result<(Job, Vec<Change>), Unprepared> {
+    let wanted = plan.agent(&step.agent).and_then(|agent| agent.wanted.as_deref()).ok_or(Unprepared::NotWanted);
     let limit = action.deadline(&capabilities.deadlines).get();
     let deadline = later(now, limit);
     let operation = Operation {
@@ -80,12 +84,12 @@ pub(crate) fn prepare(
     };
     // A runtime may be late by as long as it is given to connect.
     let join_until = later(deadline, capabilities.deadlines.connect.get());
-    let known = records.claims.get(&step.agent);
+    let known = records.claims.get(&step.agent).ok_or(Unprepared::NotClaimed);
     let mut changes = Vec::new();
     let (claim, work, enroll) = match action {
         Action::Create => {
             let agent = wanted?;
-            let claim = claim_for_create(step, agent, known, records, now)?;
+            let claim = claim_for_create(step, agent, known.ok(), records, now)?;
             let (seed, credential) = seed(&claim, records, hub, join_until);
             let order = CreateOrder {
                 instance: claim.instance.clone(),
@@ -94,7 +98,7 @@ pub(crate) fn prepare(
                 seed,
             };
             changes.push(Change::Claim(Box::new(claim.clone())));
-            let enroll = Some((credential?, configuration_for(agent)));
+            let enroll = credential.map(|credential| (credential, configuration_for(agent)));
             (claim, Work::Create(Box::new(order)), enroll)
         }
         Action::Start => {
@@ -106,14 +110,14 @@ pub(crate) fn prepare(
         Action::Stop => {
             // Before the stop: should this life end in the middle of it, the next one must not
             // believe that the machine went down by itself.
-            let claim = Claim { power: PowerState::Stopped, ..known?.clone() };
-            changes.push(Change::Claim(Box::new(claim.clone())));
+            let claim = known?.clone();
+            let learnt = Learnt { standing: Some(Standing::Down), ..Learnt::of(&claim) };
+            changes.push(Change::Learnt(step.agent.clone(), learnt));
             (claim, Work::Stop, None)
         }
         Action::Resize => {
-            let (agent, claim) = (wanted?, known?.clone());
-            let sizes = reachable_sizes(&agent.spec, &claim.birth.sizes);
-            (claim, Work::Resize(sizes), None)
+            let StepAction::Resize { to } = step.action else { return Err(Unprepared::NotWanted) };
+            (known?.clone(), Work::Resize(to), None)
         }
         Action::Destroy => (known?.clone(), Work::Destroy, None),
     };
@@ -121,7 +125,21 @@ pub(crate) fn prepare(
     changes.push(Change::Open(operation.clone()));
     let message = format!("{action} began: {}", step.reason);
     changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
-    Some((Job { operation, claim, enroll, work, deadline: limit }, changes))
+    Ok((Job { operation, claim, enroll, work, deadline: limit }, changes))
+}
+
+/// Why a step can't begin although the plan has it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unprepared {
+    /// The plan and the records no longer fit together; the next pass plans anew.
+    #[error("the agent is no longer wanted")]
+    NotWanted,
+    /// The same.
+    #[error("the agent has no claim")]
+    NotClaimed,
+    /// The instance can't have a name.
+    #[error("its instance can't be named")]
+    Unnamed(#[from] InvalidName),
 }
 
 /// The claim that a create is made on. One whose instance nobody ever saw is used again, so that
@@ -133,9 +151,10 @@ fn claim_for_create(
     known: Option<&Claim>,
     records: &Records,
     now: Timestamp,
-) -> Option<Claim> {
-    let new = |id: ClaimId, incarnation: Incarnation, instance: InstanceName| Claim {
-        id,
+) -> Result<Claim, Unprepared> {
+    let incarnation = records.incarnations.get(&step.agent).copied().unwrap_or_default().next();
+    let new = |instance: InstanceName| Claim {
+        id: ClaimId::generate(),
         fleet: records.fleet.name.clone(),
         agent: step.agent.clone(),
         driver: step.driver,
@@ -144,17 +163,18 @@ fn claim_for_create(
         incarnation,
         created_at: now,
         proof: Proof::Pending,
-        power: PowerState::Running,
+        standing: Standing::Up,
+        left_in_mass: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
     };
-    Some(match known {
-        Some(claim) if claim.proof == Proof::Pending => Claim { birth: Birth::of(&agent.spec), ..claim.clone() },
-        Some(claim) => new(ClaimId::generate(), claim.incarnation.next(), claim.instance.clone()),
-        None => {
-            let instance = records.fleet.name.instance_of(&step.agent).ok()?;
-            new(ClaimId::generate(), Incarnation(1), instance)
+    let joined = records.credentials.get(&step.agent).is_some_and(|credential| credential.binding.is_some());
+    Ok(match known {
+        Some(claim) if claim.proof == Proof::Pending && !joined => {
+            Claim { birth: Birth::of(&agent.spec), ..claim.clone() }
         }
+        Some(claim) => new(claim.instance.clone()),
+        None => new(records.fleet.name.instance_of(&step.agent)?),
     })
 }
 
@@ -189,7 +209,7 @@ impl Job {
     /// Calls the driver, for as long as the action may take.
     pub(crate) async fn call(&self, driver: &dyn Driver) -> Called {
         let target = Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() };
-        let call = async {
+        let call = AssertUnwindSafe(async {
             match &self.work {
                 Work::Create(order) => driver.create(order).await,
                 Work::Start(seed) => driver.start(&target, seed).await,
@@ -197,10 +217,16 @@ impl Job {
                 Work::Resize(sizes) => driver.resize(&target, sizes).await,
                 Work::Destroy => driver.destroy(&target).await,
             }
-        };
-        match tokio::time::timeout(self.deadline, call).await {
-            Ok(Ok(())) => Called::Done,
-            Ok(Err(error)) => Called::Failed(error),
+        });
+        // A driver that panics has failed; the instance is looked at as after any failure.
+        match tokio::time::timeout(self.deadline, call.catch_unwind()).await {
+            Ok(Ok(Ok(()))) => Called::Done,
+            Ok(Ok(Err(error))) => Called::Failed(error),
+            Ok(Err(_)) => Called::Failed(DriverError::Failed {
+                action: self.operation.action.as_str(),
+                instance: self.claim.instance.clone(),
+                reason: "the driver panicked".to_owned(),
+            }),
             Err(_) => Called::TimedOut(self.deadline),
         }
     }
@@ -223,32 +249,32 @@ pub(crate) struct Settled {
 }
 
 /// Decides what a step came to: by the call's own answer, and more so by what is seen afterwards.
+/// `proved` is the nonce that the driver read back by other means than a listing.
 pub(crate) fn settle(
     job: &Job,
-    claim: Option<&Claim>,
     called: &Called,
     listing: Option<&Listing>,
+    proved: Option<&Nonce>,
     before: Option<&Backoff>,
     jitter: f64,
     now: Timestamp,
 ) -> Settled {
     let (agent, action) = (&job.operation.agent, job.operation.action);
     let seen = look(listing, &job.claim);
-    let reached = has_reached(action, called, &seen);
+    let foreign = proved.is_some_and(|nonce| *nonce != job.claim.nonce);
+    let seen = if foreign { Look::Foreign } else { seen };
+    let reached = has_reached(job, called, &seen);
     let mut changes = Vec::new();
     let gone = action == Action::Destroy && matches!(seen, Look::Gone);
     if gone {
         changes.extend([Change::Unclaim(agent.clone()), Change::DropBackoff(agent.clone())]);
-    } else if let Some(claim) = claim {
-        let learnt = learn(job, claim, &seen, reached);
-        if learnt != *claim {
-            changes.push(Change::Claim(Box::new(learnt)));
-        }
+    } else {
+        changes.push(Change::Learnt(agent.clone(), learn(job, called, &seen, proved, reached)));
     }
     let (kind, message) = if reached {
         (EventKind::StepSucceeded, format!("{action} succeeded"))
     } else {
-        let why = explain(called, &seen);
+        let why = explain(job, called, &seen);
         let backoff = after_failure(agent, before, format!("{action}: {why}"), jitter, now);
         changes.push(Change::Backoff(backoff));
         let kind = if matches!(called, Called::TimedOut(_)) { EventKind::StepTimedOut } else { EventKind::StepFailed };
@@ -277,9 +303,11 @@ fn look<'a>(listing: Option<&'a Listing>, claim: &Claim) -> Look<'a> {
 
 /// Whether the instance is what the action was to make of it. What is seen counts; only where nothing
 /// can be seen does the call's own word.
-fn has_reached(action: Action, called: &Called, seen: &Look<'_>) -> bool {
+fn has_reached(job: &Job, called: &Called, seen: &Look<'_>) -> bool {
     let done = matches!(called, Called::Done);
-    match (action, seen) {
+    match (job.operation.action, seen) {
+        // The driver itself says that what is there is not ours.
+        _ if matches!(called, Called::Failed(DriverError::Foreign { .. })) => false,
         (_, Look::Unknown) => done,
         (Action::Destroy, Look::Gone | Look::Foreign) => true,
         (_, Look::Gone | Look::Foreign) => false,
@@ -291,36 +319,44 @@ fn has_reached(action: Action, called: &Called, seen: &Look<'_>) -> bool {
         (Action::Stop, Look::There(observed)) => {
             !matches!(observed.instance.state, InstanceState::Running | InstanceState::Unknown)
         }
-        (Action::Resize, Look::There(_)) => done,
+        (Action::Resize, Look::There(observed)) => {
+            let as_told = |sizes: Sizes| job.resized_to().is_none_or(|to| to == sizes);
+            done && observed.instance.sizes.is_none_or(as_told)
+        }
         (Action::Destroy, Look::There(_)) => false,
     }
 }
 
-fn learn(job: &Job, claim: &Claim, seen: &Look<'_>, reached: bool) -> Claim {
-    let mut learnt = claim.clone();
+fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, reached: bool) -> Learnt {
+    let mut learnt = Learnt::of(&job.claim);
     if let Look::There(observed) = seen {
-        if observed.instance.nonce.is_some() {
-            learnt.proof = Proof::Confirmed;
-        } else if job.operation.action == Action::Create && reached && learnt.proof == Proof::Pending {
-            // Its name was free when the create was planned, and nobody has looked away since.
-            learnt.proof = Proof::Watched;
+        let made = job.operation.action == Action::Create && job.claim.proof == Proof::Pending;
+        if observed.instance.nonce.is_some() || proved.is_some() {
+            learnt.proof = Some(Proof::Confirmed);
+        } else if made && matches!(called, Called::Done) {
+            // Its name was free when the create was planned, the driver says that it made this one,
+            // and nobody has looked away since.
+            learnt.proof = Some(Proof::Watched { life: job.operation.life });
         }
     }
     if reached && job.operation.action.brings_up() {
-        learnt.power = PowerState::Running;
+        learnt.standing = Some(Standing::Up);
     }
-    if let (true, Some(sizes)) = (reached, job.resized_to()) {
-        learnt.birth.sizes = sizes;
+    if reached {
+        learnt.sizes = job.resized_to();
     }
     learnt
 }
 
-fn explain(called: &Called, seen: &Look<'_>) -> String {
+fn explain(job: &Job, called: &Called, seen: &Look<'_>) -> String {
     match (called, seen) {
         (Called::Failed(error), _) => error.to_string(),
         (Called::TimedOut(limit), _) => format!("it took longer than {} s", limit.as_secs()),
         (Called::Done, Look::Gone) => "the driver says that it is done, and the instance is gone".into(),
         (Called::Done, Look::Foreign) => "an instance that is not ours has its name".into(),
+        (Called::Done, Look::There(observed)) if job.operation.action == Action::Resize => {
+            format!("the driver says that it is done, and the sizes are {:?}", observed.instance.sizes)
+        }
         (Called::Done, Look::There(observed)) => {
             format!("the driver says that it is done, and the instance is {:?}", observed.instance.state)
         }

@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 use vm_agent_hub::Record;
-use vm_agent_plan::{FileTask, Inputs};
+use vm_agent_plan::{FileTask, Inputs, Learnt, Mode};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{Event, NewEvent};
 use vm_agent_schemas::fleet::{self, Fleet};
-use vm_agent_schemas::ids::{Digest, Life, Revision};
+use vm_agent_schemas::ids::{Digest, Incarnation, Life, Revision};
 use vm_agent_schemas::intent::{Override, OverridePath, Pause};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::observe::{Backoff, Claim, Operation};
-use vm_agent_schemas::plan::Fuse;
+use vm_agent_schemas::plan::{ApprovalRequest, Fuse};
 use vm_agent_schemas::task::{Task, TaskSource};
 use vm_agent_store::{self as store, Store, StoreError};
 
@@ -29,6 +29,7 @@ const EVENTS_IN_FLIGHT: usize = 1024;
 
 const FUSE_KEY: &str = "fuse";
 const PAUSE_KEY: &str = "pause";
+const MODE_KEY: &str = "mode";
 const FLEET_KEY: &str = "fleet";
 
 /// The fuse of a fleet whose fuse never blew. It is the same at any time, as plans are that show it.
@@ -55,8 +56,12 @@ pub(crate) struct Records {
     pub(crate) operations: BTreeMap<AgentName, Operation>,
     /// The tasks of the file that were ever accepted.
     pub(crate) tasks: BTreeMap<AgentName, Vec<FileTask>>,
-    /// What people said yes to.
-    pub(crate) approvals: BTreeSet<Digest>,
+    /// What people said yes to, and the agent that each yes is about.
+    pub(crate) approvals: BTreeMap<Digest, AgentName>,
+    /// The latest incarnation of every name that ever had a claim.
+    pub(crate) incarnations: BTreeMap<AgentName, Incarnation>,
+    /// Whether the fleet is to run at all.
+    pub(crate) mode: Mode,
     /// What failed, and when it may be tried again.
     pub(crate) backoffs: BTreeMap<AgentName, Backoff>,
     /// The pause of the whole fleet, if somebody paused it.
@@ -83,6 +88,8 @@ pub(crate) struct AcceptedFile {
 pub(crate) enum Change {
     /// Write a claim.
     Claim(Box<Claim>),
+    /// Learn something of an instance; of another claim than the one that it is about nothing.
+    Learnt(AgentName, Learnt),
     /// Drop a claim, with the agent's credential.
     Unclaim(AgentName),
     /// Write a credential.
@@ -100,13 +107,15 @@ pub(crate) enum Change {
     /// Forget failures.
     DropBackoff(AgentName),
     /// Note a yes.
-    Approve(Digest, String),
+    Approve(ApprovalRequest, String),
     /// Forget a yes.
     DropApproval(Digest),
     /// Accept a task.
     Task(Box<Task>),
     /// Set the fuse.
     Fuse(Fuse),
+    /// Take the fleet down, or up again.
+    Mode(Mode),
     /// Pause the fleet, or resume it.
     Pause(Option<Pause>),
     /// Tell what happened.
@@ -246,10 +255,11 @@ impl Ledger {
     pub(crate) async fn accept(
         &self,
         new: NewFile,
-        changes: Vec<Change>,
+        mut changes: Vec<Change>,
         now: Timestamp,
     ) -> Result<Revision, StoreError> {
         let _turn = self.turn.lock().await;
+        changes.extend(self.protections(&new.fleet));
         let row = store::revisions::NewRevision {
             path: new.path.clone(),
             text: new.text.clone(),
@@ -282,6 +292,15 @@ impl Ledger {
         Ok(revision)
     }
 
+    /// The claims with the protection that a file gives their agents: it holds from the file's
+    /// acceptance on, also when the next file comes before the next pass.
+    fn protections(&self, fleet: &Fleet) -> Vec<Change> {
+        let records = self.records();
+        let told = |claim: &&Claim| fleet.agents.get(&claim.agent).is_some_and(|it| it.spec.protect != claim.protect);
+        let change = |claim: &Claim| Change::Claim(Box::new(Claim { protect: !claim.protect, ..claim.clone() }));
+        records.claims.values().filter(told).map(change).collect()
+    }
+
     /// Takes note of records that the hub has stored by itself.
     pub(crate) fn note(&self, stored: &[Record]) {
         let mut records = self.lock();
@@ -291,7 +310,8 @@ impl Ledger {
                 Record::Task(task) => known.note_task(task),
                 // A credential that was dropped meanwhile stays dropped.
                 Record::Credential(credential) => {
-                    if let Some(entry) = known.credentials.get_mut(&credential.agent) {
+                    let entry = known.credentials.get_mut(&credential.agent);
+                    if let Some(entry) = entry.filter(|entry| entry.incarnation == credential.incarnation) {
                         *entry = credential.clone();
                     }
                 }
@@ -343,7 +363,9 @@ fn read(
         credentials: store::credentials::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
         operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
         tasks,
-        approvals: store::approvals::all(conn)?.into_iter().map(|approval| approval.id).collect(),
+        approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
+        incarnations: store::claims::incarnations(conn)?,
+        mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
         backoffs: store::backoffs::all(conn)?.into_iter().map(|b| (b.agent.clone(), b)).collect(),
         pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),
         fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(NEVER_BLOWN),
@@ -354,6 +376,11 @@ fn read(
 fn write(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {
     match change {
         Change::Claim(claim) => store::claims::put(conn, claim)?,
+        Change::Learnt(agent, learnt) => {
+            if let Some(claim) = store::claims::get(conn, agent)?.and_then(|claim| learnt.applied_to(&claim)) {
+                store::claims::put(conn, &claim)?;
+            }
+        }
         Change::Unclaim(agent) => {
             store::claims::remove(conn, agent)?;
             store::credentials::remove(conn, agent)?;
@@ -371,12 +398,21 @@ fn write(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result
         Change::DropBackoff(agent) => {
             store::backoffs::remove(conn, agent)?;
         }
-        Change::Approve(id, author) => store::approvals::put(conn, id, author, now)?,
+        Change::Approve(request, author) => {
+            let ApprovalRequest { id, agent, .. } = request.clone();
+            store::approvals::put(conn, &store::approvals::Approval { id, agent, author: author.clone(), at: now })?;
+        }
         Change::DropApproval(id) => {
             store::approvals::remove(conn, id)?;
         }
-        Change::Task(task) => store::tasks::put(conn, task)?,
+        Change::Task(task) => {
+            if store::tasks::get(conn, task.id)?.is_some() {
+                return Err(StoreError::AlreadyExists { what: "a task", key: task.id.to_string() });
+            }
+            store::tasks::put(conn, task)?;
+        }
         Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
+        Change::Mode(mode) => store::meta::set(conn, MODE_KEY, mode_text(*mode))?,
         Change::Pause(pause) => store::meta::set_json(conn, PAUSE_KEY, pause)?,
         Change::Event(event) => return store::events::append(conn, event, now).map(Some),
     }
@@ -394,6 +430,8 @@ impl Records {
             operations: self.operations.clone(),
             tasks: self.tasks.clone(),
             approvals: self.approvals.clone(),
+            unjoined: self.unjoined(now),
+            mode: self.mode,
             backoffs: self.backoffs.clone(),
             fuse: self.fuse.clone(),
             pause: self.pause.clone(),
@@ -402,11 +440,26 @@ impl Records {
         }
     }
 
+    /// Agents that no runtime has joined for, and none can any more.
+    fn unjoined(&self, now: Timestamp) -> BTreeSet<AgentName> {
+        let closed = |credential: &&Credential| {
+            credential.binding.is_none() && credential.join.as_ref().is_none_or(|join| join.expires_at <= now)
+        };
+        self.credentials.values().filter(closed).map(|credential| credential.agent.clone()).collect()
+    }
+
     /// The records as the change leaves them.
     pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::Claim(claim) => {
+                let latest = self.incarnations.entry(claim.agent.clone()).or_default();
+                *latest = claim.incarnation.max(*latest);
                 self.claims.insert(claim.agent.clone(), *claim);
+            }
+            Change::Learnt(agent, learnt) => {
+                if let Some(claim) = self.claims.get_mut(&agent) {
+                    *claim = learnt.applied_to(claim).unwrap_or_else(|| claim.clone());
+                }
             }
             Change::Unclaim(agent) => {
                 self.claims.remove(&agent);
@@ -435,14 +488,15 @@ impl Records {
             Change::DropBackoff(agent) => {
                 self.backoffs.remove(&agent);
             }
-            Change::Approve(id, _) => {
-                self.approvals.insert(id);
+            Change::Approve(request, _) => {
+                self.approvals.insert(request.id, request.agent);
             }
             Change::DropApproval(id) => {
                 self.approvals.remove(&id);
             }
             Change::Task(task) => self.note_task(&task),
             Change::Fuse(fuse) => self.fuse = fuse,
+            Change::Mode(mode) => self.mode = mode,
             Change::Pause(pause) => self.pause = pause,
             Change::Event(_) => {}
         }
@@ -458,6 +512,18 @@ impl Records {
         known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
         known.push(entry);
     }
+}
+
+const fn mode_text(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Up => "up",
+        Mode::Down => "down",
+        Mode::Destroy => "destroy",
+    }
+}
+
+fn mode_of(text: &str) -> Mode {
+    [Mode::Down, Mode::Destroy].into_iter().find(|mode| mode_text(*mode) == text).unwrap_or_default()
 }
 
 fn file_task(task: &Task) -> Option<FileTask> {

@@ -2,9 +2,11 @@
 //! and on demand, one listing at a time, each within its deadline: a hung driver delays no other.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -77,7 +79,11 @@ impl Observer {
     #[must_use]
     pub(crate) fn view(&self, since: Timestamp) -> DriverView {
         let unasked = || Listing::Unanswered { since, reason: "it has not been asked yet".into() };
-        let listing = self.sight.borrow().listing.clone().unwrap_or_else(unasked);
+        let ended = || Listing::Unanswered { since, reason: "nobody looks any more".into() };
+        let listing = match self.sight.has_changed() {
+            Ok(_) => self.sight.borrow().listing.clone().unwrap_or_else(unasked),
+            Err(_) => ended(),
+        };
         DriverView { capabilities: self.driver.capabilities(), listing }
     }
 
@@ -86,16 +92,13 @@ impl Observer {
         self.asked.notify_one();
     }
 
-    /// Waits for a listing that begins after this call, and gives what it saw.
-    pub(crate) async fn fresh(&self) -> Sight {
+    /// Waits for a listing that begins after this call, and gives what it saw; nothing when nobody
+    /// looks any more.
+    pub(crate) async fn fresh(&self) -> Option<Sight> {
         let wanted = *self.begun.borrow() + 1;
         let mut sight = self.sight.clone();
         self.asked.notify_one();
-        match sight.wait_for(|sight| sight.round >= wanted).await {
-            Ok(sight) => sight.clone(),
-            // The observer has ended: what it saw last is all there is.
-            Err(_) => self.sight(),
-        }
+        sight.wait_for(|sight| sight.round >= wanted).await.ok().map(|sight| sight.clone())
     }
 
     /// Waits until the driver has been listed once, or has failed to answer once.
@@ -128,9 +131,11 @@ impl Watcher {
         self.begun.send_modify(|round| *round += 1);
         let round = *self.begun.borrow();
         let deadline = self.driver.capabilities().deadlines.list.get();
-        let answer = match tokio::time::timeout(deadline, self.driver.list()).await {
-            Ok(Ok(instances)) => Ok(instances),
-            Ok(Err(error)) => Err(error.to_string()),
+        let list = AssertUnwindSafe(self.driver.list()).catch_unwind();
+        let answer = match tokio::time::timeout(deadline, list).await {
+            Ok(Ok(Ok(instances))) => Ok(instances),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(_)) => Err("the driver panicked".to_owned()),
             Err(_) => Err(format!("a listing took longer than {} s", deadline.as_secs())),
         };
         let before = self.sight.borrow().clone();

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
+use vm_agent_plan::{Inputs, Listing, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::ids::{Nonce, TaskId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
@@ -18,8 +18,9 @@ use vm_agent_schemas::wire::Run;
 use vm_agent_store::StoreError;
 
 use crate::core::Core;
-use crate::job::{Job, prepare, settle};
+use crate::job::{Job, Unprepared, prepare, settle};
 use crate::ledger::Change;
+use crate::observer::Observer;
 
 /// A pass is due after this even when nothing happens and time alone changes nothing: the net under
 /// everything that should have told and did not.
@@ -34,6 +35,10 @@ pub(crate) async fn run(core: Arc<Core>) {
         let pause = match pass(&core).await {
             Ok(Next::At(at)) => wait_until(at),
             Ok(Next::Down) => {
+                // The next life begins with the fleet up, as whoever starts it wants it.
+                if let Err(error) = core.ledger.record(vec![Change::Mode(Mode::Up)], Timestamp::now()).await {
+                    tracing::error!(error = %Chain(&error), "The end of going down could not be recorded");
+                }
                 core.stop.cancel();
                 return;
             }
@@ -58,9 +63,10 @@ enum Next {
 }
 
 fn wait_until(at: Option<Timestamp>) -> Duration {
-    let until = at.and_then(|at| Duration::try_from(at.duration_since(Timestamp::now())).ok());
-    // A little late rather than a little early: early would be a pass for nothing.
-    until.map_or(PASS_EVERY, |until| (until + Duration::from_millis(1)).min(PASS_EVERY))
+    // What fell due during the pass is due now. Else a little late rather than a little early: early
+    // would be a pass for nothing.
+    let until = |at: Timestamp| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+    at.map_or(PASS_EVERY, |at| (until(at) + Duration::from_millis(1)).min(PASS_EVERY))
 }
 
 async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
@@ -70,6 +76,7 @@ async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
     begin(core, &planned, &inputs, now).await?;
     let done = is_down(&inputs, &planned);
     let next = wake_at(&inputs);
+    core.conditions.note(&planned, &core.observers, inputs.revision, now);
     core.metrics.pass(begun.elapsed());
     core.passes.fetch_add(1, Ordering::Relaxed);
     core.acted_on.store(inputs.revision.unwrap_or_default().0, Ordering::Relaxed);
@@ -92,7 +99,9 @@ async fn caught_up(core: &Core) -> Result<(Inputs, Plan), StoreError> {
 }
 
 fn is_down(inputs: &Inputs, planned: &Plan) -> bool {
-    inputs.mode != Mode::Up && planned.is_empty() && inputs.operations.is_empty()
+    // Drift, not steps: a machine of which nothing is known has no step and may well run.
+    let settled = planned.agents.iter().all(|agent| agent.drift.is_empty());
+    inputs.mode != Mode::Up && settled && inputs.operations.is_empty()
 }
 
 /// The changes that bring the records up to what is.
@@ -113,7 +122,7 @@ fn keep_up(inputs: &Inputs, planned: &Plan, now: Timestamp) -> Vec<Change> {
                 let message = "the instance went down, and nobody stopped it";
                 changes.push(Change::Event(NewEvent::of(&agent, EventKind::InstanceFailed, message)));
             }
-            Upkeep::Claim(claim) => changes.push(Change::Claim(Box::new(claim))),
+            Upkeep::Learnt(agent, learnt) => changes.push(Change::Learnt(agent, learnt)),
             Upkeep::ForgetBackoff(agent) => changes.push(Change::DropBackoff(agent)),
             Upkeep::Interrupted(operation) => {
                 let message = format!("{} was under way when the controller went down", operation.action);
@@ -151,9 +160,13 @@ async fn begin(core: &Arc<Core>, planned: &Plan, inputs: &Inputs, now: Timestamp
             (_, Some(action)) => {
                 let Some(view) = inputs.drivers.get(&step.driver) else { continue };
                 let prepared = prepare(step, action, planned, &records, &view.capabilities, &core.hub_address, now);
-                let Some((job, needed)) = prepared else { continue };
-                changes.extend(needed);
-                jobs.push(job);
+                match prepared {
+                    Ok((job, needed)) => {
+                        changes.extend(needed);
+                        jobs.push(job);
+                    }
+                    Err(why) => changes.extend(unprepared(step, &why, inputs, now)),
+                }
             }
             (StepAction::Forget, _) => {
                 changes.push(Change::Unclaim(step.agent.clone()));
@@ -176,6 +189,14 @@ async fn begin(core: &Arc<Core>, planned: &Plan, inputs: &Inputs, now: Timestamp
     accept_tasks(core, planned, &records.claims, now).await
 }
 
+/// A step that can't begin is a failure like others: it is told, and tried again after a pause.
+fn unprepared(step: &Step, why: &Unprepared, inputs: &Inputs, now: Timestamp) -> [Change; 2] {
+    let message = format!("{} can't begin: {why}", step.action);
+    let before = inputs.backoffs.get(&step.agent);
+    let backoff = after_failure(&step.agent, before, message.clone(), jitter(), now);
+    [Change::Backoff(backoff), Change::Event(NewEvent::of(&step.agent, EventKind::StepFailed, message))]
+}
+
 fn configure(core: &Core, planned: &Plan, step: &Step) {
     if let Some(agent) = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref()) {
         core.hub.configure(step.agent.clone(), configuration_for(agent));
@@ -193,20 +214,22 @@ async fn carry_out(core: &Arc<Core>, job: Job) {
         // The operation stays open: the next life finds it, and looks.
         () = core.stop.cancelled(), if job.operation.action != Action::Stop => return,
     };
-    let sight = observer.fresh().await;
+    let listing = observer.fresh().await.and_then(|sight| sight.listing);
+    let proved = prove(observer, &job, listing.as_ref()).await;
     loop {
         let now = Timestamp::now();
         let records = core.ledger.records();
-        let (claim, before) = (records.claims.get(&job.operation.agent), records.backoffs.get(&job.operation.agent));
-        let settled = settle(&job, claim, &called, sight.listing.as_ref(), before, jitter(), now);
+        let before = records.backoffs.get(&job.operation.agent);
+        let settled = settle(&job, &called, listing.as_ref(), proved.as_ref(), before, jitter(), now);
+        if settled.revoke {
+            // Before the claim goes: whatever hung on the machine ends while there is somebody to end it.
+            core.hub.revoke(job.operation.agent.clone());
+        }
         match core.ledger.record(settled.changes, now).await {
             Ok(()) => {
-                if settled.revoke {
-                    core.hub.revoke(job.operation.agent.clone());
-                }
-                if settled.succeeded {
-                    core.succeeded(now);
-                } else {
+                if settled.succeeded && job.operation.action.brings_up() {
+                    core.brought_up(job.operation.started_at);
+                } else if !settled.succeeded {
                     core.metrics.step_failed();
                 }
                 break;
@@ -221,6 +244,17 @@ async fn carry_out(core: &Arc<Core>, job: Job) {
         }
     }
     core.wake();
+}
+
+/// Reads the nonce back from a new instance whose listing does not show it.
+async fn prove(observer: &Observer, job: &Job, listing: Option<&Listing>) -> Option<Nonce> {
+    let Some(Listing::Seen(instances)) = listing else { return None };
+    let observed = instances.get(&job.claim.instance)?;
+    if job.operation.action != Action::Create || observed.instance.nonce.is_some() {
+        return None;
+    }
+    let limit = observer.driver().capabilities().deadlines.list.get();
+    tokio::time::timeout(limit, observer.driver().prove(&job.claim.instance)).await.ok()?.ok().flatten()
 }
 
 /// Accepts the tasks of the file that are due, and hands them to the hub.

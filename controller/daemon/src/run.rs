@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_drivers::Driver;
@@ -63,6 +63,9 @@ pub struct Options {
     pub fleet: Option<FleetName>,
     /// This program, which driver `local` runs as `program runtime FOLDER`.
     pub program: PathBuf,
+    /// Whether whoever starts it wants the fleet up, even though an earlier life was told to take it
+    /// down and did not come to the end of that.
+    pub up: bool,
 }
 
 /// What a controller is made of besides its drivers.
@@ -74,6 +77,8 @@ pub struct Config {
     pub hub: HubSettings,
     /// The fleet; nothing where the folder knows it already.
     pub fleet: Option<FleetName>,
+    /// Whether the fleet is wanted up, whatever an earlier life was told.
+    pub up: bool,
 }
 
 /// Why a controller can't run.
@@ -143,7 +148,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let drivers = drivers(&options.state_dir, options.program.clone());
-    let config = Config { state_dir: options.state_dir, hub: options.hub, fleet: options.fleet };
+    let config = Config { state_dir: options.state_dir, hub: options.hub, fleet: options.fleet, up: options.up };
     let running = Running::start(config, drivers).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -201,6 +206,8 @@ pub struct Running {
     folder: StateDir,
     /// The doors and the loop.
     parts: TaskTracker,
+    /// The observers end last: a stop under way looks at what it came to.
+    observe_stop: CancellationToken,
 }
 
 impl Running {
@@ -214,6 +221,9 @@ impl Running {
         let store = Store::open(&folder.database())?;
         let ledger = Arc::new(Ledger::open(store).await?);
         let fleet = own(&ledger, config.fleet).await?;
+        if config.up {
+            ledger.record(vec![Change::Mode(Mode::Up)], now).await?;
+        }
         let settings = over(&config.hub, &ledger.records().fleet.hub);
         let listeners = Listeners::bind(&ledger, &settings).await?;
         let socket = folder.socket();
@@ -239,8 +249,9 @@ impl Running {
 
         let stop = CancellationToken::new();
         let trigger = Arc::new(Notify::new());
+        let observe_stop = CancellationToken::new();
         let observe = |driver: Arc<dyn Driver>| {
-            let observer = Observer::start(driver, Arc::clone(&trigger), stop.clone());
+            let observer = Observer::start(driver, Arc::clone(&trigger), observe_stop.clone());
             (observer.name(), observer)
         };
         let observers: BTreeMap<DriverName, Observer> = drivers.into_iter().map(observe).collect();
@@ -256,7 +267,6 @@ impl Running {
             hub,
             observers,
             trigger,
-            mode: watch::Sender::new(Mode::Up),
             jobs: TaskTracker::new(),
             stop,
             logs: Logs::new(folder.join("logs")),
@@ -273,7 +283,7 @@ impl Running {
             conditions: Default::default(),
         });
         let controller = Controller::new(Arc::clone(&core));
-        let running = Self { controller, core, folder, parts: TaskTracker::new() };
+        let running = Self { controller, core, folder, parts: TaskTracker::new(), observe_stop };
         running.serve(listeners, notices_rx).await?;
         Ok(running)
     }
@@ -338,6 +348,7 @@ impl Running {
         if tokio::time::timeout(GRACE, quiet).await.is_err() {
             tracing::warn!("Something was still under way; the next life looks at it");
         }
+        self.observe_stop.cancel();
         let event = NewEvent::fleet(EventKind::ControllerStopped, "the controller went down in order");
         if let Err(error) = core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await {
             tracing::error!(error = %reconciler::Chain(&error), "The end could not be recorded");

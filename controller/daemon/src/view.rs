@@ -10,9 +10,9 @@ use vm_agent_schemas::api::{
 };
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{AgentPlan, Condition, Fuse, Plan};
+use vm_agent_schemas::plan::{AgentPlan, Condition, Plan};
 
-use crate::conditions::{Fact, facts_of};
+use crate::conditions::{facts_of, fleet_facts};
 use crate::core::Core;
 use crate::ledger::Records;
 use crate::observer::Observer;
@@ -70,13 +70,7 @@ impl Moment<'_> {
     }
 
     fn fleet_conditions(&self) -> Vec<Condition> {
-        let mut facts: Vec<Fact> = self.core.observers.values().map(driver_fact).collect();
-        facts.push(match &self.plan.fuse {
-            Fuse::Closed { .. } => Fact::new("FuseClosed", true, "AllWell", "the fleet is looked after"),
-            Fuse::Blown { failed, of, .. } => {
-                Fact::new("FuseClosed", false, "Blown", format!("{failed} of {of} agents failed at once"))
-            }
-        });
+        let facts = fleet_facts(self.plan, &self.core.observers);
         self.core.conditions.enter(None, facts, self.acted_on(), self.inputs.now)
     }
 
@@ -153,18 +147,6 @@ fn driver_status(observer: &Observer) -> DriverStatus {
         problem,
         instances: u32::try_from(instances).unwrap_or(u32::MAX),
         capabilities: observer.driver().capabilities(),
-    }
-}
-
-fn driver_fact(observer: &Observer) -> Fact {
-    let name = observer.name();
-    match observer.sight().listing {
-        Some(Listing::Seen(_)) => Fact::new("DriversAnswer", true, "Answering", format!("{name} answers")),
-        Some(Listing::Unanswered { since, reason }) => {
-            let message = format!("{name} has not answered since {since}: {reason}");
-            Fact::new("DriversAnswer", false, "Stalled", message)
-        }
-        None => Fact::new("DriversAnswer", false, "NotAsked", format!("{name} has not been asked yet")),
     }
 }
 

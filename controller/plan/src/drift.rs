@@ -107,6 +107,9 @@ fn runtime(situation: &Situation<'_>) -> Option<Drift> {
     let observed = match (situation.want, situation.seen, situation.link) {
         (Want::Running, Seen::Running, Link::Awaited) => "connecting",
         (Want::Running, Seen::Running, Link::Lost) => "offline",
+        (Want::Running, Seen::Running, Link::Unjoined) => {
+            return Some(entry(DriftClass::RuntimeOffline, "runtime", "connected", "never joined", Cost::Restart));
+        }
         _ => return None,
     };
     Some(entry(DriftClass::RuntimeOffline, "runtime", "connected", observed, Cost::Wait))

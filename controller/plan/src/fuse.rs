@@ -57,9 +57,13 @@ pub(crate) fn judge<'a>(
 
 /// When a blown fuse lets one step through.
 #[must_use]
-pub(crate) fn probe_at(fuse: &Fuse) -> Option<Timestamp> {
+pub(crate) fn probe_at<'a>(fuse: &Fuse, backoffs: impl Iterator<Item = &'a Backoff>) -> Option<Timestamp> {
     match fuse {
-        Fuse::Blown { since, .. } => Some(after(*since, FUSE_REST)),
+        // A probe that failed is a failure like the others, and gives the host another rest.
+        Fuse::Blown { since, .. } => {
+            let latest = backoffs.map(|backoff| backoff.failed_at).max();
+            Some(after(latest.map_or(*since, |latest| latest.max(*since)), FUSE_REST))
+        }
         Fuse::Closed { .. } => None,
     }
 }

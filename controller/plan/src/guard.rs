@@ -3,12 +3,11 @@
 use vm_agent_schemas::fleet::Prune;
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{ApprovalRequest, StepAction, WaitsFor};
 
 use crate::inputs::{Inputs, Mode};
 use crate::situation::Situation;
-use crate::table::{Decision, Want, decide};
+use crate::table::{Seen, Want};
 
 /// However small the fleet, this many agents may leave it at once under `prune: auto`.
 const REMOVAL_LEAST: usize = 2;
@@ -21,7 +20,7 @@ pub(crate) struct Guard<'a> {
     inputs: &'a Inputs,
     dismissed: &'a [AgentName],
     /// How many agents leave together, where that is more than `prune: auto` lets go.
-    mass: Option<usize>,
+    pub(crate) mass: Option<usize>,
     asked: Vec<ApprovalRequest>,
     granted: Vec<Digest>,
 }
@@ -38,7 +37,10 @@ impl<'a> Guard<'a> {
 
     /// What the deletion of an agent that should not exist waits for.
     pub(crate) fn removal(&mut self, situation: &Situation<'_>) -> Option<WaitsFor> {
-        if situation.claim?.protect {
+        let claim = situation.claim?;
+        // Somebody may have said that it should go before somebody protected it.
+        let declared = self.inputs.fleet.agents.get(situation.name);
+        if claim.protect || declared.is_some_and(|agent| agent.spec.protect) {
             return Some(WaitsFor::Protected);
         }
         if !situation.is_proven() {
@@ -47,10 +49,11 @@ impl<'a> Guard<'a> {
         if self.is_told(situation.name) {
             return None;
         }
-        let because = match (self.inputs.fleet.prune, self.mass) {
+        let mass = self.mass.or(claim.left_in_mass.then_some(1));
+        let because = match (self.inputs.fleet.prune, mass) {
             (Prune::Never, _) => return Some(WaitsFor::PruneNever),
             (Prune::Auto, None) => return None,
-            (Prune::Auto, Some(leaving)) => format!("it left the file together with {} others", leaving - 1),
+            (Prune::Auto, Some(_)) => "it left the file together with more others than may go unasked".to_owned(),
             (Prune::Confirm, _) => "it is no longer in the file, and `prune` is `confirm`".to_owned(),
         };
         let what = format!("delete `{}` and its data: {because}", situation.name);
@@ -86,11 +89,11 @@ impl<'a> Guard<'a> {
     fn ask(&mut self, kind: &str, situation: &Situation<'_>, detail: &str, what: String) -> Option<WaitsFor> {
         let claim = situation.claim.map(|claim| (claim.id, claim.incarnation));
         let id = Digest::of_json(&(kind, situation.name, claim, detail));
-        if self.inputs.approvals.contains(&id) {
+        if self.inputs.approvals.contains_key(&id) {
             self.granted.push(id);
             return None;
         }
-        self.asked.push(ApprovalRequest { id: id.clone(), agents: vec![situation.name.clone()], what });
+        self.asked.push(ApprovalRequest { id: id.clone(), agent: situation.name.clone(), what });
         Some(WaitsFor::Approval { id })
     }
 
@@ -100,9 +103,7 @@ impl<'a> Guard<'a> {
     }
 }
 
-/// Whether an agent's machine is to be deleted, or is just being.
+/// Whether an agent's machine is to be deleted, is just being, or may have to be once more is known.
 fn leaves(situation: &Situation<'_>) -> bool {
-    let under_way = situation.operation.is_some_and(|operation| operation.action == Action::Destroy);
-    let decision = decide(situation.want, situation.seen, situation.link, situation.under(), Default::default());
-    under_way || decision == Decision::Act(Action::Destroy)
+    situation.claim.is_some() && !matches!(situation.seen, Seen::Absent | Seen::Foreign)
 }

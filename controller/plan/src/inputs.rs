@@ -13,6 +13,12 @@ use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Instance, Operatio
 use vm_agent_schemas::plan::Fuse;
 use vm_agent_schemas::wire::TaskOutcome;
 
+use crate::fuse::after;
+
+/// How long after its deadline an operation of this life is still believed in: long enough for a last
+/// look at the instance and for a slow disk.
+const OVERDUE: Duration = Duration::from_secs(120);
+
 /// What a plan is made from. Same inputs, same plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
@@ -32,13 +38,15 @@ pub struct Inputs {
     pub sessions: BTreeMap<AgentName, SessionSeen>,
     /// The tasks of the file that were ever accepted.
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
-    /// What people said yes to.
-    pub approvals: BTreeSet<Digest>,
+    /// What people said yes to, and the agent that each yes is about.
+    pub approvals: BTreeMap<Digest, AgentName>,
+    /// Agents that no runtime has joined for yet, and none can: their join token no longer works.
+    pub unjoined: BTreeSet<AgentName>,
     /// What failed, and when it may be tried again.
     pub backoffs: BTreeMap<AgentName, Backoff>,
     /// The fuse as the last plan left it.
     pub fuse: Fuse,
-    /// When a step last did what it should.
+    /// When the last step began that brought a machine up.
     pub last_success: Option<Timestamp>,
     /// The pause of the whole fleet, if somebody paused it. One that has come to its time is ignored.
     pub pause: Option<Pause>,
@@ -137,7 +145,8 @@ impl Inputs {
             drivers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             tasks: BTreeMap::new(),
-            approvals: BTreeSet::new(),
+            approvals: BTreeMap::new(),
+            unjoined: BTreeSet::new(),
             backoffs: BTreeMap::new(),
             fuse: Fuse::Closed { since: now },
             last_success: None,
@@ -155,8 +164,12 @@ impl Inputs {
     pub fn operation(&self, agent: &AgentName) -> Option<&Operation> {
         self.operations.get(agent).filter(|operation| {
             let outlives = |view: &DriverView| view.capabilities.calls_outlive_controller;
-            operation.life == self.life
-                || (self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives))
+            if operation.life == self.life {
+                // Whoever carries it out ends it soon after its deadline, unless something broke.
+                self.now < after(operation.deadline, OVERDUE)
+            } else {
+                self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives)
+            }
         })
     }
 }

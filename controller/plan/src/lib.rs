@@ -27,8 +27,7 @@ pub use drift::configuration_for;
 pub use effective::{Effective, End, effective, ended_overrides};
 pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
 pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
-pub use moves::reachable_sizes;
-pub use upkeep::{Upkeep, upkeep};
+pub use upkeep::{Learnt, Upkeep, upkeep};
 pub use wake::wake_at;
 
 use guard::Guard;
@@ -58,7 +57,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
     for index in schedule::order(&situations) {
         let (situation, health) = (&situations[index], healths[index]);
         let drift = drift::drift_of(situation);
-        let Moves { steps: moves, waits_for, settling } = moves_of(situation, &drift, &mut guard);
+        let Moves { steps: moves, waits_for, settling } = moves_of(inputs, situation, &drift, &mut guard);
         let from = steps.len();
         if let Some(driver) = situation.driver {
             steps.extend(moves.into_iter().map(|step| schedule.step(situation, driver, step)));
@@ -66,6 +65,10 @@ pub fn plan(inputs: &Inputs) -> Plan {
         agents[index] = Some(agent_plan(situation, health, drift, waits_for, settling, &steps[from..]));
     }
 
+    let mass = guard.mass.is_some();
+    for agent in agents.iter_mut().flatten().filter(|agent| mass && agent.wanted.is_none()) {
+        agent.held_back = true;
+    }
     let (approvals, granted) = guard.into_requests();
     Plan {
         id: digest(inputs, &steps, &approvals),
@@ -102,6 +105,7 @@ fn agent_plan(
         health,
         drift,
         waits_for,
+        held_back: false,
     }
 }
 
@@ -130,6 +134,9 @@ fn digest(inputs: &Inputs, steps: &[Step], approvals: &[ApprovalRequest]) -> Dig
         context.update(b"\0");
     };
     part(inputs.fleet.name.as_str());
+    // What a step would make is in the file and in the overrides.
+    part(inputs.fleet.digest.as_ref().map(Digest::as_str).unwrap_or_default());
+    inputs.overrides.iter().for_each(|entry| part(&entry.id.to_string()));
     for step in steps {
         part(step.agent.as_str());
         part(step.driver.as_str());

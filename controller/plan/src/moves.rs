@@ -7,7 +7,7 @@ use vm_agent_schemas::plan::{Cost, Drift, DriftClass, StepAction, WaitsFor};
 
 use crate::drift::{Standing, standings};
 use crate::guard::Guard;
-use crate::inputs::Listing;
+use crate::inputs::{Inputs, Listing};
 use crate::situation::Situation;
 use crate::table::{Decision, Link, Seen, Want, decide};
 
@@ -42,7 +42,7 @@ impl Moves {
 }
 
 /// The steps for one agent.
-pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>) -> Moves {
+pub(crate) fn moves_of(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>) -> Moves {
     let mut moves = Moves::default();
     if situation.is_settled() {
         return moves;
@@ -87,6 +87,11 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
             moves.settling = situation.link == Link::Awaited;
             moves.wait(WaitsFor::Runtime);
         }
+        Decision::Restart => {
+            moves.push(StepAction::Stop, "its runtime never joined, and can't any more", Cost::Restart);
+            resize(situation, drift, &mut moves);
+            moves.push(StepAction::Start, "with a new seed", Cost::Restart);
+        }
         Decision::BlockedByPolicy => moves.wait(WaitsFor::RestartPolicy),
         Decision::Act(Action::Create) => create(situation, &mut moves),
         Decision::Act(Action::Start) => {
@@ -102,7 +107,7 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
     if situation.want == Want::Running {
         live(situation, drift, &mut moves);
     }
-    replace(situation, drift, guard, &mut moves);
+    replace(inputs, situation, drift, guard, &mut moves);
     prove(situation, &mut moves);
     ask_first(situation, guard, &mut moves);
     moves
@@ -151,40 +156,40 @@ fn create(situation: &Situation<'_>, moves: &mut Moves) {
 }
 
 /// The sizes that an instance can be given: its disk never shrinks.
-#[must_use]
-pub fn reachable_sizes(spec: &AgentSpec, have: &Sizes) -> Sizes {
+fn reachable_sizes(spec: &AgentSpec, have: &Sizes) -> Sizes {
     let want = Sizes::of(spec);
     Sizes { disk: want.disk.max(have.disk), ..want }
 }
 
 /// A resize of an instance that is down, or that can be resized as it runs.
 fn resize(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
-    if let Some(reason) = resize_reason(situation, drift) {
-        moves.push(StepAction::Resize, reason, Cost::Live);
+    if let Some((to, reason)) = resize_to(situation, drift) {
+        moves.push(StepAction::Resize { to }, reason, Cost::Live);
     }
 }
 
 /// A resize of an instance whose power is as it should be.
 fn resize_in_rest(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
-    let Some(reason) = resize_reason(situation, drift) else { return };
+    let Some((to, reason)) = resize_to(situation, drift) else { return };
     let live = situation.view.is_some_and(|view| view.capabilities.resize_running);
     if live || situation.want == Want::Stopped {
-        moves.push(StepAction::Resize, reason, Cost::Live);
+        moves.push(StepAction::Resize { to }, reason, Cost::Live);
     } else {
         moves.push(StepAction::Stop, format!("to resize: {reason}"), Cost::Restart);
-        moves.push(StepAction::Resize, reason, Cost::Restart);
-        moves.push(StepAction::Start, "it should run", Cost::Start);
+        moves.push(StepAction::Resize { to }, reason, Cost::Restart);
+        moves.push(StepAction::Start, "it should run", Cost::Restart);
     }
 }
 
-fn resize_reason(situation: &Situation<'_>, drift: &[Drift]) -> Option<String> {
+fn resize_to(situation: &Situation<'_>, drift: &[Drift]) -> Option<(Sizes, String)> {
     let (spec, have) = (&situation.wanted?.spec, situation.sizes()?);
     let sized = |d: &&Drift| matches!(d.class, DriftClass::Cpus | DriftClass::Memory | DriftClass::Disk);
-    if reachable_sizes(spec, &have) == have {
+    let to = reachable_sizes(spec, &have);
+    if to == have {
         return None;
     }
     let paths: Vec<&str> = drift.iter().filter(sized).filter(|d| d.cost != Cost::Replace).map(|d| &*d.path).collect();
-    (!paths.is_empty()).then(|| format!("{} changed", paths.join(", ")))
+    (!paths.is_empty()).then(|| (to, format!("{} changed", paths.join(", "))))
 }
 
 /// What the runtime is told and given to do.
@@ -217,7 +222,7 @@ fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
 
 /// The replacement of an instance by one that has what only birth can give. Approved, it comes before
 /// all else; until then everything else goes on beside it.
-fn replace(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, moves: &mut Moves) {
+fn replace(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, moves: &mut Moves) {
     let reasons: Vec<String> = drift
         .iter()
         .filter(|d| d.cost == Cost::Replace)
@@ -229,14 +234,31 @@ fn replace(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, mo
     let why = reasons.join(", ");
     let waits_for = guard.replacement(situation, &why);
     let approved = waits_for.is_none();
+    let waits_for = waits_for.or_else(|| successor_obstacle(inputs, situation));
     let mut replacement = Moves::default();
     replacement.push(StepAction::Destroy, format!("to replace it: {why}"), Cost::Replace);
     replacement.push(StepAction::Create, format!("to replace it: {why}"), Cost::Create);
     replacement.steps[0].waits_for.extend(waits_for);
-    if approved {
+    if approved && replacement.steps[0].waits_for.is_empty() {
         moves.steps = replacement.steps;
     } else {
         moves.steps.extend(replacement.steps);
+    }
+}
+
+/// What stands in the way of the machine that is to replace this one, while that one still exists: a
+/// driver that is not there or does not answer, or a name that is taken.
+fn successor_obstacle(inputs: &Inputs, situation: &Situation<'_>) -> Option<WaitsFor> {
+    let driver = situation.wanted?.spec.driver.filter(|driver| Some(*driver) != situation.driver)?;
+    match inputs.drivers.get(&driver).map(|view| &view.listing) {
+        None => Some(WaitsFor::DriverMissing { driver }),
+        Some(Listing::Unanswered { since, reason }) => {
+            Some(WaitsFor::Driver { driver, since: *since, reason: reason.clone() })
+        }
+        Some(Listing::Seen(instances)) => {
+            let instance = situation.claim?.instance.clone();
+            instances.contains_key(&instance).then_some(WaitsFor::ForeignInstance { instance })
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use vm_agent_schemas::fleet::{DriverName, Reconcile};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{Fuse, Health, Step, StepAction, WaitsFor};
+use vm_agent_schemas::plan::{Cost, Fuse, Health, Step, StepAction, WaitsFor};
 
 use crate::fuse::probe_at;
 use crate::inputs::{Inputs, Mode};
@@ -33,7 +33,7 @@ impl<'a> Schedule<'a> {
                 *places = places.saturating_sub(1);
             }
         }
-        let probe_free = !busy && probe_at(fuse).is_some_and(|at| at <= inputs.now);
+        let probe_free = !busy && probe_at(fuse, inputs.backoffs.values()).is_some_and(|at| at <= inputs.now);
         Self { inputs, fuse, healthy, free, probe_free }
     }
 
@@ -44,13 +44,16 @@ impl<'a> Schedule<'a> {
             waits_for.extend(self.pause(situation));
         }
         if action.on_instance().is_some() {
-            if action_brings_up(&action) {
+            // A stop that is there for a start to follow comes down only when it can come up again.
+            if brings_up(&action) || cost == Cost::Restart {
                 waits_for.extend(self.dependencies(situation));
             }
-            waits_for.extend(self.backoff(situation));
+            if !(self.inputs.mode == Mode::Destroy && action == StepAction::Destroy) {
+                waits_for.extend(self.backoff(situation));
+            }
             // Only a step that could begin otherwise takes a place from the others.
             if waits_for.is_empty() {
-                waits_for.extend(self.fuse(&action));
+                waits_for.extend(self.fuse(&action, cost));
             }
             if waits_for.is_empty() {
                 waits_for.extend(self.place(driver));
@@ -82,8 +85,9 @@ impl<'a> Schedule<'a> {
     }
 
     /// A blown fuse lets stops through, which can only calm things down, and one probe after its rest.
-    fn fuse(&mut self, action: &StepAction) -> Option<WaitsFor> {
-        if !self.fuse.is_blown() || *action == StepAction::Stop {
+    fn fuse(&mut self, action: &StepAction, cost: Cost) -> Option<WaitsFor> {
+        let calms = *action == StepAction::Stop && cost == Cost::Stop;
+        if !self.fuse.is_blown() || calms {
             return None;
         }
         if std::mem::take(&mut self.probe_free) { None } else { Some(WaitsFor::Fuse) }
@@ -100,7 +104,7 @@ impl<'a> Schedule<'a> {
     }
 }
 
-fn action_brings_up(action: &StepAction) -> bool {
+fn brings_up(action: &StepAction) -> bool {
     action.on_instance().is_some_and(vm_agent_schemas::observe::Action::brings_up)
 }
 

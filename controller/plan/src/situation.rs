@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, PowerState};
+use vm_agent_schemas::ids::Life;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes};
+use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
 use vm_agent_schemas::plan::Health;
 
 use crate::fuse::after;
@@ -29,6 +30,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) session: Option<&'a SessionSeen>,
     pub(crate) tasks: &'a [FileTask],
     pub(crate) backoff: Option<&'a Backoff>,
+    /// The controller's life, whose watch alone counts.
+    life: Life,
     pub(crate) want: Want,
     pub(crate) seen: Seen,
     pub(crate) link: Link,
@@ -53,9 +56,10 @@ impl<'a> Situation<'a> {
             session,
             tasks: inputs.tasks.get(name).map(Vec::as_slice).unwrap_or_default(),
             backoff: inputs.backoffs.get(name),
+            life: inputs.life,
             want: want(inputs.mode, wanted),
             seen: see(view, claim, observed),
-            link: link(inputs, view, observed, session),
+            link: link(inputs, name, view, observed, session),
         }
     }
 
@@ -67,7 +71,12 @@ impl<'a> Situation<'a> {
     pub(crate) fn is_proven(&self) -> bool {
         let Some(claim) = self.claim else { return false };
         let read_back = self.observed.and_then(|o| o.instance.nonce.as_ref()) == Some(&claim.nonce);
-        read_back || matches!(claim.proof, Proof::Watched | Proof::Confirmed)
+        read_back
+            || match claim.proof {
+                Proof::Pending => false,
+                Proof::Watched { life } => life == self.life,
+                Proof::Confirmed => true,
+            }
     }
 
     /// The sizes that the instance has.
@@ -100,7 +109,7 @@ impl<'a> Situation<'a> {
                 Link::Live if self.is_ailing() => Health::Degraded,
                 Link::Live => Health::Healthy,
                 Link::Awaited => Health::Starting,
-                Link::Lost => Health::Offline,
+                Link::Lost | Link::Unjoined => Health::Offline,
             },
             Seen::Absent | Seen::Foreign if self.backoff.is_some() => Health::Failed,
             Seen::Failed | Seen::Deleted => Health::Failed,
@@ -164,8 +173,8 @@ fn see(view: Option<&DriverView>, claim: Option<&Claim>, observed: Option<&Obser
     match claim {
         Some(claim) if instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce) => {
             // An instance that never came up yet did not go down by itself either.
-            let ran = claim.power == PowerState::Running && claim.proof != Proof::Pending;
-            Seen::ours(instance.state, ran)
+            let standing = if claim.proof == Proof::Pending { Standing::Down } else { claim.standing };
+            Seen::ours(instance.state, standing)
         }
         None if instance.state == InstanceState::Deleted => Seen::Deleted,
         Some(_) | None => Seen::Foreign,
@@ -174,6 +183,7 @@ fn see(view: Option<&DriverView>, claim: Option<&Claim>, observed: Option<&Obser
 
 fn link(
     inputs: &Inputs,
+    name: &AgentName,
     view: Option<&DriverView>,
     observed: Option<&Observed>,
     session: Option<&SessionSeen>,
@@ -195,6 +205,7 @@ fn link(
             let silent = session.is_some_and(|s| s.connected && since.is_none_or(|since| s.last_seen >= since));
             match since {
                 Some(since) if !silent && heard_within(limit, since) => Link::Awaited,
+                _ if session.is_none() && inputs.unjoined.contains(name) => Link::Unjoined,
                 _ => Link::Lost,
             }
         }

@@ -4,7 +4,7 @@
 //! does not compile until somebody decides about it in every row.
 
 use vm_agent_schemas::fleet::RestartPolicy;
-use vm_agent_schemas::observe::{Action, InstanceState};
+use vm_agent_schemas::observe::{Action, InstanceState, Standing};
 
 /// What is wanted of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +55,8 @@ pub enum Link {
     Awaited,
     /// It is not, and should be.
     Lost,
+    /// It never was, and can't be any more: its join token no longer works.
+    Unjoined,
 }
 
 /// Whether a step is under way on the agent.
@@ -73,6 +75,8 @@ pub enum Decision {
     Nothing,
     /// Act on the instance.
     Act(Action),
+    /// Stop it, and start it with a new seed.
+    Restart,
     /// Drop the claim: the instance is gone and should be.
     Forget,
     /// Wait until the step under way is over.
@@ -112,6 +116,7 @@ pub const fn decide(want: Want, seen: Seen, link: Link, under: Under, restart: R
         (Under::Nothing, Want::Running, Seen::Running) => match link {
             Link::Live => D::Nothing,
             Link::Awaited | Link::Lost => D::AwaitRuntime,
+            Link::Unjoined => D::Restart,
         },
         (Under::Nothing, Want::Running, Seen::Stopped | Seen::Suspended) => D::Act(Action::Start),
         (Under::Nothing, Want::Running, Seen::ShutDown) => match restart {
@@ -149,24 +154,19 @@ pub const fn decide(want: Want, seen: Seen, link: Link, under: Under, restart: R
 }
 
 impl Seen {
-    /// What an instance of ours is seen as. `ran` says whether our last step brought it up.
+    /// What an instance of ours is seen as, in the light of what it was last brought to.
     #[must_use]
-    pub const fn ours(state: InstanceState, ran: bool) -> Self {
-        match state {
-            InstanceState::Starting => Self::Starting,
-            InstanceState::Running => Self::Running,
-            InstanceState::Stopping => Self::Stopping,
-            InstanceState::Stopped => {
-                if ran {
-                    Self::ShutDown
-                } else {
-                    Self::Stopped
-                }
-            }
-            InstanceState::Failed => Self::Failed,
-            InstanceState::Suspended => Self::Suspended,
-            InstanceState::Deleted => Self::Deleted,
-            InstanceState::Unknown => Self::Unknown,
+    pub const fn ours(state: InstanceState, standing: Standing) -> Self {
+        match (state, standing) {
+            (InstanceState::Stopped | InstanceState::Failed, Standing::Down) => Self::Stopped,
+            (InstanceState::Stopped, Standing::Up | Standing::Fell) => Self::ShutDown,
+            (InstanceState::Failed, Standing::Up | Standing::Fell) => Self::Failed,
+            (InstanceState::Starting, _) => Self::Starting,
+            (InstanceState::Running, _) => Self::Running,
+            (InstanceState::Stopping, _) => Self::Stopping,
+            (InstanceState::Suspended, _) => Self::Suspended,
+            (InstanceState::Deleted, _) => Self::Deleted,
+            (InstanceState::Unknown, _) => Self::Unknown,
         }
     }
 }
@@ -190,7 +190,7 @@ mod tests {
         Seen::Deleted,
         Seen::Unknown,
     ];
-    const LINKS: [Link; 3] = [Link::Live, Link::Awaited, Link::Lost];
+    const LINKS: [Link; 4] = [Link::Live, Link::Awaited, Link::Lost, Link::Unjoined];
     const UNDERS: [Under; 2] = [Under::Nothing, Under::Way];
     const POLICIES: [RestartPolicy; 3] = [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never];
 

@@ -1,11 +1,10 @@
 //! What the records should say that they don't say yet: the part of a pass that changes no machine.
 
-use vm_agent_schemas::fleet::PowerState;
-use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::ids::{ClaimId, Digest};
 use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Claim, InstanceState, Operation, Proof};
-use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::observe::{Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::plan::{AgentPlan, Plan, Sync};
 
 use crate::effective::{End, ended_overrides};
 use crate::fuse::{BACKOFF_FORGOTTEN, after};
@@ -20,17 +19,55 @@ pub enum Upkeep {
     EndPause(Pause),
     /// An instance went down, and nobody stopped it.
     Crashed(AgentName),
-    /// A claim that has learnt something: proof, power or protection.
-    Claim(Claim),
+    /// Something has been learnt of a claim's instance.
+    Learnt(AgentName, Learnt),
     /// Failures long enough ago to be forgotten, or of an agent that is gone.
     ForgetBackoff(AgentName),
-    /// An operation of an earlier life that can have no effect any more.
+    /// An operation that can have no effect any more, and whose end nobody wrote down.
     Interrupted(Operation),
     /// A yes that nothing rests on any more.
     DropApproval(Digest),
 }
 
-/// Compares records and world. `plan` is the plan for these inputs.
+/// What has been learnt of a claim's instance. What is not said stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Learnt {
+    /// The claim that it is about: of another claim of the same agent it says nothing.
+    pub claim: ClaimId,
+    /// How far it is proven to be ours.
+    pub proof: Option<Proof>,
+    /// What it was brought to.
+    pub standing: Option<Standing>,
+    /// The sizes that it has been given.
+    pub sizes: Option<Sizes>,
+    /// Whether the agent is protected.
+    pub protect: Option<bool>,
+    /// Whether the agent left the file together with too many others.
+    pub left_in_mass: Option<bool>,
+}
+
+impl Learnt {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn of(claim: &Claim) -> Self {
+        Self { claim: claim.id, proof: None, standing: None, sizes: None, protect: None, left_in_mass: None }
+    }
+
+    /// The claim in the light of it; nothing when it is another claim, or says all that already.
+    #[must_use]
+    pub fn applied_to(&self, claim: &Claim) -> Option<Claim> {
+        let mut learnt = claim.clone();
+        learnt.proof = self.proof.unwrap_or(claim.proof);
+        learnt.standing = self.standing.unwrap_or(claim.standing);
+        learnt.birth.sizes = self.sizes.unwrap_or(claim.birth.sizes);
+        learnt.protect = self.protect.unwrap_or(claim.protect);
+        learnt.left_in_mass = self.left_in_mass.unwrap_or(claim.left_in_mass);
+        (claim.id == self.claim && learnt != *claim).then_some(learnt)
+    }
+}
+
+/// Compares records and world. `plan` is the plan for these inputs. Once its answer is written down,
+/// the same question has no answer any more, but for what an interrupted operation has hidden.
 #[must_use]
 pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     let mut upkeep = Vec::new();
@@ -42,10 +79,12 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     let over = |pause: &&Pause| pause.expires_at.is_some_and(|end| end <= inputs.now);
     upkeep.extend(inputs.pause.iter().filter(over).cloned().map(Upkeep::EndPause));
     for claim in inputs.claims.values() {
-        let observed = observed(inputs, claim);
-        upkeep.extend(learnt(inputs, plan, claim, observed).map(Upkeep::Claim));
-        if observed.is_some_and(|observed| is_new_crash(inputs, claim, observed)) {
+        let learnt = learnt(inputs, plan.agent(&claim.agent), claim);
+        if learnt.standing == Some(Standing::Fell) {
             upkeep.push(Upkeep::Crashed(claim.agent.clone()));
+        }
+        if learnt.applied_to(claim).is_some() {
+            upkeep.push(Upkeep::Learnt(claim.agent.clone(), learnt));
         }
     }
     for (agent, backoff) in &inputs.backoffs {
@@ -56,12 +95,16 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     }
     let over = inputs.operations.values().filter(|operation| inputs.operation(&operation.agent).is_none());
     upkeep.extend(over.cloned().map(Upkeep::Interrupted));
-    // While a step is under way the yes that it rests on is not asked for.
-    if inputs.operations.is_empty() {
-        let unused = inputs.approvals.iter().filter(|id| !plan.granted.contains(id));
-        upkeep.extend(unused.cloned().map(Upkeep::DropApproval));
-    }
+    let unused = inputs.approvals.iter().filter(|(id, agent)| is_unused(inputs, plan, id, agent));
+    upkeep.extend(unused.map(|(id, _)| Upkeep::DropApproval(id.clone())));
     upkeep
+}
+
+/// Whether a yes is void: its agent could have asked for it now, and did not. An agent with a step
+/// under way, or of which nothing is known, asks for nothing.
+fn is_unused(inputs: &Inputs, plan: &Plan, id: &Digest, agent: &AgentName) -> bool {
+    let asks = |agent: &AgentPlan| agent.sync != Sync::Unknown && !inputs.operations.contains_key(&agent.name);
+    plan.agent(agent).is_none_or(asks) && !plan.granted.contains(id)
 }
 
 /// The instance of a claim, if it is seen and is the one.
@@ -71,30 +114,34 @@ fn observed<'a>(inputs: &'a Inputs, claim: &Claim) -> Option<&'a Observed> {
     observed.instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce).then_some(observed)
 }
 
-/// The claim with what can be said of it by now; nothing when it says all that already.
-fn learnt(inputs: &Inputs, plan: &Plan, claim: &Claim, observed: Option<&Observed>) -> Option<Claim> {
-    let mut learnt = claim.clone();
+fn learnt(inputs: &Inputs, plan: Option<&AgentPlan>, claim: &Claim) -> Learnt {
+    let observed = observed(inputs, claim);
     let read_back = observed.is_some_and(|observed| observed.instance.nonce.is_some());
-    // A runtime is heard only after it has shown the claim's nonce.
+    // A runtime is heard only after it has shown the claim's nonce, and an incarnation is one life.
     let heard = inputs.sessions.get(&claim.agent).is_some_and(|session| session.incarnation == claim.incarnation);
-    if read_back || heard {
-        learnt.proof = Proof::Confirmed;
-    }
-    let runs = observed.is_some_and(|observed| observed.instance.state == InstanceState::Running);
-    // An operation of an earlier life may have been a stop, whose effect is about to show.
-    if runs && !inputs.operations.contains_key(&claim.agent) {
-        learnt.power = PowerState::Running;
-    }
-    if let Some(agent) = plan.agent(&claim.agent).and_then(|agent| agent.wanted.as_ref()) {
-        learnt.protect = agent.spec.protect;
-    }
-    (learnt != *claim).then_some(learnt)
-}
-
-/// Whether an instance is down by itself, and its backoff does not know of that yet.
-fn is_new_crash(inputs: &Inputs, claim: &Claim, observed: &Observed) -> bool {
-    observed.instance.state == InstanceState::Failed
-        && claim.power == PowerState::Running
-        && inputs.operation(&claim.agent).is_none()
-        && inputs.backoffs.get(&claim.agent).is_none_or(|backoff| backoff.failed_at < observed.since)
+    let proof = match claim.proof {
+        _ if read_back || heard => Some(Proof::Confirmed),
+        // Whoever looked away, or did not see it, has not watched.
+        Proof::Watched { life } if life != inputs.life || observed.is_none() => Some(Proof::Pending),
+        _ => None,
+    };
+    let busy = inputs.operations.contains_key(&claim.agent);
+    let standing = match observed.map(|observed| observed.instance.state) {
+        // An operation may be a stop, whose effect is about to show.
+        _ if busy => None,
+        Some(InstanceState::Running) => Some(Standing::Up),
+        Some(InstanceState::Failed)
+            if claim.standing == Standing::Up && proof.unwrap_or(claim.proof) != Proof::Pending =>
+        {
+            Some(Standing::Fell)
+        }
+        _ => None,
+    };
+    let wanted = plan.and_then(|agent| agent.wanted.as_ref());
+    let asked = plan.is_some_and(|agent| agent.held_back);
+    let left_in_mass = match wanted {
+        Some(_) => Some(false),
+        None => asked.then_some(true),
+    };
+    Learnt { proof, standing, protect: wanted.map(|agent| agent.spec.protect), left_in_mass, ..Learnt::of(claim) }
 }

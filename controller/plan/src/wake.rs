@@ -27,6 +27,6 @@ pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
         .chain(silences)
         .chain(operations)
         .chain(connects)
-        .chain(probe_at(&inputs.fuse));
+        .chain(probe_at(&inputs.fuse, inputs.backoffs.values()));
     all.filter(|at| *at > inputs.now).min()
 }

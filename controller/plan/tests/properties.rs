@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vm_agent_plan::{FileTask, Inputs, Listing, Mode, Observed, plan};
-use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DriverName, Fleet, PowerState, Prune, RestartPolicy};
-use vm_agent_schemas::ids::{Digest, Nonce, OperationId};
+use vm_agent_plan::{FileTask, Inputs, Listing, Mode, Observed, Upkeep, plan, upkeep, wake_at};
+use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, Fleet, PowerState, Prune, RestartPolicy};
+use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId};
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Instance, InstanceState, Operation, Proof};
+use vm_agent_schemas::observe::{Action, Backoff, Instance, InstanceState, Operation, Proof, Standing};
 use vm_agent_schemas::plan::{Fuse, Health, StepAction, WaitsFor};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::TaskOutcome;
@@ -21,7 +21,7 @@ use vm_agent_schemas::wire::TaskOutcome;
 struct Agent {
     declared: bool,
     spec: AgentSpec,
-    claim: Option<(Proof, PowerState, bool)>,
+    claim: Option<(Proof, Standing, bool)>,
     /// State, whose nonce it bears, and whether it is smaller than wanted.
     instance: Option<(InstanceState, Bearing, bool)>,
     session: Option<(bool, i64)>,
@@ -74,8 +74,13 @@ fn any_state() -> impl Strategy<Value = InstanceState> {
 }
 
 fn any_agent() -> impl Strategy<Value = Agent> {
-    let proof = prop::sample::select(vec![Proof::Pending, Proof::Watched, Proof::Confirmed]);
-    let power = prop::sample::select(vec![PowerState::Running, PowerState::Stopped]);
+    let proof = prop::sample::select(vec![
+        Proof::Pending,
+        Proof::Watched { life: Life(1) },
+        Proof::Watched { life: Life(0) },
+        Proof::Confirmed,
+    ]);
+    let standing = prop::sample::select(vec![Standing::Up, Standing::Down, Standing::Fell]);
     let bearing = prop::sample::select(vec![Bearing::Ours, Bearing::Ours, Bearing::Another, Bearing::Unreadable]);
     let action =
         prop::sample::select(vec![Action::Create, Action::Start, Action::Stop, Action::Resize, Action::Destroy]);
@@ -91,7 +96,7 @@ fn any_agent() -> impl Strategy<Value = Agent> {
     (
         prop::bool::weighted(0.7),
         any_spec(),
-        prop::option::weighted(0.7, (proof, power, prop::bool::weighted(0.2))),
+        prop::option::weighted(0.7, (proof, standing, prop::bool::weighted(0.2))),
         prop::option::weighted(0.7, (any_state(), bearing, prop::bool::weighted(0.2))),
         prop::option::weighted(0.6, (any::<bool>(), 0..200i64)),
         prop::option::weighted(0.2, (action, any::<bool>())),
@@ -159,10 +164,10 @@ fn any_world() -> impl Strategy<Value = Inputs> {
 
 fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
     let declared = DeclaredAgent { spec: agent.spec.clone(), origins: BTreeMap::new() };
-    if let Some((proof, power, protect)) = agent.claim {
+    if let Some((proof, standing, protect)) = agent.claim {
         world::claim(inputs, name, &declared, proof);
         let claim = inputs.claims.get_mut(name).expect("just written");
-        claim.power = power;
+        claim.standing = standing;
         claim.protect = protect;
         claim.birth.image = "a".into();
         if let Some((action, same_life)) = agent.operation {
@@ -245,7 +250,9 @@ proptest! {
             let observed = &seen[&claim.instance];
             prop_assert!(observed.instance.state != InstanceState::Unknown);
             prop_assert!(observed.instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce));
-            prop_assert!(observed.instance.nonce.is_some() || claim.proof != Proof::Pending, "nobody proved it");
+            prop_assert!(observed.instance.nonce.is_some()
+                    || matches!(claim.proof, Proof::Watched { life: Life(1) } | Proof::Confirmed),
+                "nobody proved it");
             let dismissed = inputs.overrides.iter().any(|o| {
                 o.agent == step.agent && o.change == Change::Presence(Presence::Absent)
             });
@@ -336,6 +343,61 @@ proptest! {
         }
     }
 
+    /// Written down, what the records lack is lacking no more.
+    #[test]
+    fn upkeep_is_done_once(inputs in any_world()) {
+        let mut inputs = inputs;
+        // Twice at most: with the end of an interrupted operation, what it may have hidden can be told.
+        for _ in 0..2 {
+            for item in upkeep(&inputs, &plan(&inputs)) {
+                world::note(&mut inputs, item);
+            }
+        }
+        let again = upkeep(&inputs, &plan(&inputs));
+        prop_assert!(again.is_empty(), "{again:?}");
+        // Nor does it come back when nothing but time goes by.
+        inputs.now = world::at(3601);
+        let claims = |item: &Upkeep| matches!(item, Upkeep::Learnt(..) | Upkeep::Crashed(_));
+        let later = upkeep(&inputs, &plan(&inputs));
+        prop_assert!(!later.iter().any(claims), "{later:?}");
+    }
+
+    /// Between now and the time that it is said to change by itself, a plan does not change by itself.
+    #[test]
+    fn a_plan_holds_until_it_is_said_to_change(inputs in any_world(), share in 0.0..1.0f64) {
+        let first = plan(&inputs);
+        let mut later = inputs.clone();
+        later.fuse = first.fuse.clone();
+        let base = plan(&later);
+        let until = wake_at(&later).unwrap_or_else(|| world::at(100_000));
+        let span = until.duration_since(later.now).as_millis();
+        later.now = later.now + std::time::Duration::from_millis(((span - 1).max(0) as f64 * share) as u64);
+        let then = plan(&later);
+        prop_assert_eq!(&base.steps, &then.steps);
+        prop_assert_eq!(&base.agents, &then.agents);
+    }
+
+    /// Where nothing differs, nothing is done.
+    #[test]
+    fn no_step_without_drift(inputs in any_world()) {
+        let plan = plan(&inputs);
+        for agent in plan.agents.iter().filter(|agent| agent.drift.is_empty()) {
+            prop_assert!(!plan.steps.iter().any(|step| step.agent == agent.name), "{agent:?}");
+        }
+    }
+
+    /// The first step of an agent never waits for a step before it.
+    #[test]
+    fn no_step_waits_for_one_that_is_not_there(inputs in any_world()) {
+        let plan = plan(&inputs);
+        let mut seen = std::collections::BTreeSet::new();
+        for step in &plan.steps {
+            if seen.insert(&step.agent) {
+                prop_assert!(!step.waits_for.contains(&WaitsFor::EarlierStep), "{step:?}");
+            }
+        }
+    }
+
     /// However a fleet file shrinks, `prune: auto` lets only a few go at once unasked.
     #[test]
     fn mass_removal_waits_for_a_yes(total in 1..40usize, keep in 0..40usize) {
@@ -349,7 +411,7 @@ proptest! {
         if gone > 2.max(total * 30 / 100) {
             prop_assert_eq!(removals, 0);
             prop_assert_eq!(first.approvals.len(), gone);
-            inputs.approvals = first.approvals.iter().map(|request| request.id.clone()).collect();
+            inputs.approvals = yes_to(&first);
             while world::carry_out(&mut inputs) > 0 {}
             prop_assert_eq!(inputs.claims.len(), keep);
         } else {
@@ -358,17 +420,20 @@ proptest! {
     }
 }
 
+fn yes_to(plan: &vm_agent_schemas::plan::Plan) -> BTreeMap<Digest, AgentName> {
+    plan.approvals.iter().map(|request| (request.id.clone(), request.agent.clone())).collect()
+}
+
 #[test]
 fn an_approval_for_one_life_of_a_machine_is_void_for_the_next() {
     let mut inputs = world::settled(world::inputs_of("agents: {web: {image: a}}"));
     inputs.fleet = world::inputs_of("agents: {web: {image: b}}").fleet;
-    let asked: Vec<Digest> = plan(&inputs).approvals.into_iter().map(|request| request.id).collect();
-    assert_eq!(asked.len(), 1);
-    inputs.approvals = asked.iter().cloned().collect();
+    let asked = plan(&inputs);
+    assert_eq!(asked.approvals.len(), 1);
+    inputs.approvals = yes_to(&asked);
     assert!(plan(&inputs).ready().any(|step| step.action == StepAction::Destroy));
     let web: AgentName = "web".parse().unwrap();
     let claim = inputs.claims.get_mut(&web).unwrap();
     claim.incarnation = claim.incarnation.next();
     assert!(!plan(&inputs).ready().any(|step| step.action == StepAction::Destroy));
-    assert_eq!(DriverName::Qemu, world::DRIVER);
 }

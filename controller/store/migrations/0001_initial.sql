@@ -71,8 +71,16 @@ CREATE TABLE tokens (
     created_at TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- The latest incarnation of each name, which outlives its claim: a number is never given twice, so that
+-- nothing of a former machine can pass for the next one's.
+CREATE TABLE incarnations (
+    agent TEXT PRIMARY KEY,
+    last  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE approvals (
     id     TEXT PRIMARY KEY,
+    agent  TEXT NOT NULL,
     author TEXT NOT NULL,
     at     TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::FleetFile;
 use super::resolve::{Fleet, resolve};
+use crate::ids::Digest;
 
 /// Largest fleet file read: ten thousand agents with every key take about a third of it.
 pub const FILE_MAX: usize = 10 * 1024 * 1024;
@@ -68,9 +69,12 @@ impl fmt::Display for Diagnostic {
 /// # Errors
 /// Everything found wrong. Nothing of a file with an error is used.
 pub fn parse(file: &str, text: &str) -> Result<Fleet, Vec<Diagnostic>> {
-    let diagnose = |findings: Vec<Finding>| findings.into_iter().map(|f| f.into_diagnostic(file, text)).collect();
+    let diagnose = |findings: Vec<Finding>| -> Vec<Diagnostic> {
+        findings.into_iter().map(|finding| finding.into_diagnostic(file, text)).collect()
+    };
     let document = read(text).map_err(|finding| diagnose(vec![finding]))?;
-    resolve(&document).map_err(diagnose)
+    let fleet = resolve(&document).map_err(diagnose)?;
+    Ok(Fleet { digest: Some(Digest::of(text.as_bytes())), ..fleet })
 }
 
 /// Something wrong at a path of the document, before its place in the text is looked up.

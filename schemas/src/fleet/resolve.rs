@@ -29,6 +29,8 @@ const CONFIGURATION_MAX: usize = 64 * 1024;
 /// A fleet with every layer applied: what the file comes to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fleet {
+    /// The digest of the text that it was read from.
+    pub digest: Option<Digest>,
     /// The fleet's name.
     pub name: FleetName,
     /// Each agent that should exist; replicas stand here one by one.
@@ -282,7 +284,7 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
         findings.extend(find_cycle(&agents));
     }
     if findings.is_empty() {
-        Ok(Fleet { name, agents, limits: file.limits, prune: file.prune, hub: file.hub.clone() })
+        Ok(Fleet { digest: None, name, agents, limits: file.limits, prune: file.prune, hub: file.hub.clone() })
     } else {
         Err(findings)
     }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_plan::{
-    DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, configuration_for, effective, plan, reachable_sizes,
+    DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, Upkeep, after_failure, configuration_for, effective,
+    plan,
 };
-use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, PowerState, parse};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
 use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof};
+use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, Standing};
 use vm_agent_schemas::plan::{Step, StepAction};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::TaskOutcome;
@@ -96,17 +97,17 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
             connect(inputs, &step.agent, &agent);
         }
         (StepAction::Start, Some(agent)) => {
-            set_power(inputs, &step.agent, PowerState::Running);
+            set_standing(inputs, &step.agent, Standing::Up);
             observe(inputs, &step.agent, InstanceState::Running);
             connect(inputs, &step.agent, &agent);
         }
-        (StepAction::Resize, Some(agent)) => {
+        (StepAction::Resize { to }, Some(_)) => {
             let claim = inputs.claims.get_mut(&step.agent).expect("only what is claimed is resized");
-            claim.birth.sizes = reachable_sizes(&agent.spec, &claim.birth.sizes);
+            claim.birth.sizes = *to;
             observe_sizes(inputs, &step.agent);
         }
         (StepAction::Stop, _) => {
-            set_power(inputs, &step.agent, PowerState::Stopped);
+            set_standing(inputs, &step.agent, Standing::Down);
             observe(inputs, &step.agent, InstanceState::Stopped);
             inputs.sessions.remove(&step.agent);
         }
@@ -145,7 +146,8 @@ pub fn claim(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent, proof
         incarnation: Incarnation(1),
         created_at: inputs.now,
         proof,
-        power: PowerState::Running,
+        standing: Standing::Up,
+        left_in_mass: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
     };
@@ -187,6 +189,26 @@ fn observe_sizes(inputs: &mut Inputs, name: &AgentName) {
     observed.instance.sizes = Some(claim.birth.sizes);
 }
 
-fn set_power(inputs: &mut Inputs, name: &AgentName, power: PowerState) {
-    inputs.claims.get_mut(name).expect("the agent is claimed").power = power;
+fn set_standing(inputs: &mut Inputs, name: &AgentName, standing: Standing) {
+    inputs.claims.get_mut(name).expect("the agent is claimed").standing = standing;
+}
+
+/// Writes down one thing that the records lacked.
+pub fn note(inputs: &mut Inputs, item: Upkeep) {
+    match item {
+        Upkeep::EndOverride(entry, _) => inputs.overrides.retain(|other| other.id != entry.id),
+        Upkeep::EndPause(_) => inputs.pause = None,
+        Upkeep::Crashed(agent) => {
+            let before = inputs.backoffs.get(&agent);
+            let backoff = after_failure(&agent, before, "it crashed".into(), 0.5, inputs.now);
+            inputs.backoffs.insert(agent, backoff);
+        }
+        Upkeep::Learnt(agent, learnt) => {
+            let claim = inputs.claims.get_mut(&agent).expect("the agent is claimed");
+            *claim = learnt.applied_to(claim).expect("there is something to learn");
+        }
+        Upkeep::ForgetBackoff(agent) => drop(inputs.backoffs.remove(&agent)),
+        Upkeep::Interrupted(operation) => drop(inputs.operations.remove(&operation.agent)),
+        Upkeep::DropApproval(id) => drop(inputs.approvals.remove(&id)),
+    }
 }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::Connection;
 use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::names::AgentName;
 
 use super::{column, rows};
 use crate::StoreError;
@@ -12,6 +13,8 @@ use crate::StoreError;
 pub struct Approval {
     /// The digest of what was shown.
     pub id: Digest,
+    /// The agent that it was about.
+    pub agent: AgentName,
     /// Who said yes.
     pub author: String,
     /// When.
@@ -22,9 +25,10 @@ pub struct Approval {
 ///
 /// # Errors
 /// When the database fails.
-pub fn put(conn: &Connection, id: &Digest, author: &str, at: Timestamp) -> Result<(), StoreError> {
-    conn.prepare_cached("INSERT INTO approvals (id, author, at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
-        .execute((id.as_str(), author, at.to_string()))?;
+pub fn put(conn: &Connection, approval: &Approval) -> Result<(), StoreError> {
+    let sql = "INSERT INTO approvals (id, agent, author, at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
+    let Approval { id, agent, author, at } = approval;
+    conn.prepare_cached(sql)?.execute((id.as_str(), agent.as_str(), author, at.to_string()))?;
     Ok(())
 }
 
@@ -36,6 +40,7 @@ pub fn all(conn: &Connection) -> Result<Vec<Approval>, StoreError> {
     rows(conn, "SELECT * FROM approvals ORDER BY id", (), |row| {
         Ok(Approval {
             id: Digest::from(row.get::<_, String>("id")?),
+            agent: column("approvals", row, "agent", |text: String| text.parse())?,
             author: row.get("author")?,
             at: column("approvals", row, "at", |text: String| text.parse())?,
         })

@@ -10,7 +10,7 @@ use vm_agent_schemas::ids::{
 };
 use vm_agent_schemas::intent::{Change, Override, OverridePath, Presence};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Birth, Claim, Operation, Proof};
+use vm_agent_schemas::observe::{Action, Backoff, Birth, Claim, Operation, Proof, Standing};
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{Run, TaskOutcome};
@@ -47,8 +47,9 @@ fn claim(name: &str) -> Claim {
         created_at: at(0),
         proof: Proof::Pending,
         birth: Birth::of(&AgentSpec::default()),
-        power: PowerState::Running,
+        standing: Standing::Up,
         protect: false,
+        left_in_mass: false,
     }
 }
 
@@ -350,12 +351,22 @@ fn a_token_is_found_by_its_digest_alone() {
 }
 
 #[test]
+fn an_incarnation_is_never_given_twice() {
+    let conn = database();
+    claims::put(&conn, &claim("web")).unwrap();
+    claims::remove(&conn, &agent("web")).unwrap();
+    assert_eq!(claims::incarnations(&conn).unwrap()[&agent("web")], Incarnation(3));
+}
+
+#[test]
 fn the_first_yes_to_a_thing_is_kept() {
     let conn = database();
     let id = Digest::of(b"replace web");
-    approvals::put(&conn, &id, "ann", at(0)).unwrap();
-    approvals::put(&conn, &id, "bob", at(1)).unwrap();
-    assert_eq!(approvals::all(&conn).unwrap(), [Approval { id: id.clone(), author: "ann".into(), at: at(0) }]);
+    let yes =
+        |author: &str, when| Approval { id: id.clone(), agent: agent("web"), author: author.into(), at: at(when) };
+    approvals::put(&conn, &yes("ann", 0)).unwrap();
+    approvals::put(&conn, &yes("bob", 1)).unwrap();
+    assert_eq!(approvals::all(&conn).unwrap(), [yes("ann", 0)]);
     assert!(approvals::remove(&conn, &id).unwrap());
     assert!(!approvals::remove(&conn, &id).unwrap());
     assert_eq!(approvals::all(&conn).unwrap(), []);
