@@ -308,3 +308,131 @@ pub(crate) fn unknown(agent: &AgentName) -> Problem {
     Problem::new(ProblemCode::NotFound, format!("there is no agent `{agent}`"))
         .remedy("see which there are: vm-agent list")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent_schemas::fleet::parse;
+
+    fn records(text: &str) -> Records {
+        Records::empty(parse("fleet.yaml", text).unwrap())
+    }
+
+    fn web() -> AgentName {
+        "web".parse().unwrap()
+    }
+
+    fn voice() -> Voice<'static> {
+        Voice { author: "ana", reason: Some("flaky"), now: Timestamp::UNIX_EPOCH }
+    }
+
+    fn apply(records: &mut Records, intent: Intent) {
+        intent.changes.into_iter().for_each(|change| records.apply(change));
+    }
+
+    #[test]
+    fn a_command_that_says_what_the_file_says_clears_the_override() {
+        let mut records = records("agents: {web: {}}");
+        let stop = set_power(&records, &web(), PowerState::Stopped, &ChangeRequest::default(), voice()).unwrap();
+        assert!(stop.overridden.is_some());
+        apply(&mut records, stop);
+        assert_eq!(records.overrides.len(), 1);
+        let start = set_power(&records, &web(), PowerState::Running, &ChangeRequest::default(), voice()).unwrap();
+        assert!(start.overridden.is_none());
+        apply(&mut records, start);
+        assert!(records.overrides.is_empty());
+    }
+
+    #[test]
+    fn stop_holds_for_an_hour_unless_told_otherwise() {
+        let records = records("agents: {web: {}}");
+        let end = |request: ChangeRequest| {
+            let intent = set_power(&records, &web(), PowerState::Stopped, &request, voice()).unwrap();
+            intent.overridden.unwrap().expires_at.map(Timestamp::as_second)
+        };
+        assert_eq!(end(ChangeRequest::default()), Some(3600));
+        assert_eq!(end(ChangeRequest { lasting: Some(Span::from_secs(20)), ..Default::default() }), Some(20));
+        assert_eq!(end(ChangeRequest { sticky: true, ..Default::default() }), None);
+    }
+
+    #[test]
+    fn there_is_one_override_for_each_path() {
+        let mut records = records("agents: {web: {}}");
+        for _ in 0..3 {
+            let stop = set_power(&records, &web(), PowerState::Stopped, &ChangeRequest::default(), voice()).unwrap();
+            apply(&mut records, stop);
+        }
+        let pause = set_reconcile(&records, &web(), Reconcile::Paused, &ChangeRequest::default(), voice()).unwrap();
+        apply(&mut records, pause);
+        assert_eq!(records.overrides.len(), 2);
+    }
+
+    #[test]
+    fn a_declared_agent_can_not_be_made_by_hand_and_one_by_hand_is_made_once() {
+        let mut records = records("agents: {web: {}}");
+        let request = CreateRequest::default();
+        let refused = create(&records, &web(), &request, voice()).unwrap_err();
+        assert_eq!(refused.code, ProblemCode::Conflict);
+        let other: AgentName = "other".parse().unwrap();
+        let made = create(&records, &other, &request, voice()).unwrap();
+        apply(&mut records, made);
+        assert!(create(&records, &other, &request, voice()).unwrap().changes.is_empty());
+    }
+
+    #[test]
+    fn a_destroyed_agent_comes_back_when_it_is_created_again() {
+        let mut records = records("agents: {web: {}}");
+        let gone = destroy(&records, &web(), voice()).unwrap();
+        apply(&mut records, gone);
+        assert!(set_power(&records, &web(), PowerState::Running, &ChangeRequest::default(), voice()).is_err());
+        let back = create(&records, &web(), &CreateRequest::default(), voice()).unwrap();
+        apply(&mut records, back);
+        assert!(records.overrides.is_empty());
+    }
+
+    #[test]
+    fn the_protected_are_not_destroyed_and_the_unknown_are_named() {
+        let protected = records("agents: {web: {protect: true}}");
+        assert_eq!(destroy(&protected, &web(), voice()).unwrap_err().code, ProblemCode::Blocked);
+        let nobody = records("agents: {}");
+        assert_eq!(destroy(&nobody, &web(), voice()).unwrap_err().code, ProblemCode::NotFound);
+    }
+
+    #[test]
+    fn resuming_goes_back_to_what_the_file_says() {
+        let mut records = records("agents: {web: {reconcile: manual}}");
+        let pause = set_reconcile(&records, &web(), Reconcile::Paused, &ChangeRequest::default(), voice()).unwrap();
+        apply(&mut records, pause);
+        let resume = set_reconcile(&records, &web(), Reconcile::Auto, &ChangeRequest::default(), voice()).unwrap();
+        assert!(resume.overridden.is_none());
+        apply(&mut records, resume);
+        assert!(records.overrides.is_empty());
+    }
+
+    #[test]
+    fn a_paused_fleet_is_resumed_once() {
+        let mut records = records("agents: {web: {}}");
+        let (changes, pause) = pause_fleet(&records, true, &ChangeRequest::default(), voice());
+        assert_eq!(pause.unwrap().author, "ana");
+        changes.into_iter().for_each(|change| records.apply(change));
+        let (changes, pause) = pause_fleet(&records, false, &ChangeRequest::default(), voice());
+        assert!(pause.is_none() && changes.len() == 2);
+        changes.into_iter().for_each(|change| records.apply(change));
+        assert!(pause_fleet(&records, false, &ChangeRequest::default(), voice()).0.is_empty());
+    }
+
+    #[test]
+    fn an_override_is_extended_from_now_and_never_for_no_time() {
+        let mut records = records("agents: {web: {}}");
+        let path = OverridePath::Power;
+        let missing = extend_override(&records, &web(), path, &ChangeRequest::default(), voice()).unwrap_err();
+        assert_eq!(missing.code, ProblemCode::NotFound);
+        let stop = set_power(&records, &web(), PowerState::Stopped, &ChangeRequest::default(), voice()).unwrap();
+        apply(&mut records, stop);
+        let endless = extend_override(&records, &web(), path, &ChangeRequest::default(), voice()).unwrap_err();
+        assert_eq!(endless.code, ProblemCode::Invalid);
+        let longer = ChangeRequest { lasting: Some(Span::from_secs(7200)), ..Default::default() };
+        let extended = extend_override(&records, &web(), path, &longer, voice()).unwrap();
+        assert_eq!(extended.overridden.unwrap().expires_at.unwrap().as_second(), 7200);
+    }
+}

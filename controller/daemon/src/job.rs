@@ -367,3 +367,177 @@ fn explain(job: &Job, called: &Called, seen: &Look<'_>) -> String {
 fn later(at: Timestamp, span: Duration) -> Timestamp {
     at.checked_add(span).unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    use vm_agent_drivers::fake::Fake;
+    use vm_agent_schemas::fleet::{DriverName, parse};
+    use vm_agent_schemas::ids::{Digest, Incarnation, Life};
+    use vm_agent_schemas::observe::Instance;
+    use vm_agent_schemas::plan::Cost;
+    use vm_agent_schemas::units::ByteSize;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn records() -> Records {
+        let fleet = parse("fleet.yaml", "agents: {web: {driver: qemu}}").unwrap();
+        Records { life: Life(2), ..Records::empty(fleet) }
+    }
+
+    fn step(action: StepAction) -> Step {
+        let agent = "web".parse().unwrap();
+        Step { agent, driver: DriverName::Qemu, action, reason: "a test".into(), cost: Cost::Live, waits_for: vec![] }
+    }
+
+    /// Prepares a step for `web` and carries its changes out on the records.
+    fn prepared(records: &mut Records, action: StepAction) -> Job {
+        let on_instance = action.on_instance().unwrap();
+        let inputs = records.inputs(NOW);
+        let plan = vm_agent_plan::plan(&inputs);
+        let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None };
+        let capabilities = Fake::capabilities_default();
+        let (job, changes) = prepare(&step(action), on_instance, &plan, records, &capabilities, &hub, NOW).unwrap();
+        changes.into_iter().for_each(|change| records.apply(change));
+        job
+    }
+
+    fn listing(instances: Vec<Instance>) -> Listing {
+        let observed = instances.into_iter().map(|i| (i.name.clone(), Observed { instance: i, since: NOW }));
+        Listing::Seen(observed.collect::<BTreeMap<_, _>>())
+    }
+
+    fn instance(state: InstanceState, nonce: Option<Nonce>) -> Instance {
+        Instance { name: "web".parse().unwrap(), state, nonce, sizes: None }
+    }
+
+    fn foreign() -> Called {
+        Called::Failed(DriverError::Foreign { instance: "web".parse().unwrap() })
+    }
+
+    fn learnt(settled: &Settled) -> &Learnt {
+        let found = settled.changes.iter().find_map(|change| match change {
+            Change::Learnt(_, learnt) => Some(learnt),
+            _ => None,
+        });
+        found.expect("something is said of the claim")
+    }
+
+    fn settled(job: &Job, called: &Called, seen: &Listing) -> Settled {
+        settle(job, called, Some(seen), None, None, 0.5, NOW)
+    }
+
+    #[test]
+    fn a_create_that_met_a_stranger_neither_succeeds_nor_proves_anything() {
+        let job = prepared(&mut records(), StepAction::Create);
+        let settled = settled(&job, &foreign(), &listing(vec![instance(InstanceState::Running, None)]));
+        assert!(!settled.succeeded);
+        assert_eq!(learnt(&settled).proof, None);
+    }
+
+    #[test]
+    fn a_create_that_timed_out_yet_runs_succeeds_but_is_not_watched() {
+        let job = prepared(&mut records(), StepAction::Create);
+        let timed_out = Called::TimedOut(Duration::from_secs(1));
+        let settled = settled(&job, &timed_out, &listing(vec![instance(InstanceState::Running, None)]));
+        assert!(settled.succeeded);
+        assert_eq!(learnt(&settled).proof, None);
+    }
+
+    #[test]
+    fn a_create_is_confirmed_by_its_nonce_and_watched_without_one() {
+        let job = prepared(&mut records(), StepAction::Create);
+        let nonce = Some(job.claim.nonce.clone());
+        let shown = settled(&job, &Called::Done, &listing(vec![instance(InstanceState::Running, nonce.clone())]));
+        assert_eq!(learnt(&shown).proof, Some(Proof::Confirmed));
+        let unshown = listing(vec![instance(InstanceState::Running, None)]);
+        assert_eq!(learnt(&settled(&job, &Called::Done, &unshown)).proof, Some(Proof::Watched { life: Life(2) }));
+        let read = settle(&job, &Called::Done, Some(&unshown), nonce.as_ref(), None, 0.5, NOW);
+        assert_eq!(learnt(&read).proof, Some(Proof::Confirmed));
+        let other = Nonce::generate();
+        let wrong = settle(&job, &Called::Done, Some(&unshown), Some(&other), None, 0.5, NOW);
+        assert!(!wrong.succeeded);
+    }
+
+    #[test]
+    fn what_can_not_be_seen_is_as_the_driver_says() {
+        let job = prepared(&mut records(), StepAction::Create);
+        assert!(settle(&job, &Called::Done, None, None, None, 0.5, NOW).succeeded);
+        let hung = Called::TimedOut(Duration::from_secs(1));
+        assert!(!settle(&job, &hung, None, None, None, 0.5, NOW).succeeded);
+    }
+
+    #[test]
+    fn a_failed_create_is_tried_again_on_the_same_claim_until_a_runtime_has_joined() {
+        let mut records = records();
+        let first = prepared(&mut records, StepAction::Create);
+        let again = prepared(&mut records, StepAction::Create);
+        assert_eq!(again.claim.nonce, first.claim.nonce);
+        let credential = records.credentials.get_mut("web").unwrap();
+        credential.binding = Some(vm_agent_schemas::credential::Binding {
+            public_key: "key".into(),
+            machine_id: Digest::of(b"machine"),
+        });
+        let next = prepared(&mut records, StepAction::Create);
+        assert_ne!(next.claim.nonce, first.claim.nonce);
+        assert!(next.enroll.is_some());
+    }
+
+    #[test]
+    fn an_incarnation_is_never_given_twice() {
+        let mut records = records();
+        let first = prepared(&mut records, StepAction::Create);
+        records.apply(Change::Unclaim("web".parse().unwrap()));
+        let second = prepared(&mut records, StepAction::Create);
+        assert_eq!((first.claim.incarnation, second.claim.incarnation), (Incarnation(1), Incarnation(2)));
+    }
+
+    #[test]
+    fn a_destroy_ends_the_claim_only_when_the_instance_is_gone() {
+        let mut records = records();
+        prepared(&mut records, StepAction::Create);
+        let job = prepared(&mut records, StepAction::Destroy);
+        let there = settled(&job, &Called::Done, &listing(vec![instance(InstanceState::Stopped, None)]));
+        assert!(!there.succeeded && !there.revoke);
+        let gone = settled(&job, &Called::TimedOut(Duration::from_secs(1)), &listing(vec![]));
+        assert!(gone.succeeded && gone.revoke);
+        gone.changes.into_iter().for_each(|change| records.apply(change));
+        assert!(records.claims.is_empty() && records.operations.is_empty());
+    }
+
+    #[test]
+    fn a_resize_without_effect_is_a_failure() {
+        let mut records = records();
+        prepared(&mut records, StepAction::Create);
+        let to = Sizes { cpus: 2, memory: ByteSize::from_gib(4), disk: ByteSize::from_gib(5) };
+        let job = prepared(&mut records, StepAction::Resize { to });
+        let with = |sizes| listing(vec![Instance { sizes, ..instance(InstanceState::Stopped, None) }]);
+        assert!(settled(&job, &Called::Done, &with(Some(to))).succeeded);
+        assert!(settled(&job, &Called::Done, &with(None)).succeeded);
+        let other = Sizes { memory: ByteSize::from_mib(3800), ..to };
+        let refused = settled(&job, &Called::Done, &with(Some(other)));
+        assert!(!refused.succeeded);
+        assert_eq!(learnt(&refused).sizes, None);
+    }
+
+    #[test]
+    fn a_stop_is_written_down_before_it_begins() {
+        let mut records = records();
+        prepared(&mut records, StepAction::Create);
+        prepared(&mut records, StepAction::Stop);
+        assert_eq!(records.claims["web"].standing, Standing::Down);
+    }
+
+    #[test]
+    fn every_end_closes_the_operation_and_every_failure_has_its_pause() {
+        let mut records = records();
+        let job = prepared(&mut records, StepAction::Create);
+        let failed = settled(&job, &foreign(), &listing(vec![]));
+        failed.changes.into_iter().for_each(|change| records.apply(change));
+        assert!(records.operations.is_empty());
+        assert_eq!(records.backoffs["web"].failures, 1);
+        assert!(records.backoffs["web"].last.contains("not ours"), "{}", records.backoffs["web"].last);
+    }
+}

@@ -420,6 +420,28 @@ fn write(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result
 }
 
 impl Records {
+    /// The records of a controller that has this fleet, and nothing else yet.
+    #[cfg(test)]
+    pub(crate) fn empty(fleet: Fleet) -> Self {
+        Self {
+            life: Life(1),
+            fleet: Arc::new(fleet),
+            file: None,
+            owner: None,
+            overrides: Vec::new(),
+            claims: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            approvals: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+            mode: Mode::Up,
+            backoffs: BTreeMap::new(),
+            pause: None,
+            fuse: NEVER_BLOWN,
+        }
+    }
+
     /// What a plan is made from, as far as the records know it: nothing of what is seen now.
     pub(crate) fn inputs(&self, now: Timestamp) -> Inputs {
         Inputs {
