@@ -29,13 +29,13 @@ fn check<T: DeserializeOwned>(place: &str, schema: &Value, minimal: &Value) {
     let no_keys = Vec::new();
     let required = schema["required"].as_array().unwrap_or(&no_keys);
     let reads = |key: &str, value: &Value| {
-        let mut object: Map<String, Value> = minimal.as_object().unwrap().clone();
+        let mut object: Map<String, Value> = minimal.as_object().expect("the minimal value is an object").clone();
         object.insert(key.to_owned(), value.clone());
         if let Err(error) = serde_json::from_value::<T>(object.into()) {
             panic!("{place}.{key}: {value} is in the schema and is refused: {error}");
         }
     };
-    let keys = schema["properties"].as_object().unwrap();
+    let keys = schema["properties"].as_object().expect("the type has keys");
     assert!(!keys.is_empty());
     for (key, about) in keys {
         assert!(about["description"].as_str().is_some_and(|text| !text.is_empty()), "{place}.{key}: no description");

@@ -13,10 +13,13 @@ use vm_agent_schemas::plan::{AgentPlan, Condition, ConditionStatus, Fuse, Health
 
 use crate::observer::Observer;
 
+/// What a condition is about, and what it says of it.
+type Subject = (Option<AgentName>, &'static str);
+
 /// Remembers since when each condition has had its status.
 #[derive(Debug, Default)]
 pub(crate) struct ConditionBook {
-    since: Mutex<BTreeMap<(Option<AgentName>, &'static str), (ConditionStatus, Timestamp)>>,
+    since: Mutex<BTreeMap<Subject, (ConditionStatus, Timestamp)>>,
 }
 
 /// A fact, before it is known since when.

@@ -14,7 +14,7 @@ use crate::inputs::{Inputs, Listing, Observed};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Upkeep {
     /// An override has come to its end.
-    EndOverride(Override, End),
+    EndOverride(Box<Override>, End),
     /// The pause of the fleet has come to its time.
     EndPause(Pause),
     /// An instance went down, and nobody stopped it.
@@ -74,7 +74,7 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     let known = |agent: &AgentName| inputs.claims.contains_key(agent);
     for (id, end) in ended_overrides(&inputs.fleet, &inputs.overrides, known, inputs.now) {
         let ended = inputs.overrides.iter().find(|entry| entry.id == id);
-        upkeep.extend(ended.map(|entry| Upkeep::EndOverride(entry.clone(), end)));
+        upkeep.extend(ended.map(|entry| Upkeep::EndOverride(Box::new(entry.clone()), end)));
     }
     let over = |pause: &&Pause| pause.expires_at.is_some_and(|end| end <= inputs.now);
     upkeep.extend(inputs.pause.iter().filter(over).cloned().map(Upkeep::EndPause));

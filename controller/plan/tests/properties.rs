@@ -371,7 +371,7 @@ proptest! {
         let base = plan(&later);
         let until = wake_at(&later).unwrap_or_else(|| world::at(100_000));
         let span = until.duration_since(later.now).as_millis();
-        later.now = later.now + std::time::Duration::from_millis(((span - 1).max(0) as f64 * share) as u64);
+        later.now += std::time::Duration::from_millis(((span - 1).max(0) as f64 * share) as u64);
         let then = plan(&later);
         prop_assert_eq!(&base.steps, &then.steps);
         prop_assert_eq!(&base.agents, &then.agents);

@@ -116,7 +116,7 @@ fn read(text: &str) -> Result<FleetFile, Finding> {
         return Err(whole(format!("the file has {} bytes; at most {FILE_MAX} are read", text.len())));
     }
     // A typed map takes the last of two equal keys in silence; an untyped one refuses the second.
-    let untyped: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| from_yaml(&error, Vec::new()))?;
+    let untyped: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| from_yaml(&error, &[]))?;
     let none = Some("write `agents: {}` for a fleet of none".to_owned());
     if untyped.is_null() {
         let finding = whole("the file says nothing: a fleet file has at least the key `agents`".into());
@@ -129,8 +129,8 @@ fn read(text: &str) -> Result<FleetFile, Finding> {
     }
     let deserializer = serde_yaml::Deserializer::from_str(text);
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let path = error.path().iter().filter_map(segment_text).collect();
-        from_yaml(error.inner(), path)
+        let path: Vec<String> = error.path().iter().filter_map(segment_text).collect();
+        from_yaml(error.inner(), &path)
     })
 }
 
@@ -141,7 +141,7 @@ fn segment_text(segment: &serde_path_to_error::Segment) -> Option<String> {
     }
 }
 
-fn from_yaml(error: &serde_yaml::Error, path: Vec<String>) -> Finding {
+fn from_yaml(error: &serde_yaml::Error, path: &[String]) -> Finding {
     let place = error.location().map(|at| Place { line: at.line(), column: at.column() });
     let full = error.to_string();
     // The library writes its own idea of path and place around the message; ours stand beside it.
@@ -150,14 +150,14 @@ fn from_yaml(error: &serde_yaml::Error, path: Vec<String>) -> Finding {
     let message = prefix.map_or(message, |(_, message)| message).to_owned();
     match unknown_key(&message) {
         Some((key, known)) => {
-            let finding = Finding::at(&path, format!("there is no key `{key}` here"));
+            let finding = Finding::at(path, format!("there is no key `{key}` here"));
             let hint = nearest(&key, known.iter().map(String::as_str));
             let list = (hint.is_none() && !known.is_empty()).then(|| format!("known keys: {}", known.join(", ")));
             let mut finding = finding.hinted(hint);
             finding.hint = finding.hint.or(list);
             Finding { place, ..finding }
         }
-        None => Finding { place, ..Finding::at(&path, message) },
+        None => Finding { place, ..Finding::at(path, message) },
     }
 }
 
