@@ -1,12 +1,13 @@
 //! Running other programs.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-/// The root of the workspace.
+/// The root of the workspace that cargo runs this for. It is asked at run time: several checkouts may
+/// share one target folder, and then this very program.
 pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     here.ancestors().nth(2).expect("this package lies two folders below the root").to_owned()
 }
 

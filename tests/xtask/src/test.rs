@@ -51,7 +51,7 @@ fn checks(nextest: bool, browser: bool) -> Vec<Command> {
         &["build", "--locked", "--workspace", "--bins"],
     ];
     if nextest {
-        lines.push(&["nextest", "run", "--locked", "--workspace"]);
+        lines.push(&["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
         lines.push(&["test", "--locked", "--workspace", "--doc"]);
     } else {
         lines.push(&["test", "--locked", "--workspace"]);
