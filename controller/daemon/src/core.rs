@@ -1,7 +1,7 @@
 //! What the loop, the doors and the hub's notices share, and how a moment of it becomes the inputs of
 //! a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use vm_agent_hub::{HubHandle, SessionInfo};
 use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen};
 use vm_agent_schemas::api::Addresses;
+use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Claim;
@@ -46,6 +47,8 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     pub(crate) heard: Mutex<BTreeMap<AgentName, SessionSeen>>,
     pub(crate) last_success: Mutex<Option<Timestamp>>,
+    /// The drivers that did not answer when the latest pass looked.
+    pub(crate) silent: Mutex<BTreeSet<DriverName>>,
     pub(crate) silence: Duration,
     pub(crate) state_dir: PathBuf,
     pub(crate) addresses: Addresses,
@@ -103,6 +106,25 @@ impl Core {
         // Who spoke for an earlier machine of that name is of no interest any more.
         heard.retain(|agent, seen| claims.get(agent).is_some_and(|claim| seen.incarnation == claim.incarnation));
         heard.clone()
+    }
+
+    /// What there is to tell of drivers: who stopped answering, and who answers again.
+    pub(crate) fn driver_events(&self) -> Vec<NewEvent> {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = Vec::new();
+        for (name, observer) in &self.observers {
+            match observer.sight().listing {
+                Some(Listing::Unanswered { reason, .. }) if silent.insert(*name) => {
+                    let message = format!("driver {name} does not answer: {reason}");
+                    events.push(NewEvent::fleet(EventKind::DriverLost, message));
+                }
+                Some(Listing::Seen(_)) if silent.remove(name) => {
+                    events.push(NewEvent::fleet(EventKind::DriverBack, format!("driver {name} answers again")));
+                }
+                _ => {}
+            }
+        }
+        events
     }
 
     /// Notes that a step that began then brought a machine up.

@@ -73,6 +73,8 @@ async fn pass(core: &Arc<Core>) -> Result<Next, StoreError> {
     let begun = Instant::now();
     let (inputs, planned) = caught_up(core).await?;
     let now = inputs.now;
+    let told = core.driver_events().into_iter().map(Change::Event).collect();
+    core.ledger.record(told, now).await?;
     begin(core, &planned, &inputs, now).await?;
     let done = is_down(&inputs, &planned);
     let next = wake_at(&inputs);

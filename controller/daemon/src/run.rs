@@ -273,6 +273,7 @@ impl Running {
             metrics: Metrics::new()?,
             heard: Default::default(),
             last_success: Default::default(),
+            silent: Default::default(),
             // Two and a half heartbeats: one may be lost and the next late.
             silence: heartbeat.get() * 5 / 2,
             state_dir: folder.path().to_owned(),

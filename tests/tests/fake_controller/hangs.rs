@@ -1,7 +1,7 @@
 //! Drivers that hang: nobody but the agent concerned feels it, and ignorance acts on nothing.
 
 use vm_agent_drivers::fake::{Behaviour, Call, Fake, On};
-use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::observe::{Capabilities, Deadlines};
 use vm_agent_schemas::plan::{ConditionStatus, Health, Sync, WaitsFor};
@@ -118,6 +118,10 @@ async fn while_a_driver_does_not_answer_all_is_unknown_and_nothing_is_done() {
             vm_agent_tests::in_process::agent(controller, "a-10").await.is_none().then_some(())
         })
         .await;
+        let told = |kind| move |event: &&Event| event.kind == kind && event.agent.is_none();
+        let events = events(controller).await;
+        assert_eq!(events.iter().filter(told(EventKind::DriverLost)).count(), 1);
+        assert_eq!(events.iter().filter(told(EventKind::DriverBack)).count(), 1);
         running.shut_down().await;
     }
 }
