@@ -257,6 +257,10 @@ impl Controller {
     ) -> Result<Changed, Problem> {
         let now = Timestamp::now();
         let records = self.core.ledger.records();
+        if records.mode != Mode::Up {
+            return Err(Problem::new(ProblemCode::Conflict, "the fleet is being taken down")
+                .remedy("bring it up again: vm-agent up"));
+        }
         let voice = Voice { author: &actor.name, reason, now };
         let Intent { changes, overridden } = decide(&records, &agent, voice)?;
         let plan = if dry_run {
@@ -395,9 +399,12 @@ impl Controller {
     /// machine is stopped, or deleted where that was asked for.
     ///
     /// # Errors
-    /// None so far.
+    /// When machines are to be deleted and one of them is protected, and when the store fails.
     pub async fn down(&self, request: DownRequest, actor: &Actor) -> Result<Plan, Problem> {
         let mode = if request.destroy { Mode::Destroy } else { Mode::Down };
+        if let Some(agent) = intent::protected(&self.core.ledger.records()).filter(|_| request.destroy) {
+            return Err(intent::refuse_protected(&agent));
+        }
         let inputs = Inputs { mode, ..self.core.inputs().await };
         let plan = plan(&inputs);
         if !request.dry_run {

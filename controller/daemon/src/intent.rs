@@ -243,8 +243,7 @@ pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> 
         return Err(unknown(agent));
     }
     if claim.is_some_and(|claim| claim.protect) || declared.is_some_and(|agent| agent.spec.protect) {
-        return Err(Problem::new(ProblemCode::Blocked, format!("agent `{agent}` is protected"))
-            .remedy("set `protect: false` in the fleet file and apply it first"));
+        return Err(refuse_protected(agent));
     }
     if matches!(present, Some(Presence::Absent)) {
         return Ok(Intent::default());
@@ -259,6 +258,18 @@ pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> 
     changes.push(Change::Override(Box::new(entry.clone())));
     changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
     Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// An agent whose machine may not be deleted, if there is one.
+pub(crate) fn protected(records: &Records) -> Option<AgentName> {
+    let claimed = records.claims.values().filter(|claim| claim.protect).map(|claim| &claim.agent);
+    let declared = records.fleet.agents.iter().filter(|(_, agent)| agent.spec.protect).map(|(name, _)| name);
+    claimed.chain(declared).next().cloned()
+}
+
+pub(crate) fn refuse_protected(agent: &AgentName) -> Problem {
+    Problem::new(ProblemCode::Blocked, format!("agent `{agent}` is protected"))
+        .remedy("set `protect: false` in the fleet file and apply it first")
 }
 
 /// The end of an override, as changes.
@@ -394,6 +405,8 @@ mod tests {
     fn the_protected_are_not_destroyed_and_the_unknown_are_named() {
         let protected = records("agents: {web: {protect: true}}");
         assert_eq!(destroy(&protected, &web(), voice()).unwrap_err().code, ProblemCode::Blocked);
+        assert_eq!(super::protected(&protected), Some(web()));
+        assert_eq!(super::protected(&records("agents: {web: {}}")), None);
         let nobody = records("agents: {}");
         assert_eq!(destroy(&nobody, &web(), voice()).unwrap_err().code, ProblemCode::NotFound);
     }
