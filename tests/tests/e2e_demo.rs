@@ -42,15 +42,18 @@ fn the_example_comes_up_well_and_goes_down_without_a_trace_twice() {
     for _ in 0..2 {
         let table = fleet.up();
         let expected = [
-            well("archive", "Stopped"),
             well("builder", "Healthy"),
+            well("reviewer", "Healthy"),
             well("worker-1", "Healthy"),
             well("worker-2", "Healthy"),
             well("worker-3", "Healthy"),
         ];
         assert_eq!(rows(&table), expected);
         let running: BTreeSet<String> = fleet.runtimes().into_keys().collect();
-        assert_eq!(running, BTreeSet::from(["builder", "worker-1", "worker-2", "worker-3"].map(str::to_owned)));
+        assert_eq!(
+            running,
+            BTreeSet::from(["builder", "reviewer", "worker-1", "worker-2", "worker-3"].map(str::to_owned))
+        );
         assert_eq!(fleet.ok(&["exec", "worker-2", "--", "echo $ROLE"]), "worker\n");
         assert_eq!(births(&fleet), 1, "a task that runs once runs once");
         fleet.down();
