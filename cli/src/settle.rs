@@ -255,8 +255,10 @@ fn outcome(standings: &Standings) -> Result<(), CommandError> {
         return Ok(());
     }
     let text = format!("{} can't go on until a person has acted{}", count(stuck.len(), "agent"), listed(&stuck));
-    Err(CommandError::new(Exit::BLOCKED, text)
-        .hint("`vm-agent plan` shows what waits; `vm-agent apply --yes` approves it"))
+    Err(CommandError::new(Exit::BLOCKED, text).hint(
+        "`vm-agent status NAME` shows what an agent waits for; an approval is given by `vm-agent approve`, a pause ended \
+         by `vm-agent resume`",
+    ))
 }
 
 fn too_late(standings: &Standings, limit: Span) -> CommandError {

@@ -109,6 +109,8 @@ pub struct AgentView {
     pub drift: Vec<Drift>,
     /// Why nothing, or not everything, is done about it.
     pub waits_for: Vec<WaitsFor>,
+    /// Whether it is looked at and planned for and not touched, because it or the whole fleet is paused.
+    pub paused: bool,
     /// The overrides in force.
     pub overrides: Vec<Override>,
     /// Named facts.

@@ -79,7 +79,8 @@ pub(crate) async fn run(context: &mut Context, args: CreateArgs) -> CommandResul
         env: args.env.into_iter().collect(),
         ..AgentEntry::default()
     };
-    resolve_entry(&spec).map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))?;
+    resolve_entry(&AgentEntry::default(), &spec)
+        .map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))?;
     let client = context.place.client().await?;
     let request = CreateRequest { spec, reason: args.reason, dry_run: args.dry_run };
     let answer = client.call::<Changed>(Method::PUT, &format!("/agents/{}", args.name), &request).await?;

@@ -40,6 +40,11 @@ pub(crate) struct DownArgs {
 
 pub(crate) async fn run(context: &mut Context, args: DownArgs) -> CommandResult {
     let Some(client) = context.place.running().await? else {
+        if args.destroy && context.place.here("vm-agent down --destroy")?.join("state.db").exists() {
+            let text = "no controller runs, so nothing can be deleted: the stopped machines stay";
+            return Err(CommandError::new(Exit::UNREACHABLE, text)
+                .hint("bring the fleet up, and take it down again: vm-agent up --detach && vm-agent down --destroy"));
+        }
         context.ui.status("Nothing is running.")?;
         return Ok(Exit::SUCCESS);
     };

@@ -70,10 +70,11 @@ fn notes(agent: &AgentView, now: Timestamp) -> String {
         let reason = it.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
         format!("overridden ({}, by {}, {}){reason}", change(&it.change), it.author, time_left(now, it))
     });
+    let paused = agent.paused.then(|| "paused".to_owned());
     let waits = agent.waits_for.first().map(|it| format!("waits for {it}"));
     // A reason to wait says more than the number of things that wait.
     let drift = (waits.is_none() && !agent.drift.is_empty()).then(|| count(agent.drift.len(), "difference"));
-    overrides.chain(waits).chain(drift).collect::<Vec<_>>().join("; ")
+    paused.into_iter().chain(overrides).chain(waits).chain(drift).collect::<Vec<_>>().join("; ")
 }
 
 /// Everything about one agent.

@@ -33,7 +33,7 @@ pub(crate) fn name(text: &str) -> AgentName {
 fn declared() -> DeclaredAgent {
     let entry =
         AgentEntry { driver: Some(DriverName::Local), memory: Some("8G".parse().unwrap()), ..AgentEntry::default() };
-    resolve_entry(&entry).unwrap()
+    resolve_entry(&AgentEntry::default(), &entry).unwrap()
 }
 
 pub(crate) fn healthy(agent: &str) -> AgentView {
@@ -47,6 +47,7 @@ pub(crate) fn healthy(agent: &str) -> AgentView {
         health: Health::Healthy,
         drift: Vec::new(),
         waits_for: Vec::new(),
+        paused: false,
         overrides: Vec::new(),
         conditions: Vec::new(),
         session: Some(SessionView {

@@ -30,6 +30,13 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
     line("Hub", addresses.hub.to_string());
     line("API", format!("http://{}, {}", addresses.api, addresses.socket.display()));
     line("Dashboard", format!("http://{}/", addresses.dashboard));
+    if let Some(pause) = &status.paused {
+        let until = pause
+            .expires_at
+            .map_or_else(|| "until resumed".to_owned(), |end| coarse(end.duration_since(now).as_secs()) + " left");
+        let why = pause.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        line("Paused", format!("by {}, {}, {until}{why}", pause.author, ago(now, pause.created_at)));
+    }
     line(
         "Fuse",
         match status.fuse {

@@ -89,7 +89,7 @@ pub(crate) fn fleet_facts(plan: &Plan, observers: &BTreeMap<DriverName, Observer
     let answer = if silent.is_empty() { "every driver answers".to_owned() } else { silent.join("; ") };
     let reason = if silent.is_empty() { "Answering" } else { "Stalled" };
     let fuse = match &plan.fuse {
-        Fuse::Closed { .. } => Fact::new("FuseClosed", true, "AllWell", "the fleet is looked after"),
+        Fuse::Closed { .. } => Fact::new("FuseClosed", true, "AllWell", "no more agents fail than usual"),
         Fuse::Blown { failed, of, .. } => {
             Fact::new("FuseClosed", false, "Blown", format!("{failed} of {of} agents failed at once"))
         }

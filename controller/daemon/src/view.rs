@@ -8,6 +8,7 @@ use vm_agent_plan::{Inputs, Listing};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, ControllerStatus, DriverStatus, FileStatus, FleetView, SessionView, Stats,
 };
+use vm_agent_schemas::fleet::Reconcile;
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Condition, Plan};
@@ -41,6 +42,8 @@ impl Moment<'_> {
             health: agent.health,
             drift: agent.drift.clone(),
             waits_for: agent.waits_for.clone(),
+            paused: self.inputs.fleet_pause().is_some()
+                || agent.wanted.as_ref().is_some_and(|wanted| wanted.spec.reconcile == Reconcile::Paused),
             overrides: overrides.cloned().collect(),
             conditions: self.core.conditions.enter(Some(&agent.name), facts_of(agent), revision, self.inputs.now),
             session: session.map(session_view),

@@ -158,6 +158,12 @@ impl Inputs {
         }
     }
 
+    /// The pause of the whole fleet, while it holds.
+    #[must_use]
+    pub fn fleet_pause(&self) -> Option<&Pause> {
+        self.pause.as_ref().filter(|pause| pause.expires_at.is_none_or(|end| self.now < end))
+    }
+
     /// The operation under way on an agent, if it may still have an effect: one of an earlier life
     /// only while its deadline has not passed and its driver's calls outlive a controller.
     #[must_use]

@@ -67,8 +67,7 @@ impl<'a> Schedule<'a> {
         if self.inputs.mode != Mode::Up {
             return None;
         }
-        let pause = self.inputs.pause.as_ref();
-        let fleet = pause.is_some_and(|pause| pause.expires_at.is_none_or(|end| self.inputs.now < end));
+        let fleet = self.inputs.fleet_pause().is_some();
         let agent = situation.wanted.is_some_and(|agent| agent.spec.reconcile == Reconcile::Paused);
         (fleet || agent).then_some(WaitsFor::Paused { fleet })
     }

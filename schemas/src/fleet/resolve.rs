@@ -41,6 +41,8 @@ pub struct Fleet {
     pub prune: Prune,
     /// Where the controller listens.
     pub hub: HubSettings,
+    /// What an agent made by hand has where its maker does not say otherwise.
+    pub defaults: AgentEntry,
 }
 
 /// One agent of the file: its spec, and where each field came from.
@@ -284,22 +286,30 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
         findings.extend(find_cycle(&agents));
     }
     if findings.is_empty() {
-        Ok(Fleet { digest: None, name, agents, limits: file.limits, prune: file.prune, hub: file.hub.clone() })
+        Ok(Fleet {
+            digest: None,
+            name,
+            agents,
+            limits: file.limits,
+            prune: file.prune,
+            hub: file.hub.clone(),
+            defaults: file.defaults.clone().unwrap_or_default(),
+        })
     } else {
         Err(findings)
     }
 }
 
-/// The spec of an agent that stands alone, beside the file: an imperative `create`.
+/// The spec of an agent beside the file, over the file's `defaults`: an imperative `create`.
 ///
 /// # Errors
 /// What is wrong with the entry, as sentences.
-pub fn resolve_entry(entry: &AgentEntry) -> Result<DeclaredAgent, Vec<String>> {
+pub fn resolve_entry(defaults: &AgentEntry, entry: &AgentEntry) -> Result<DeclaredAgent, Vec<String>> {
     let mut findings = Vec::new();
     if entry.profile.is_some() || entry.replicas.is_some() {
         findings.push(Finding::at(&[], "profile and replicas belong to the fleet file".to_owned()));
     }
-    let agent = stack(&[(Origin::Override, entry)]);
+    let agent = stack(&[(Origin::Defaults, defaults), (Origin::Override, entry)]);
     check_agent(&agent.spec, &[], &mut findings);
     if findings.is_empty() { Ok(agent) } else { Err(findings.into_iter().map(|f| f.message).collect()) }
 }
