@@ -50,14 +50,15 @@ fn the_same_plan_reads_the_same_to_the_byte() {
 }
 
 #[test]
-fn a_plan_that_can_not_be_made_is_neither_0_nor_2() {
+fn a_plan_that_can_not_be_made_is_1() {
     let fleet = Fleet::new(TWO);
     fleet.write("agents: [");
-    assert_eq!(code(&fleet), 3, "the file has errors");
+    assert_eq!(code(&fleet), 1, "the file has errors");
     std::fs::remove_file(fleet.file()).unwrap();
-    assert_eq!(code(&fleet), 3, "there is no file");
+    assert_eq!(code(&fleet), 1, "there is no file");
     let missing = fleet.run(&["plan", "--detailed-exitcode", "-f", "elsewhere.yaml"]);
-    assert_eq!(missing.code, 3);
+    assert_eq!(missing.code, 1);
+    assert_eq!(fleet.run(&["plan", "-f", "elsewhere.yaml"]).code, 3, "without the flag the error has its own code");
     assert!(missing.stderr.contains("elsewhere.yaml can't be read"), "{missing:?}");
 
     fleet.write(TWO);

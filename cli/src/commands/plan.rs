@@ -5,7 +5,7 @@ use vm_agent_schemas::fleet::Fleet;
 use vm_agent_schemas::plan::Plan;
 
 use crate::Context;
-use crate::exit::{CommandError, CommandResult};
+use crate::exit::{CommandError, CommandResult, Exit};
 use crate::file::FileArgs;
 use crate::render;
 use crate::ui::{Format, OutputArgs};
@@ -18,7 +18,7 @@ use crate::ui::{Format, OutputArgs};
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     file: FileArgs,
-    /// End with 2 when there is something to do, with 0 when not
+    /// End with 2 when there is something to do, with 0 when not, and with 1 on any error
     #[arg(long)]
     detailed_exitcode: bool,
     #[command(flatten)]
@@ -26,6 +26,18 @@ pub(crate) struct PlanArgs {
 }
 
 pub(crate) async fn run(context: &mut Context, args: PlanArgs) -> CommandResult {
+    let detailed = args.detailed_exitcode;
+    let shown = show(context, args).await;
+    // A script that tells 0 from 2 takes every other number for something else than an error.
+    shown.map_err(|mut error| {
+        if detailed {
+            error.exit = Exit::FAILURE;
+        }
+        error
+    })
+}
+
+async fn show(context: &mut Context, args: PlanArgs) -> CommandResult {
     let format = args.output.output;
     let (raw, plan) = made(context, &args.file).await?;
     if format == Format::Name {
