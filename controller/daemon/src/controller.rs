@@ -24,8 +24,8 @@ use vm_agent_schemas::wire::Run;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::core::Core;
-use crate::intent::{self, Intent, Voice};
-use crate::ledger::{Change, NewFile, Records};
+use crate::engine::intent::{self, Intent, Voice};
+use crate::engine::records::{Change, NewFile, Records};
 use crate::reconciler::{Chain, accept_task};
 use crate::view::{self, Moment};
 

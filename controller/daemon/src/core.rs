@@ -21,8 +21,9 @@ use vm_agent_schemas::observe::Claim;
 use vm_agent_schemas::wire::HealthReport;
 
 use crate::conditions::ConditionBook;
-use crate::job::HubAddress;
-use crate::ledger::{Ledger, Records};
+use crate::engine::job::HubAddress;
+use crate::engine::records::Records;
+use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use vm_agent_hub::{Record, Storage};
-use vm_agent_store::{self as store, StoreError};
+use vm_agent_store::StoreError;
 
+use crate::disk;
 use crate::ledger::Ledger;
 
 /// Most batches that one transaction takes: enough to use a commit well, and few enough that the
@@ -61,21 +62,7 @@ async fn write_together(ledger: &Ledger, batches: Vec<Batch>) {
 
 async fn write(ledger: &Ledger, records: Vec<Record>) -> Result<(), StoreError> {
     let written = records.clone();
-    ledger
-        .store()
-        .write(move |conn| {
-            records.iter().try_for_each(|record| match record {
-                // The daemon stores a credential first and drops it last: one that is gone, or of another
-                // life of the machine, is not brought back.
-                Record::Credential(credential) => {
-                    let known = store::credentials::get(conn, &credential.agent)?;
-                    let same = known.is_some_and(|known| known.incarnation == credential.incarnation);
-                    if same { store::credentials::put(conn, credential) } else { Ok(()) }
-                }
-                Record::Task(task) => store::tasks::put(conn, task),
-            })
-        })
-        .await?;
+    ledger.store().write(move |conn| disk::note(conn, &records)).await?;
     ledger.note(&written);
     Ok(())
 }

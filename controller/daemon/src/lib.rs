@@ -13,10 +13,12 @@
 mod conditions;
 pub mod controller;
 mod core;
+#[doc(hidden)]
+pub mod disk;
+#[doc(hidden)]
+pub mod engine;
 pub mod http;
 mod hub_storage;
-mod intent;
-mod job;
 mod ledger;
 mod logs;
 mod metrics;
@@ -27,5 +29,5 @@ mod run;
 mod view;
 
 pub use controller::{Actor, Controller};
-pub use ledger::LedgerError;
+pub use disk::LedgerError;
 pub use run::{Config, Options, RunError, Running, plan_offline, run};

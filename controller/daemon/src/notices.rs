@@ -11,7 +11,7 @@ use vm_agent_schemas::task::{Task, TaskSource};
 use vm_agent_schemas::wire::Channel;
 
 use crate::core::Core;
-use crate::ledger::Change;
+use crate::engine::records::Change;
 use crate::reconciler::Chain;
 
 /// Most notices that are told in one transaction.

@@ -18,8 +18,8 @@ use vm_agent_schemas::wire::Run;
 use vm_agent_store::StoreError;
 
 use crate::core::Core;
-use crate::job::{Job, Unprepared, prepare, settle};
-use crate::ledger::Change;
+use crate::engine::job::{Job, Unprepared, prepare, settle};
+use crate::engine::records::Change;
 use crate::observer::Observer;
 
 /// A pass is due after this even when nothing happens and time alone changes nothing: the net under
@@ -111,7 +111,7 @@ fn keep_up(inputs: &Inputs, planned: &Plan, now: Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     for item in upkeep(inputs, planned) {
         match item {
-            Upkeep::EndOverride(entry, end) => changes.extend(crate::intent::ended(&entry, end)),
+            Upkeep::EndOverride(entry, end) => changes.extend(crate::engine::intent::ended(&entry, end)),
             Upkeep::EndPause(pause) => {
                 let message = format!("the pause of {} came to its time", pause.author);
                 changes.push(Change::Pause(None));

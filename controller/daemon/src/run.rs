@@ -33,10 +33,12 @@ use vm_agent_store::{self as store, StateDir, StateDirError, Store, StoreError};
 
 use crate::controller::Controller;
 use crate::core::Core;
+use crate::disk::LedgerError;
+use crate::engine::job::HubAddress;
+use crate::engine::records::{Change, NEVER_BLOWN};
 use crate::http::{self, Door};
 use crate::hub_storage::HubStorage;
-use crate::job::HubAddress;
-use crate::ledger::{Change, Ledger, LedgerError, NEVER_BLOWN};
+use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;

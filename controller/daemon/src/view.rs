@@ -15,7 +15,7 @@ use vm_agent_schemas::plan::{AgentPlan, Condition, Plan};
 
 use crate::conditions::{facts_of, fleet_facts};
 use crate::core::Core;
-use crate::ledger::Records;
+use crate::engine::records::Records;
 use crate::observer::Observer;
 
 /// A moment of the controller: everything that a view is made from.

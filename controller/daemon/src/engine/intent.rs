@@ -13,7 +13,7 @@ use vm_agent_schemas::observe::Standing;
 use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_schemas::units::Span;
 
-use crate::ledger::{Change, Records};
+use super::records::{Change, Records};
 
 /// How long `start` and `stop` hold against the file unless told otherwise: as long as a person
 /// usually looks at something, and not so long that it is forgotten.
@@ -21,18 +21,18 @@ const HOLDS: Span = Span::from_secs(3600);
 
 /// What a command comes to.
 #[derive(Debug, Default)]
-pub(crate) struct Intent {
-    pub(crate) changes: Vec<Change>,
+pub struct Intent {
+    pub changes: Vec<Change>,
     /// The override that it made; nothing when the file says the same.
-    pub(crate) overridden: Option<Override>,
+    pub overridden: Option<Override>,
 }
 
 /// Who said it, and when.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Voice<'a> {
-    pub(crate) author: &'a str,
-    pub(crate) reason: Option<&'a str>,
-    pub(crate) now: Timestamp,
+pub struct Voice<'a> {
+    pub author: &'a str,
+    pub reason: Option<&'a str>,
+    pub now: Timestamp,
 }
 
 impl Voice<'_> {
@@ -60,7 +60,7 @@ impl Voice<'_> {
 }
 
 /// `start` and `stop`.
-pub(crate) fn set_power(
+pub fn set_power(
     records: &Records,
     agent: &AgentName,
     wanted: PowerState,
@@ -88,7 +88,7 @@ pub(crate) fn set_power(
 }
 
 /// `pause` and `resume` of one agent.
-pub(crate) fn set_reconcile(
+pub fn set_reconcile(
     records: &Records,
     agent: &AgentName,
     wanted: Reconcile,
@@ -113,7 +113,7 @@ pub(crate) fn set_reconcile(
 }
 
 /// `pause` and `resume` of the whole fleet: the changes, and the pause as they leave it.
-pub(crate) fn pause_fleet(
+pub fn pause_fleet(
     records: &Records,
     pause: bool,
     request: &ChangeRequest,
@@ -136,7 +136,7 @@ pub(crate) fn pause_fleet(
 }
 
 /// `override clear`. The end of an agent made by hand is its destruction, which is asked for by name.
-pub(crate) fn clear_override(
+pub fn clear_override(
     records: &Records,
     agent: &AgentName,
     path: OverridePath,
@@ -151,7 +151,7 @@ pub(crate) fn clear_override(
 }
 
 /// `override extend`.
-pub(crate) fn extend_override(
+pub fn extend_override(
     records: &Records,
     agent: &AgentName,
     path: OverridePath,
@@ -174,7 +174,7 @@ pub(crate) fn extend_override(
 }
 
 /// A yes, as changes.
-pub(crate) fn approve(approval: &ApprovalRequest, author: &str) -> [Change; 2] {
+pub fn approve(approval: &ApprovalRequest, author: &str) -> [Change; 2] {
     let message = format!("{author} said yes: {}", approval.what);
     let event = NewEvent { kind: EventKind::Approved, agent: Some(approval.agent.clone()), message };
     [Change::Approve(approval.clone(), author.to_owned()), Change::Event(event)]
@@ -193,7 +193,7 @@ fn until(end: Option<Timestamp>) -> String {
 }
 
 /// `create`: an agent beside the file.
-pub(crate) fn create(
+pub fn create(
     records: &Records,
     agent: &AgentName,
     request: &CreateRequest,
@@ -234,7 +234,7 @@ pub(crate) fn create(
 }
 
 /// `destroy`: the agent goes, though the file may declare it.
-pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> Result<Intent, Problem> {
+pub fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> Result<Intent, Problem> {
     let declared = records.fleet.agents.get(agent);
     let claim = records.claims.get(agent);
     let present = presence(records, agent);
@@ -261,19 +261,19 @@ pub(crate) fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> 
 }
 
 /// An agent whose machine may not be deleted, if there is one.
-pub(crate) fn protected(records: &Records) -> Option<AgentName> {
+pub fn protected(records: &Records) -> Option<AgentName> {
     let claimed = records.claims.values().filter(|claim| claim.protect).map(|claim| &claim.agent);
     let declared = records.fleet.agents.iter().filter(|(_, agent)| agent.spec.protect).map(|(name, _)| name);
     claimed.chain(declared).next().cloned()
 }
 
-pub(crate) fn refuse_protected(agent: &AgentName) -> Problem {
+pub fn refuse_protected(agent: &AgentName) -> Problem {
     Problem::new(ProblemCode::Blocked, format!("agent `{agent}` is protected"))
         .remedy("set `protect: false` in the fleet file and apply it first")
 }
 
 /// The end of an override, as changes.
-pub(crate) fn ended(entry: &Override, end: End) -> Vec<Change> {
+pub fn ended(entry: &Override, end: End) -> Vec<Change> {
     let drop = Change::DropOverride(entry.agent.clone(), entry.change.path());
     let (kind, message) = match end {
         End::Expired => (EventKind::OverrideExpired, format!("the override of {} came to its time", entry.author)),
@@ -315,7 +315,7 @@ fn written<T>(records: &Records, agent: &AgentName, field: impl Fn(&AgentSpec) -
     }
 }
 
-pub(crate) fn unknown(agent: &AgentName) -> Problem {
+pub fn unknown(agent: &AgentName) -> Problem {
     Problem::new(ProblemCode::NotFound, format!("there is no agent `{agent}`"))
         .remedy("see which there are: vm-agent list")
 }

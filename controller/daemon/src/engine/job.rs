@@ -20,24 +20,24 @@ use vm_agent_schemas::observe::{
 use vm_agent_schemas::plan::{Plan, Step, StepAction};
 use vm_agent_schemas::wire::{Configuration, Seed};
 
-use crate::ledger::{Change, Records};
+use super::records::{Change, Records};
 
 /// Where runtimes find the hub.
 #[derive(Debug, Clone)]
-pub(crate) struct HubAddress {
+pub struct HubAddress {
     /// The URL that goes into seeds.
-    pub(crate) url: String,
+    pub url: String,
     /// The pin of its certificate, off loopback.
-    pub(crate) pin: Option<vm_agent_schemas::ids::Digest>,
+    pub pin: Option<vm_agent_schemas::ids::Digest>,
 }
 
 /// A step on an instance that is about to begin.
 #[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) operation: Operation,
-    pub(crate) claim: Claim,
+pub struct Job {
+    pub operation: Operation,
+    pub claim: Claim,
     /// The credential that the runtime is going to need, where it needs a new one.
-    pub(crate) enroll: Option<(Credential, Configuration)>,
+    pub enroll: Option<(Credential, Configuration)>,
     work: Work,
     deadline: Duration,
 }
@@ -53,7 +53,7 @@ enum Work {
 
 /// How a driver's call ended.
 #[derive(Debug)]
-pub(crate) enum Called {
+pub enum Called {
     Done,
     Failed(DriverError),
     TimedOut(Duration),
@@ -61,7 +61,7 @@ pub(crate) enum Called {
 
 /// Gathers what a step needs, and the changes that must be durable before it begins. Nothing where
 /// the plan and the records no longer fit together; the next pass plans anew.
-pub(crate) fn prepare(
+pub fn prepare(
     step: &Step,
     action: Action,
     plan: &Plan,
@@ -130,7 +130,7 @@ pub(crate) fn prepare(
 
 /// Why a step can't begin although the plan has it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unprepared {
+pub enum Unprepared {
     /// The plan and the records no longer fit together; the next pass plans anew.
     #[error("the agent is no longer wanted")]
     NotWanted,
@@ -207,7 +207,7 @@ fn seed(claim: &Claim, records: &Records, hub: &HubAddress, until: Timestamp) ->
 
 impl Job {
     /// Calls the driver, for as long as the action may take.
-    pub(crate) async fn call(&self, driver: &dyn Driver) -> Called {
+    pub async fn call(&self, driver: &dyn Driver) -> Called {
         let target = Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() };
         let call = AssertUnwindSafe(async {
             match &self.work {
@@ -241,16 +241,16 @@ impl Job {
 
 /// What a step came to.
 #[derive(Debug)]
-pub(crate) struct Settled {
-    pub(crate) changes: Vec<Change>,
-    pub(crate) succeeded: bool,
+pub struct Settled {
+    pub changes: Vec<Change>,
+    pub succeeded: bool,
     /// The instance is gone, and with it whoever spoke for it.
-    pub(crate) revoke: bool,
+    pub revoke: bool,
 }
 
 /// Decides what a step came to: by the call's own answer, and more so by what is seen afterwards.
 /// `proved` is the nonce that the driver read back by other means than a listing.
-pub(crate) fn settle(
+pub fn settle(
     job: &Job,
     called: &Called,
     listing: Option<&Listing>,

@@ -1,0 +1,205 @@
+//! The records on the disk: how each change is written, and how a life reads what those before it left.
+//! Synchronous, on a connection that somebody else holds, and within their transaction.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vm_agent_hub::Record;
+use vm_agent_plan::{FileTask, Mode};
+use vm_agent_schemas::event::Event;
+use vm_agent_schemas::fleet;
+use vm_agent_schemas::ids::{Digest, Life, Revision};
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::plan::ApprovalRequest;
+use vm_agent_store::{self as store, StoreError};
+
+use crate::engine::records::{AcceptedFile, Change, NEVER_BLOWN, NewFile, Records, file_task};
+
+const FUSE_KEY: &str = "fuse";
+const PAUSE_KEY: &str = "pause";
+const MODE_KEY: &str = "mode";
+const FLEET_KEY: &str = "fleet";
+
+/// What a life finds: the records but for the fleet file, and the accepted fleet file.
+///
+/// # Errors
+/// When the database fails.
+pub fn read(
+    conn: &rusqlite::Connection,
+    life: Life,
+) -> Result<(Records, Option<store::revisions::StoredRevision>), StoreError> {
+    let mut tasks: BTreeMap<AgentName, Vec<FileTask>> = BTreeMap::new();
+    for task in store::tasks::all_from_file(conn)? {
+        if let Some(entry) = file_task(&task) {
+            tasks.entry(task.agent).or_default().push(entry);
+        }
+    }
+    let owner = store::meta::get(conn, FLEET_KEY)?.and_then(|name| name.parse().ok());
+    let records = Records {
+        life,
+        fleet: Arc::default(),
+        file: None,
+        owner,
+        overrides: store::overrides::all(conn)?,
+        claims: store::claims::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
+        credentials: store::credentials::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
+        operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
+        tasks,
+        approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
+        incarnations: store::claims::incarnations(conn)?,
+        mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
+        backoffs: store::backoffs::all(conn)?.into_iter().map(|b| (b.agent.clone(), b)).collect(),
+        pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),
+        fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(NEVER_BLOWN),
+    };
+    Ok((records, store::revisions::latest(conn)?))
+}
+
+/// Why the ledger could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The accepted fleet file no longer reads: a later version refuses what an earlier one took.
+    #[error("the accepted fleet file (revision {revision}) is refused by this version: {problem}")]
+    File {
+        /// Its number.
+        revision: Revision,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// The records with the accepted fleet file, read and resolved.
+///
+/// # Errors
+/// When the file no longer reads.
+pub fn with_file(records: Records, file: store::revisions::StoredRevision) -> Result<Records, LedgerError> {
+    let name = file.path.as_ref().map_or_else(|| "fleet.yaml".into(), |path| path.display().to_string());
+    let fleet = fleet::parse(&name, &file.text).map_err(|problems| LedgerError::File {
+        revision: file.revision,
+        problem: problems.first().map_or_else(String::new, ToString::to_string),
+    })?;
+    let file = AcceptedFile { revision: file.revision, path: file.path, text: file.text, at: file.at };
+    Ok(Records { fleet: Arc::new(fleet), file: Some(file), ..records })
+}
+
+/// Writes changes, and gives the events among them their place in the order.
+///
+/// # Errors
+/// When the database fails, or one of them contradicts what is stored.
+pub fn write(conn: &rusqlite::Connection, changes: &[Change], now: Timestamp) -> Result<Vec<Event>, StoreError> {
+    let mut events = Vec::new();
+    for change in changes {
+        events.extend(write_one(conn, change, now)?);
+    }
+    Ok(events)
+}
+
+/// Writes an accepted fleet file, with the changes that belong to it. The same text twice is one
+/// revision.
+///
+/// # Errors
+/// As of [`write`].
+pub fn accept(
+    conn: &rusqlite::Connection,
+    new: &NewFile,
+    changes: &[Change],
+    now: Timestamp,
+) -> Result<(Revision, Vec<Event>), StoreError> {
+    let row = store::revisions::NewRevision {
+        path: new.path.clone(),
+        text: new.text.clone(),
+        digest: Digest::of(new.text.as_bytes()),
+        author: new.author.clone(),
+        at: now,
+    };
+    belong_to(conn, &new.fleet.name)?;
+    let revision = store::revisions::put(conn, &row)?;
+    Ok((revision, write(conn, changes, now)?))
+}
+
+/// Notes which fleet the state folder belongs to.
+///
+/// # Errors
+/// When the database fails.
+pub fn belong_to(conn: &rusqlite::Connection, fleet: &FleetName) -> Result<(), StoreError> {
+    store::meta::set(conn, FLEET_KEY, fleet.as_str())
+}
+
+/// Writes what the hub wants to survive.
+///
+/// # Errors
+/// When the database fails, or a record contradicts what is stored.
+pub fn note(conn: &rusqlite::Connection, records: &[Record]) -> Result<(), StoreError> {
+    records.iter().try_for_each(|record| match record {
+        // The loop stores a credential first and drops it last: one that is gone, or of another life of
+        // the machine, is not brought back.
+        Record::Credential(credential) => {
+            let known = store::credentials::get(conn, &credential.agent)?;
+            let same = known.is_some_and(|known| known.incarnation == credential.incarnation);
+            if same { store::credentials::put(conn, credential) } else { Ok(()) }
+        }
+        Record::Task(task) => store::tasks::put(conn, task),
+    })
+}
+
+fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {
+    match change {
+        Change::Claim(claim) => store::claims::put(conn, claim)?,
+        Change::Learnt(agent, learnt) => {
+            if let Some(claim) = store::claims::get(conn, agent)?.and_then(|claim| learnt.applied_to(&claim)) {
+                store::claims::put(conn, &claim)?;
+            }
+        }
+        Change::Unclaim(agent) => {
+            store::claims::remove(conn, agent)?;
+            store::credentials::remove(conn, agent)?;
+        }
+        Change::Credential(credential) => store::credentials::put(conn, credential)?,
+        Change::Open(operation) => store::operations::open(conn, operation)?,
+        Change::Close(operation, outcome) => {
+            store::operations::close(conn, operation.id, outcome, now)?;
+        }
+        Change::Override(entry) => store::overrides::put(conn, entry)?,
+        Change::DropOverride(agent, path) => {
+            store::overrides::remove(conn, agent, *path)?;
+        }
+        Change::Backoff(backoff) => store::backoffs::put(conn, backoff)?,
+        Change::DropBackoff(agent) => {
+            store::backoffs::remove(conn, agent)?;
+        }
+        Change::Approve(request, author) => {
+            let ApprovalRequest { id, agent, .. } = request.clone();
+            store::approvals::put(conn, &store::approvals::Approval { id, agent, author: author.clone(), at: now })?;
+        }
+        Change::DropApproval(id) => {
+            store::approvals::remove(conn, id)?;
+        }
+        Change::Task(task) => {
+            if store::tasks::get(conn, task.id)?.is_some() {
+                return Err(StoreError::AlreadyExists { what: "a task", key: task.id.to_string() });
+            }
+            store::tasks::put(conn, task)?;
+        }
+        Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
+        Change::Mode(mode) => store::meta::set(conn, MODE_KEY, mode_text(*mode))?,
+        Change::Pause(pause) => store::meta::set_json(conn, PAUSE_KEY, pause)?,
+        Change::Event(event) => return store::events::append(conn, event, now).map(Some),
+    }
+    Ok(None)
+}
+
+const fn mode_text(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Up => "up",
+        Mode::Down => "down",
+        Mode::Destroy => "destroy",
+    }
+}
+
+fn mode_of(text: &str) -> Mode {
+    [Mode::Down, Mode::Destroy].into_iter().find(|mode| mode_text(*mode) == text).unwrap_or_default()
+}

@@ -1,0 +1,286 @@
+//! What the controller knows and must not forget, and each change of it. Pure data: how it gets to the
+//! disk and back is [`disk`](crate::disk)'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vm_agent_hub::Record;
+use vm_agent_plan::{FileTask, Inputs, Learnt, Mode};
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::event::NewEvent;
+use vm_agent_schemas::fleet::Fleet;
+use vm_agent_schemas::ids::{Digest, Incarnation, Life, Revision};
+use vm_agent_schemas::intent::{Override, OverridePath, Pause};
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::observe::{Backoff, Claim, Operation};
+use vm_agent_schemas::plan::{ApprovalRequest, Fuse};
+use vm_agent_schemas::task::{Task, TaskSource};
+
+/// The fuse of a fleet whose fuse never blew. It is the same at any time, as plans are that show it.
+pub const NEVER_BLOWN: Fuse = Fuse::Closed { since: Timestamp::UNIX_EPOCH };
+
+/// Everything that survives, as the last change left it.
+#[derive(Debug, Clone)]
+pub struct Records {
+    /// The controller's life.
+    pub life: Life,
+    /// The file spec.
+    pub fleet: Arc<Fleet>,
+    /// The accepted fleet file.
+    pub file: Option<AcceptedFile>,
+    /// The fleet that the state folder belongs to, once that is known.
+    pub owner: Option<FleetName>,
+    /// What people said beside the file.
+    pub overrides: Vec<Override>,
+    /// What is ours.
+    pub claims: BTreeMap<AgentName, Claim>,
+    /// Who may speak as which agent.
+    pub credentials: BTreeMap<AgentName, Credential>,
+    /// What is under way.
+    pub operations: BTreeMap<AgentName, Operation>,
+    /// The tasks of the file that were ever accepted.
+    pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    /// What people said yes to, and the agent that each yes is about.
+    pub approvals: BTreeMap<Digest, AgentName>,
+    /// The latest incarnation of every name that ever had a claim.
+    pub incarnations: BTreeMap<AgentName, Incarnation>,
+    /// Whether the fleet is to run at all.
+    pub mode: Mode,
+    /// What failed, and when it may be tried again.
+    pub backoffs: BTreeMap<AgentName, Backoff>,
+    /// The pause of the whole fleet, if somebody paused it.
+    pub pause: Option<Pause>,
+    /// The fuse.
+    pub fuse: Fuse,
+}
+
+/// The accepted fleet file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptedFile {
+    /// Its number.
+    pub revision: Revision,
+    /// Where it was.
+    pub path: Option<PathBuf>,
+    /// What it says.
+    pub text: String,
+    /// When it was accepted.
+    pub at: Timestamp,
+}
+
+/// One change of the records.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Write a claim.
+    Claim(Box<Claim>),
+    /// Learn something of an instance; of another claim than the one that it is about nothing.
+    Learnt(AgentName, Learnt),
+    /// Drop a claim, with the agent's credential.
+    Unclaim(AgentName),
+    /// Write a credential.
+    Credential(Box<Credential>),
+    /// Begin an operation.
+    Open(Operation),
+    /// End an operation.
+    Close(Operation, String),
+    /// Write an override.
+    Override(Box<Override>),
+    /// Drop an override.
+    DropOverride(AgentName, OverridePath),
+    /// Note a failure.
+    Backoff(Backoff),
+    /// Forget failures.
+    DropBackoff(AgentName),
+    /// Note a yes.
+    Approve(ApprovalRequest, String),
+    /// Forget a yes.
+    DropApproval(Digest),
+    /// Accept a task.
+    Task(Box<Task>),
+    /// Set the fuse.
+    Fuse(Fuse),
+    /// Take the fleet down, or up again.
+    Mode(Mode),
+    /// Pause the fleet, or resume it.
+    Pause(Option<Pause>),
+    /// Tell what happened.
+    Event(NewEvent),
+}
+
+/// A fleet file to be accepted, read and resolved.
+#[derive(Debug, Clone)]
+pub struct NewFile {
+    /// Where it is.
+    pub path: Option<PathBuf>,
+    /// What it says.
+    pub text: String,
+    /// What that comes to.
+    pub fleet: Fleet,
+    /// Who applied it.
+    pub author: String,
+}
+
+impl Records {
+    /// The records of a controller that has this fleet, and nothing else yet.
+    #[must_use]
+    pub fn empty(fleet: Fleet) -> Self {
+        Self {
+            life: Life(1),
+            fleet: Arc::new(fleet),
+            file: None,
+            owner: None,
+            overrides: Vec::new(),
+            claims: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            approvals: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
+            mode: Mode::Up,
+            backoffs: BTreeMap::new(),
+            pause: None,
+            fuse: NEVER_BLOWN,
+        }
+    }
+
+    /// What a plan is made from, as far as the records know it: nothing of what is seen now.
+    #[must_use]
+    pub fn inputs(&self, now: Timestamp) -> Inputs {
+        Inputs {
+            fleet: Arc::clone(&self.fleet),
+            revision: self.file.as_ref().map(|file| file.revision),
+            overrides: self.overrides.clone(),
+            claims: self.claims.clone(),
+            operations: self.operations.clone(),
+            tasks: self.tasks.clone(),
+            approvals: self.approvals.clone(),
+            unjoined: self.unjoined(now),
+            mode: self.mode,
+            backoffs: self.backoffs.clone(),
+            fuse: self.fuse.clone(),
+            pause: self.pause.clone(),
+            life: self.life,
+            ..Inputs::empty(now)
+        }
+    }
+
+    /// Agents that no runtime has joined for, and none can any more.
+    fn unjoined(&self, now: Timestamp) -> BTreeSet<AgentName> {
+        let closed = |credential: &&Credential| {
+            credential.binding.is_none() && credential.join.as_ref().is_none_or(|join| join.expires_at <= now)
+        };
+        self.credentials.values().filter(closed).map(|credential| credential.agent.clone()).collect()
+    }
+
+    /// The claims with the protection that a file gives their agents: it holds from the file's
+    /// acceptance on, also when the next file comes before the next pass.
+    #[must_use]
+    pub fn protections(&self, fleet: &Fleet) -> Vec<Change> {
+        let told = |claim: &&Claim| fleet.agents.get(&claim.agent).is_some_and(|it| it.spec.protect != claim.protect);
+        let change = |claim: &Claim| Change::Claim(Box::new(Claim { protect: !claim.protect, ..claim.clone() }));
+        self.claims.values().filter(told).map(change).collect()
+    }
+
+    /// The records once a fleet file is accepted as that revision.
+    pub fn accept(&mut self, new: NewFile, revision: Revision, now: Timestamp) {
+        let at = self.file.as_ref().filter(|file| file.revision == revision).map_or(now, |file| file.at);
+        self.owner = Some(new.fleet.name.clone());
+        self.file = Some(AcceptedFile { revision, path: new.path, text: new.text, at });
+        self.fleet = Arc::new(new.fleet);
+    }
+
+    /// Takes note of what the hub has stored by itself.
+    pub fn note(&mut self, stored: &[Record]) {
+        for record in stored {
+            match record {
+                Record::Task(task) => self.note_task(task),
+                // A credential that was dropped meanwhile stays dropped.
+                Record::Credential(credential) => {
+                    let entry = self.credentials.get_mut(&credential.agent);
+                    if let Some(entry) = entry.filter(|entry| entry.incarnation == credential.incarnation) {
+                        *entry = credential.clone();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The records as the change leaves them.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Claim(claim) => {
+                let latest = self.incarnations.entry(claim.agent.clone()).or_default();
+                *latest = claim.incarnation.max(*latest);
+                self.claims.insert(claim.agent.clone(), *claim);
+            }
+            Change::Learnt(agent, learnt) => {
+                if let Some(claim) = self.claims.get_mut(&agent) {
+                    *claim = learnt.applied_to(claim).unwrap_or_else(|| claim.clone());
+                }
+            }
+            Change::Unclaim(agent) => {
+                self.claims.remove(&agent);
+                self.credentials.remove(&agent);
+                self.tasks.remove(&agent);
+            }
+            Change::Credential(credential) => {
+                self.credentials.insert(credential.agent.clone(), *credential);
+            }
+            Change::Open(operation) => {
+                self.operations.insert(operation.agent.clone(), operation);
+            }
+            Change::Close(operation, _) => {
+                if self.operations.get(&operation.agent).is_some_and(|open| open.id == operation.id) {
+                    self.operations.remove(&operation.agent);
+                }
+            }
+            Change::Override(entry) => {
+                self.drop_override(&entry.agent, entry.change.path());
+                self.overrides.push(*entry);
+            }
+            Change::DropOverride(agent, path) => self.drop_override(&agent, path),
+            Change::Backoff(backoff) => {
+                self.backoffs.insert(backoff.agent.clone(), backoff);
+            }
+            Change::DropBackoff(agent) => {
+                self.backoffs.remove(&agent);
+            }
+            Change::Approve(request, _) => {
+                self.approvals.insert(request.id, request.agent);
+            }
+            Change::DropApproval(id) => {
+                self.approvals.remove(&id);
+            }
+            Change::Task(task) => self.note_task(&task),
+            Change::Fuse(fuse) => self.fuse = fuse,
+            Change::Mode(mode) => self.mode = mode,
+            Change::Pause(pause) => self.pause = pause,
+            Change::Event(_) => {}
+        }
+    }
+
+    fn drop_override(&mut self, agent: &AgentName, path: OverridePath) {
+        self.overrides.retain(|entry| entry.agent != *agent || entry.change.path() != path);
+    }
+
+    fn note_task(&mut self, task: &Task) {
+        let Some(entry) = file_task(task) else { return };
+        let known = self.tasks.entry(task.agent.clone()).or_default();
+        known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
+        known.push(entry);
+    }
+}
+
+/// What a plan needs to know of a task of the file; nothing for one by hand.
+pub(crate) fn file_task(task: &Task) -> Option<FileTask> {
+    match &task.source {
+        TaskSource::File { name, digest, claim } => Some(FileTask {
+            name: name.clone(),
+            digest: digest.clone(),
+            claim: *claim,
+            outcome: task.outcome().cloned(),
+        }),
+        TaskSource::Request { .. } => None,
+    }
+}
