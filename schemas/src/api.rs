@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::credential::ApiToken;
 use crate::event::Event;
-use crate::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState};
+use crate::fleet::{AgentEntry, DeclaredAgent, Diagnostic, DriverName, PowerState, SourceFile};
 use crate::ids::{Digest, Epoch, Incarnation, Life, Revision, Secret, TaskId};
 use crate::intent::{Override, Pause};
 use crate::names::{AgentName, FleetName};
 use crate::observe::{Capabilities, InstanceState};
-use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Sync, WaitsFor};
+use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Rest, Sync, WaitsFor};
 use crate::task::Task;
 use crate::units::Span;
 use crate::wire::{Channel, HealthReport, Run, Signal, TaskOutcome};
@@ -77,8 +77,10 @@ kinds! {
     Applied => "Applied",
     Changed => "Changed",
     Resumable => "Pause",
-    List<ApprovalRequest> => "ApprovalList",
-    ApprovalRequest => "Approval",
+    List<Approval> => "ApprovalList",
+    Approval => "Approval",
+    List<RevisionView> => "RevisionList",
+    RevisionView => "Revision",
     ControllerStatus => "ControllerStatus",
     LogPage => "Log",
     Stats => "Stats",
@@ -111,6 +113,8 @@ pub struct AgentView {
     pub waits_for: Vec<WaitsFor>,
     /// Whether it is looked at and planned for and not touched, because it or the whole fleet is paused.
     pub paused: bool,
+    /// Why its machine is to be down although its spec says that it should run.
+    pub rests: Option<Rest>,
     /// The overrides in force.
     pub overrides: Vec<Override>,
     /// Named facts.
@@ -159,22 +163,78 @@ pub struct FleetView {
     pub name: FleetName,
     /// Which accepted file; nothing when none was ever accepted.
     pub revision: Option<Revision>,
-    /// Where the file was.
-    pub path: Option<PathBuf>,
+    /// The files and folders that it was read from.
+    pub roots: Vec<PathBuf>,
     /// Each agent that it comes to.
     pub agents: BTreeMap<AgentName, DeclaredAgent>,
     /// The overrides on it.
     pub overrides: Vec<Override>,
 }
 
-/// A fleet file on its way to the controller.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// A fleet file, or several that make one fleet, on its way to the controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FleetSource {
-    /// Where the file is, for messages and for the next start.
-    pub path: Option<PathBuf>,
-    /// What it says.
-    pub text: String,
+    /// The files and folders that it was read from, absolute: the controller watches them. None for a
+    /// text that came from nowhere on the disk.
+    #[serde(default)]
+    pub roots: Vec<PathBuf>,
+    /// What they say.
+    pub files: Vec<SourceFile>,
+}
+
+/// A fleet file that was accepted at some time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionView {
+    /// Its number.
+    pub revision: Revision,
+    /// When it was accepted.
+    pub at: Timestamp,
+    /// Who applied it, or that the watcher did.
+    pub author: String,
+    /// Whether it is the one in force.
+    pub current: bool,
+    /// What it changed, in a sentence.
+    pub summary: String,
+    /// What it said; only when one revision is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<FleetSource>,
+}
+
+/// Asks to go back to an earlier revision: what it said becomes the newest one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackRequest {
+    /// The revision.
+    pub revision: Revision,
+    /// Go back only while this is still the plan.
+    #[serde(default)]
+    pub plan: Option<Digest>,
+    /// Say yes to everything in the plan that waits for an approval. Needs `plan`.
+    #[serde(default)]
+    pub approve: bool,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Something that waits for a person's yes, of an agent or of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    /// The digest of what is shown.
+    pub id: Digest,
+    /// The agent that it is about; nothing when it is about the file.
+    pub agent: Option<AgentName>,
+    /// What would happen.
+    pub what: String,
+}
+
+impl From<ApprovalRequest> for Approval {
+    fn from(request: ApprovalRequest) -> Self {
+        Self { id: request.id, agent: Some(request.agent), what: request.what }
+    }
 }
 
 /// Asks what would be done.
@@ -362,16 +422,45 @@ pub struct Addresses {
     pub dashboard: SocketAddr,
 }
 
-/// The accepted fleet file.
+/// The fleet file: what is in force, and what is on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileStatus {
-    /// Where it was.
-    pub path: Option<PathBuf>,
-    /// Which accepted file.
+    /// The files and folders that it was read from.
+    pub roots: Vec<PathBuf>,
+    /// Which accepted file is in force.
     pub revision: Option<Revision>,
     /// When it was accepted.
     pub applied_at: Option<Timestamp>,
+    /// Who applied it, or that the watcher did.
+    pub author: Option<String>,
+    /// How what is on the disk stands to what is in force.
+    pub state: FileState,
+    /// That in a sentence.
+    pub message: String,
+    /// What is wrong with what is on the disk, place by place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// How the fleet file on the disk stands to the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileState {
+    /// It is in force.
+    InForce,
+    /// Nobody watches it: it came from nowhere on the disk, or watching is switched off.
+    Unwatched,
+    /// It has errors.
+    Invalid,
+    /// It is gone, or can't be read.
+    Missing,
+    /// It waits for an approval: it would let guests do more to the host than they may now.
+    Held,
+    /// It lies where an agent can write, so it is applied only by a person.
+    Guarded,
+    /// It is another one, and not to be applied: a person went back to an earlier one.
+    RolledBack,
 }
 
 /// A driver.

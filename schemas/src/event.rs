@@ -77,6 +77,18 @@ event_kinds! {
     ControllerStopped = "ControllerStopped",
     /// A fleet file was accepted.
     FleetApplied = "FleetApplied",
+    /// A file on the disk can't be used: the accepted one stays in force.
+    FileRejected = "FileRejected",
+    /// A file on the disk waits for an approval: the accepted one stays in force.
+    FileHeld = "FileHeld",
+    /// A file on the disk is gone or can't be read: the accepted one stays in force.
+    FileLost = "FileLost",
+    /// A file on the disk that was none says again what is in force.
+    FileRestored = "FileRestored",
+    /// A person went back to an earlier file.
+    FleetRolledBack = "FleetRolledBack",
+    /// The clock jumped: the machine slept, or somebody set the clock.
+    ClockJumped = "ClockJumped",
     /// A step began.
     StepStarted = "StepStarted",
     /// A step did what it should.
@@ -89,6 +101,10 @@ event_kinds! {
     StepInterrupted = "StepInterrupted",
     /// An instance went down, and nobody stopped it.
     InstanceFailed = "InstanceFailed",
+    /// An agent has nothing to do, and its machine is to stop.
+    AgentAsleep = "AgentAsleep",
+    /// There is work for an agent that was asleep.
+    AgentAwake = "AgentAwake",
     /// A runtime said hello for the first time in its incarnation.
     RuntimeJoined = "RuntimeJoined",
     /// A runtime connected.

@@ -15,6 +15,7 @@ pub mod names;
 pub mod net;
 pub mod observe;
 pub mod plan;
+pub mod schedule;
 pub mod task;
 pub mod units;
 pub mod wire;

@@ -126,6 +126,10 @@ name_type! {
     TaskName
 }
 name_type! {
+    /// The name of a service in the fleet file, unique in its agent.
+    ServiceName
+}
+name_type! {
     /// The name of an instance, as its driver knows it.
     InstanceName
 }

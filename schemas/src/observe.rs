@@ -5,7 +5,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{AgentSpec, DriverName};
+use std::collections::BTreeMap;
+
+use crate::fleet::{AgentSpec, DriverName, Mount};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
 use crate::names::{AgentName, FleetName, InstanceName};
 use crate::units::{ByteSize, Span};
@@ -84,6 +86,10 @@ pub struct Capabilities {
     pub clone_from_snapshot: bool,
     /// Whether instances carry labels.
     pub labels: bool,
+    /// Whether folders of the host can be mounted.
+    pub mounts: bool,
+    /// Whether the machines take memory, processors and disk of this host.
+    pub uses_host: bool,
     /// Whether a call goes on when the controller that made it is gone. Then an open operation of
     /// an earlier life may still be making its instance.
     pub calls_outlive_controller: bool,
@@ -144,6 +150,9 @@ pub struct Claim {
     /// Whether the agent left the file together with more others than may go unasked. It goes with a
     /// yes of its own, however few of them are left by then.
     pub left_in_mass: bool,
+    /// Whether its machine was stopped for want of work: it starts again when there is some.
+    #[serde(default)]
+    pub asleep: bool,
     /// What the instance was made from: the fields that only birth can change.
     pub birth: Birth,
 }
@@ -184,13 +193,16 @@ pub struct Birth {
     pub image: String,
     /// The sizes that the instance was given, or last resized to.
     pub sizes: Sizes,
+    /// The folders of the host that it was last started with, by the path that they have in it.
+    #[serde(default)]
+    pub mounts: BTreeMap<String, Mount>,
 }
 
 impl Birth {
     /// What an instance made from this spec is made from.
     #[must_use]
     pub fn of(spec: &AgentSpec) -> Self {
-        Self { image: spec.image.clone(), sizes: Sizes::of(spec) }
+        Self { image: spec.image.clone(), sizes: Sizes::of(spec), mounts: spec.mounts.clone() }
     }
 }
 
@@ -282,4 +294,13 @@ impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
     }
+}
+
+/// What the host has that machines take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Host {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory, in bytes.
+    pub memory: ByteSize,
 }

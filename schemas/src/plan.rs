@@ -8,10 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fleet::{DeclaredAgent, DriverName};
+use crate::fleet::{DeclaredAgent, DriftPolicy, DriverName, Until};
 use crate::ids::{Digest, OperationId, Revision};
 use crate::names::{AgentName, FleetName, InstanceName, TaskName};
 use crate::observe::{Action, InstanceState, Sizes};
+use crate::units::ByteSize;
 
 /// The ordered steps that would remove the drift, and what each of them waits for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -105,6 +106,27 @@ pub struct AgentPlan {
     pub waits_for: Vec<WaitsFor>,
     /// Whether it left the file together with more others than may go unasked.
     pub held_back: bool,
+    /// Why its machine is to be down although its spec says that it should run.
+    pub rests: Option<Rest>,
+}
+
+/// Why a machine is to be down although its spec says that it should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rest {
+    /// Nothing has happened in it for as long as `idle` says. It starts again when there is work.
+    Idle,
+    /// It is older than `ttl` says. A person starts it again.
+    Aged,
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Idle => "it is idle",
+            Self::Aged => "its time to live is over",
+        })
+    }
 }
 
 /// Whether an agent is as wanted.
@@ -184,6 +206,9 @@ pub struct Drift {
     pub observed: Value,
     /// What removing it takes.
     pub cost: Cost,
+    /// Whether it is removed or only shown.
+    #[serde(default)]
+    pub policy: DriftPolicy,
 }
 
 /// Kinds of drift.
@@ -206,8 +231,13 @@ pub enum DriftClass {
     Image,
     /// Made by another driver than wanted.
     Driver,
-    /// Environment or labels that the runtime has not been given yet.
+    /// Environment, labels, files, secrets or services that the runtime has not been given yet, or could
+    /// not bring about.
     Provisioning,
+    /// Folders of the host other than wanted.
+    Mounts,
+    /// A service that does not work.
+    Service,
     /// A task of the file that has not come to its end.
     Task,
     /// The machine runs, and its runtime is not heard.
@@ -365,10 +395,26 @@ pub enum WaitsFor {
         /// What it does.
         action: Action,
     },
-    /// An agent that must be Healthy first.
+    /// An agent that comes first.
     Dependency {
         /// That agent.
         agent: AgentName,
+        /// How far it has to be.
+        until: Until,
+    },
+    /// The time in which what runs may be disturbed.
+    Window {
+        /// When it opens; nothing when it never does again.
+        opens: Option<Timestamp>,
+    },
+    /// Room on the host.
+    Capacity {
+        /// What there is too little of.
+        resource: Resource,
+        /// How much the agent needs: processors, or bytes.
+        needs: u64,
+        /// How much is free.
+        free: u64,
     },
     /// A free place in the driver's lane.
     Lane {
@@ -458,17 +504,23 @@ impl fmt::Display for WaitsFor {
         match self {
             Self::EarlierStep => f.write_str("the step before it"),
             Self::Operation { action, .. } => write!(f, "a {action} that is under way"),
-            Self::Dependency { agent } => write!(f, "agent `{agent}`, which is not Healthy yet"),
+            Self::Dependency { agent, until } => write!(f, "agent `{agent}`, which is not {until} yet"),
+            Self::Window { opens: Some(opens) } => write!(f, "the next window for disruptive steps, at {opens:.0}"),
+            Self::Window { opens: None } => f.write_str("a window for disruptive steps, and none opens any more"),
+            Self::Capacity { resource, needs, free } => {
+                let (needs, free) = (resource.amount(*needs), resource.amount(*free));
+                write!(f, "room on the host: it needs {needs} of {resource}, and {free} is free")
+            }
             Self::Lane { driver } => write!(f, "a free place in the lane of driver {driver}"),
             Self::Backoff { until, failures, last } => {
-                write!(f, "the next attempt at {until} after {failures} failures; the last: {last}")
+                write!(f, "the next attempt at {until:.0} after {failures} {}; the last: {last}", if *failures == 1 { "failure" } else { "failures" })
             }
             Self::Approval { id } => write!(f, "an approval ({})", id.short()),
             Self::Paused { fleet: true } => f.write_str("somebody to resume the fleet, which is paused"),
             Self::Paused { fleet: false } => f.write_str("somebody to resume the agent, which is paused"),
             Self::Fuse => f.write_str("the fuse, which is blown: too many agents failed at once"),
             Self::Driver { driver, since, reason } => {
-                write!(f, "driver {driver}, which has not answered since {since}: {reason}")
+                write!(f, "driver {driver}, which has not answered since {since:.0}: {reason}")
             }
             Self::NoDriver => f.write_str(
                 "a driver: multipass and qemu are not installed; install one, or write `driver: local` \
@@ -494,6 +546,38 @@ impl fmt::Display for WaitsFor {
                 write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again when its text changes")
             }
         }
+    }
+}
+
+/// What machines take of their host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Resource {
+    /// Processors.
+    Cpus,
+    /// Memory.
+    Memory,
+    /// Disk.
+    Disk,
+}
+
+impl Resource {
+    /// An amount of it, for people.
+    fn amount(self, amount: u64) -> String {
+        match self {
+            Self::Cpus => amount.to_string(),
+            Self::Memory | Self::Disk => ByteSize::from_bytes(amount).rounded(),
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Cpus => "processors",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+        })
     }
 }
 

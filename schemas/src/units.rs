@@ -51,6 +51,18 @@ impl ByteSize {
     pub const fn bytes(self) -> u64 {
         self.0
     }
+
+    /// The size in the largest unit that it fills, with one decimal where it is not whole: for
+    /// sentences, where the last byte does not matter.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        let units = [(Self::GIB, "G"), (Self::MIB, "M"), (Self::KIB, "K")];
+        match units.iter().find(|(unit, _)| self.0 >= *unit) {
+            Some((unit, letter)) if self.0.is_multiple_of(*unit) => format!("{}{letter}", self.0 / unit),
+            Some((unit, letter)) => format!("{:.1}{letter}", self.0 as f64 / *unit as f64),
+            None => self.0.to_string(),
+        }
+    }
 }
 
 impl FromStr for ByteSize {

@@ -13,7 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
-use crate::names::{AgentName, FleetName};
+use crate::fleet::{FileContent, ServiceEntry};
+use crate::names::{AgentName, FleetName, ServiceName};
 use crate::units::{ByteSize, Span};
 
 /// The protocol's version. A hub speaks this one and the one before it.
@@ -107,7 +108,7 @@ pub enum FromRuntime {
     /// Lines of the runtime's own log.
     #[serde(rename = "log")]
     Log(LogLines),
-    /// The environment and labels that the runtime now works with.
+    /// The configuration that the runtime now works with.
     #[serde(rename = "configured")]
     Configured(Configured),
     /// A task has begun, or goes on from before the connection.
@@ -140,7 +141,7 @@ pub enum FromHub {
     /// The session is refused or ended. The connection closes after this.
     #[serde(rename = "refused")]
     Refused(Refused),
-    /// The environment and labels to work with from now on.
+    /// The configuration to work with from now on.
     #[serde(rename = "configure")]
     Configure(Configuration),
     /// Run a task. Sent again until `task.started` or `task.ended` comes back.
@@ -234,32 +235,42 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// How often to send `health`, in milliseconds.
     pub heartbeat_ms: u64,
-    /// The environment and labels to work with.
-    pub configuration: Configuration,
+    /// What to work with. Nothing means: with what the runtime works with already, until a `configure`
+    /// says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Configuration>,
 }
 
 /// What a runtime works with besides its seed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Configuration {
+    /// The controller's mark for this configuration, which the runtime says back in `configured`. It
+    /// tells nothing of the secrets.
+    pub digest: Digest,
     /// Environment of everything that the runtime starts.
     pub env: BTreeMap<String, String>,
     /// The agent's labels.
     pub labels: BTreeMap<String, String>,
-}
-
-impl Configuration {
-    /// The digest by which hub and runtime tell whether they mean the same.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        Digest::of_json(self)
-    }
+    /// More environment, which the runtime keeps in memory only and never tells anybody.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, Secret>,
+    /// Files to write where they differ, by path: absolute, or below the work folder. One that was here
+    /// and no longer is is removed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, FileContent>,
+    /// Programs to keep running. One that was here and no longer is is ended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceEntry>,
 }
 
 /// The configuration that the runtime works with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Configured {
-    /// Its digest.
-    pub digest: Digest,
+    /// Its digest; nothing when the runtime has none.
+    pub digest: Option<Digest>,
+    /// What of it could not be done, in sentences: a file that can't be written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// Why a session is refused or ended.
@@ -350,7 +361,7 @@ impl fmt::Display for RefusalCode {
 }
 
 /// How the machine is, seen from inside.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthReport {
     /// Processors.
@@ -373,6 +384,49 @@ pub struct HealthReport {
     pub tasks: u32,
     /// Processes of open streams.
     pub streams: u32,
+    /// Each service of the configuration. A report is sent at once when one of them changes its state.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceReport>,
+}
+
+/// How a service is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceReport {
+    /// What it is doing.
+    pub state: ServiceState,
+    /// How often it was started again since the configuration came.
+    pub restarts: u32,
+    /// The share of one processor that its processes took since the last report, in percent.
+    pub cpu_percent: f32,
+    /// Why it is not as it should be, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a service is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// It runs, and its probe has not succeeded yet.
+    Starting,
+    /// It runs, and works as far as its probe can tell.
+    Running,
+    /// It ended, or its probe failed too often, and it is started again after a pause.
+    Failing,
+    /// It ended, and its restart policy leaves it so.
+    Ended,
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Failing => "failing",
+            Self::Ended => "ended",
+        })
+    }
 }
 
 /// Lines of the runtime's own log.
@@ -591,7 +645,7 @@ mod tests {
                       "timestamp":1234567890,"payload":{"digest":"00"}}"#;
         let envelope: Envelope<FromRuntime> = serde_json::from_str(text).unwrap();
         assert_eq!(envelope.from, Address::Agent("web".parse().unwrap()));
-        assert_eq!(envelope.body, FromRuntime::Configured(Configured { digest: "00".to_owned().into() }));
+        assert_eq!(envelope.body, FromRuntime::Configured(Configured { digest: Some("00".to_owned().into()), problems: Vec::new() }));
         let back: serde_json::Value = serde_json::to_value(&envelope).unwrap();
         assert_eq!(back["type"], "configured");
         assert_eq!(back["to"], "host");

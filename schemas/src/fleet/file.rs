@@ -5,14 +5,17 @@
 //! Each key that may be left out carries its default, in the type that it is written in: editors offer
 //! it. `null` stands for what no value says, and then the description says it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use crate::names::{AgentName, FleetName, ProfileName, TaskName};
+use super::keys::{
+    DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, TaskWhen, Window,
+};
+use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::net::Listen;
 use crate::units::{ByteSize, Span};
 
@@ -60,10 +63,16 @@ pub struct FleetFile {
     #[schemars(extend("x-cost" = "restart of the controller", "examples" = [{"listen": "auto"}]))]
     pub hub: HubSettings,
 
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub windows: Planned,
+    /// When the controller may disturb what runs to remove drift: stop a machine, restart it to resize
+    /// it, replace it. Without this key at any time. What a person asks for waits for no window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "default" = [],
+        "x-cost" = "live",
+        "examples" = [[{"cron": "0 22 * * * Europe/Berlin", "lasts": "8h"}]]
+    ))]
+    pub windows: Vec<Window>,
+
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -129,11 +138,12 @@ pub struct AgentEntry {
     #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"RUST_LOG": "info"}]))]
     pub env: BTreeMap<String, String>,
 
-    /// Agents that must be Healthy before this one is created or started. The name of an agent with
-    /// `replicas` means all of them.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    #[schemars(extend("default" = [], "x-cost" = "live", "examples" = [["database"]]))]
-    pub depends_on: BTreeSet<AgentName>,
+    /// Agents that come first: this one is created and started when they are Healthy, or as far as is
+    /// written here: `started` (the machine runs), `healthy`, `completed` (its tasks have succeeded). The
+    /// name of an agent with `replicas` means all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = [], "x-cost" = "live", "examples" = [["database"], {"seed": "completed"}]))]
+    pub depends_on: Option<DependsOn>,
 
     /// When a machine that went down by itself is started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +166,58 @@ pub struct AgentEntry {
     #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"setup": {"exec": "make deps"}}]))]
     pub tasks: BTreeMap<TaskName, TaskEntry>,
 
+    /// Programs that run for as long as the agent does, by name. Merged with the services of the layers
+    /// below, name by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"gateway": {"exec": "openclaw gateway"}}]))]
+    pub services: BTreeMap<ServiceName, ServiceEntry>,
+
+    /// Files in the agent, by path: absolute, or below the work folder. A text is the content; a map says
+    /// `content` and `mode`. Merged with those of the layers below, path by path. Not for secrets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "default" = {},
+        "x-cost" = "live",
+        "examples" = [{".gitconfig": {"content": "[user]\n\tname = bot\n", "mode": "0644"}}]
+    ))]
+    pub files: BTreeMap<String, FileContent>,
+
+    /// Secrets, by the name of the environment variable that everything in the agent gets them in. Only
+    /// where each comes from stands here. They are read when the runtime connects and when this changes,
+    /// travel to it alone, and are kept in memory.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"GITHUB_TOKEN": {"env": "GITHUB_TOKEN"}}]))]
+    pub secrets: BTreeMap<String, SecretSource>,
+
+    /// Folders of the host in the agent, by the path that they have there: absolute, or below the work
+    /// folder. A text is the folder on the host, to be read only; a map says `source` and `writable`.
+    /// Merged with those of the layers below, path by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "default" = {},
+        "x-cost" = "stop",
+        "examples" = [{"src": {"source": "./src", "writable": true}}]
+    ))]
+    pub mounts: BTreeMap<String, Mount>,
+
+    /// Stops the machine when nothing has happened in it for that long. It starts again for a task or a
+    /// session. Without this key never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"30m", extend("default" = null, "x-cost" = "live"))]
+    pub idle: Option<Idle>,
+
+    /// Stops the machine, and never deletes it, that long after it was made, once nothing runs in it.
+    /// Without this key never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"8h", extend("default" = null, "x-cost" = "live"))]
+    pub ttl: Option<Span>,
+
+    /// What to do about each kind of drift: `correct` it, `warn` of it, or `ignore` it. What is not named
+    /// is corrected. Merged with that of the layers below, kind by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"memory": "warn", "image": "ignore"}]))]
+    pub drift: BTreeMap<DriftField, DriftPolicy>,
+
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -163,23 +225,7 @@ pub struct AgentEntry {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
-    pub drift: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub files: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
     pub health: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub idle: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub mounts: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -191,23 +237,11 @@ pub struct AgentEntry {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
-    pub secrets: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub services: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
     pub snapshots: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
     pub sudo: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub ttl: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -373,9 +407,10 @@ pub struct TaskEntry {
     pub exec: CommandLine,
 
     /// When it runs. `once`: after the agent first connects, and again only when the task changes
-    /// or the machine is made anew.
+    /// or the machine is made anew. `{cron: "0 3 * * * Europe/Berlin"}`: at those moments, in UTC where
+    /// no time zone is named; with `missed: once` it runs once for those that passed meanwhile.
     #[serde(default)]
-    #[schemars(example = &"once", extend("x-cost" = "live"))]
+    #[schemars(extend("x-cost" = "live", "examples" = ["once", {"cron": "0 3 * * *"}]))]
     pub when: TaskWhen,
 
     /// Environment for this task alone, over the agent's.
@@ -420,15 +455,6 @@ pub struct TaskEntry {
     pub kind: Planned,
 }
 
-/// When a task of the file runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskWhen {
-    /// Once for each machine and each wording of the task.
-    #[default]
-    Once,
-}
-
 /// How much may happen at a time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -439,22 +465,37 @@ pub struct Limits {
     #[schemars(range(min = 1, max = 256), example = 4, extend("default" = null, "x-cost" = "live"))]
     pub parallelism: Option<u32>,
 
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub cpus: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub memory: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub disk: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub reserve: Planned,
+    /// Processors that the machines which run on this host may have together. Without this key any
+    /// number: processors are shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), example = 12, extend("default" = null, "x-cost" = "live"))]
+    pub cpus: Option<u32>,
+
+    /// Memory that the machines which run on this host may have together. Without this key the host's
+    /// memory less `reserve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"48G", extend("default" = null, "x-cost" = "live"))]
+    pub memory: Option<ByteSize>,
+
+    /// Disk that the machines on this host may have together, running or not. Without this key any
+    /// amount: disks grow as they are written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"500G", extend("default" = null, "x-cost" = "live"))]
+    pub disk: Option<ByteSize>,
+
+    /// What of the host's memory is kept for the host itself. Without this key a tenth of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = null, "x-cost" = "live", "examples" = [{"memory": "4G"}]))]
+    pub reserve: Option<Reserve>,
+}
+
+/// What is kept for the host itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reserve {
+    /// Memory.
+    #[schemars(example = &"4G", extend("x-cost" = "live"))]
+    pub memory: ByteSize,
 }
 
 /// Where the controller listens. They are read when the controller starts.

@@ -351,7 +351,7 @@ agents:
         let fleet = parse("fleet.yaml", text).unwrap();
         let names: Vec<&str> = fleet.agents.keys().map(AgentName::as_str).collect();
         assert_eq!(names, ["db-1", "db-2", "web"]);
-        let wanted: Vec<&str> = fleet.agents[&agent("web")].spec.depends_on.iter().map(AgentName::as_str).collect();
+        let wanted: Vec<&str> = fleet.agents[&agent("web")].spec.depends_on.0.keys().map(AgentName::as_str).collect();
         assert_eq!(wanted, ["db-1", "db-2"]);
     }
 

@@ -11,20 +11,23 @@ use serde::{Deserialize, Serialize};
 
 use super::file::{
     AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
-    TaskEntry, TaskWhen,
+    TaskEntry,
+};
+use super::keys::{
+    DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, TaskWhen, Window,
 };
 use super::parse::{Finding, nearest};
 use crate::ids::Digest;
-use crate::names::{AgentName, FleetName, ProfileName, TaskName};
+use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::units::{ByteSize, Span};
 
 /// How long a task may run unless it says otherwise: long enough for a build, short enough that a
 /// hung one is noticed the same day.
 const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
-/// Most bytes that an agent's environment and labels may have together. They travel to its runtime in
+/// Most bytes that an agent's environment, labels, files and services may have together. They travel to its runtime in
 /// one message, whose limit is [`crate::wire::TEXT_MAX`].
-const CONFIGURATION_MAX: usize = 64 * 1024;
+const CONFIGURATION_MAX: usize = 128 * 1024;
 
 /// A fleet with every layer applied: what the file comes to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,6 +40,8 @@ pub struct Fleet {
     pub agents: BTreeMap<AgentName, Arc<DeclaredAgent>>,
     /// How much may happen at a time.
     pub limits: Limits,
+    /// When the controller may disturb what runs; none means at any time.
+    pub windows: Vec<Window>,
     /// What happens to an instance whose agent left the file.
     pub prune: Prune,
     /// Where the controller listens.
@@ -55,9 +60,10 @@ pub struct DeclaredAgent {
     pub origins: BTreeMap<Field, Origin>,
 }
 
-/// What is wanted of an agent, whole: no field is left open but the driver.
+/// What is wanted of an agent, whole: no field is left open but the driver. A field that an older
+/// state does not know has its built-in default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct AgentSpec {
     /// What makes the machine; nothing means the first of the usual ones that is installed.
     pub driver: Option<DriverName>,
@@ -75,8 +81,8 @@ pub struct AgentSpec {
     pub labels: BTreeMap<String, String>,
     /// Environment of everything that runs in the agent.
     pub env: BTreeMap<String, String>,
-    /// Agents that must be Healthy before this one is created or started.
-    pub depends_on: BTreeSet<AgentName>,
+    /// Agents that come first, and how far each has to be.
+    pub depends_on: DependsOn,
     /// When a machine that went down by itself is started again.
     pub restart: RestartPolicy,
     /// Whether the controller removes drift by itself.
@@ -85,6 +91,20 @@ pub struct AgentSpec {
     pub protect: bool,
     /// What the agent has to do.
     pub tasks: BTreeMap<TaskName, TaskSpec>,
+    /// Programs that run for as long as the agent does.
+    pub services: BTreeMap<ServiceName, ServiceEntry>,
+    /// Files that the runtime keeps as they should be, by path.
+    pub files: BTreeMap<String, FileContent>,
+    /// Where each secret comes from, by the variable that holds it.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// Folders of the host, by the path that they have in the agent.
+    pub mounts: BTreeMap<String, Mount>,
+    /// When the machine stops for want of work; nothing means never.
+    pub idle: Option<Idle>,
+    /// How long after its making the machine stops; nothing means never.
+    pub ttl: Option<Span>,
+    /// What to do about drift that is not to be corrected.
+    pub drift: BTreeMap<DriftField, DriftPolicy>,
 }
 
 /// A task, whole.
@@ -122,11 +142,18 @@ impl Default for AgentSpec {
             power: PowerState::default(),
             labels: BTreeMap::new(),
             env: BTreeMap::new(),
-            depends_on: BTreeSet::new(),
+            depends_on: DependsOn::default(),
             restart: RestartPolicy::default(),
             reconcile: Reconcile::default(),
             protect: false,
             tasks: BTreeMap::new(),
+            services: BTreeMap::new(),
+            files: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            idle: None,
+            ttl: None,
+            drift: BTreeMap::new(),
         }
     }
 }
@@ -161,11 +188,25 @@ pub enum Field {
     Protect,
     /// Tasks.
     Tasks,
+    /// Services.
+    Services,
+    /// Files.
+    Files,
+    /// Secrets.
+    Secrets,
+    /// Folders of the host.
+    Mounts,
+    /// When it stops for want of work.
+    Idle,
+    /// When it stops for its age.
+    Ttl,
+    /// Drift policies.
+    Drift,
 }
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 20] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -179,6 +220,13 @@ impl Field {
         Self::Reconcile,
         Self::Protect,
         Self::Tasks,
+        Self::Services,
+        Self::Files,
+        Self::Secrets,
+        Self::Mounts,
+        Self::Idle,
+        Self::Ttl,
+        Self::Drift,
     ];
 
     /// The field's key in the fleet file.
@@ -198,6 +246,13 @@ impl Field {
             Self::Reconcile => "reconcile",
             Self::Protect => "protect",
             Self::Tasks => "tasks",
+            Self::Services => "services",
+            Self::Files => "files",
+            Self::Secrets => "secrets",
+            Self::Mounts => "mounts",
+            Self::Idle => "idle",
+            Self::Ttl => "ttl",
+            Self::Drift => "drift",
         }
     }
 }
@@ -291,6 +346,7 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
             name,
             agents,
             limits: file.limits,
+            windows: file.windows.clone(),
             prune: file.prune,
             hub: file.hub.clone(),
             defaults: file.defaults.clone().unwrap_or_default(),
@@ -364,8 +420,14 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Labels, merge(&mut spec.labels, &layer.labels, Clone::clone));
         set(Field::Env, merge(&mut spec.env, &layer.env, Clone::clone));
         set(Field::Tasks, merge(&mut spec.tasks, &layer.tasks, whole_task));
-        let depends_on = Some(&layer.depends_on).filter(|names| !names.is_empty());
-        set(Field::DependsOn, lay(&mut spec.depends_on, depends_on.cloned()));
+        set(Field::DependsOn, lay(&mut spec.depends_on, layer.depends_on.clone()));
+        set(Field::Services, merge(&mut spec.services, &layer.services, Clone::clone));
+        set(Field::Files, merge(&mut spec.files, &layer.files, Clone::clone));
+        set(Field::Secrets, merge(&mut spec.secrets, &layer.secrets, Clone::clone));
+        set(Field::Mounts, merge(&mut spec.mounts, &layer.mounts, Clone::clone));
+        set(Field::Idle, lay(&mut spec.idle, layer.idle.map(Some)));
+        set(Field::Ttl, lay(&mut spec.ttl, layer.ttl.map(Some)));
+        set(Field::Drift, merge(&mut spec.drift, &layer.drift, |policy| *policy));
     }
     DeclaredAgent { spec, origins }
 }
@@ -382,7 +444,7 @@ fn merge<K: Ord + Clone, V, W>(into: &mut BTreeMap<K, W>, from: &BTreeMap<K, V>,
 fn whole_task(entry: &TaskEntry) -> TaskSpec {
     TaskSpec {
         exec: entry.exec.clone(),
-        when: entry.when,
+        when: entry.when.clone(),
         env: entry.env.clone(),
         cwd: entry.cwd.clone(),
         timeout: entry.timeout.unwrap_or(TASK_TIMEOUT),
@@ -401,24 +463,71 @@ fn check_agent(spec: &AgentSpec, path: &[String], findings: &mut Vec<Finding>) {
     if spec.image.trim().is_empty() {
         find(&["image"], "an image has a name".into());
     }
-    for key in spec.env.keys().filter(|key| !is_variable(key)) {
-        find(&["env", key], format!("`{key}` is no name for an environment variable"));
-    }
-    let size: usize = spec.env.iter().chain(&spec.labels).map(|(key, value)| key.len() + value.len()).sum();
-    if size > CONFIGURATION_MAX {
-        let message =
-            format!("environment and labels have {size} bytes together; at most {CONFIGURATION_MAX} are allowed");
-        find(&["env"], message);
-    }
+    check_variables(&["env"], spec.env.keys(), &mut find);
+    check_variables(&["secrets"], spec.secrets.keys(), &mut find);
     for (name, task) in &spec.tasks {
         if task.exec.is_empty() {
             find(&["tasks", name.as_str(), "exec"], "there is nothing to run".into());
         }
-        for key in task.env.keys().filter(|key| !is_variable(key)) {
-            let message = format!("`{key}` is no name for an environment variable");
-            find(&["tasks", name.as_str(), "env", key], message);
+        check_variables(&["tasks", name.as_str(), "env"], task.env.keys(), &mut find);
+    }
+    for (name, service) in &spec.services {
+        if service.exec.is_empty() {
+            find(&["services", name.as_str(), "exec"], "there is nothing to run".into());
+        }
+        check_variables(&["services", name.as_str(), "env"], service.env.keys(), &mut find);
+        if service.probe.as_ref().is_some_and(|probe| probe.exec.is_empty()) {
+            find(&["services", name.as_str(), "probe", "exec"], "there is nothing to run".into());
+        }
+        if service.probe.as_ref().is_some_and(|probe| probe.every.get().is_zero() || probe.failures == 0) {
+            find(&["services", name.as_str(), "probe"], "`every` and `failures` are more than nothing".into());
         }
     }
+    for (key, places) in [("files", spec.files.keys().collect::<Vec<_>>()), ("mounts", spec.mounts.keys().collect())] {
+        for place in places.into_iter().filter(|place| !is_inside(place)) {
+            find(&[key, place], format!("`{place}` is no path in an agent: it is empty or has `..` in it"));
+        }
+    }
+    for name in spec.env.keys().filter(|name| spec.secrets.contains_key(*name)) {
+        find(&["secrets", name], format!("`{name}` is in `env` too, where everybody sees it"));
+    }
+    if spec.idle.is_some_and(|idle| idle.after.get().is_zero()) {
+        find(&["idle"], "an agent is idle after more than no time".into());
+    }
+    let sizes = [
+        texts_of(&spec.env),
+        texts_of(&spec.labels),
+        spec.files.iter().map(|(path, file)| path.len() + file.content.len()).sum(),
+        serde_json::to_string(&spec.services).map_or(0, |text| text.len()),
+    ];
+    let size: usize = sizes.iter().sum();
+    if size > CONFIGURATION_MAX {
+        let message = format!(
+            "environment, labels, files and services have {size} bytes together; at most {CONFIGURATION_MAX} are allowed"
+        );
+        find(&[], message);
+    }
+}
+
+fn texts_of(map: &BTreeMap<String, String>) -> usize {
+    map.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn check_variables<'a>(
+    at: &[&str],
+    keys: impl Iterator<Item = &'a String>,
+    find: &mut impl FnMut(&[&str], String),
+) {
+    for key in keys.filter(|key| !is_variable(key)) {
+        let path: Vec<&str> = at.iter().copied().chain([key.as_str()]).collect();
+        find(&path, format!("`{key}` is no name for an environment variable"));
+    }
+}
+
+/// Whether a path of an agent leads where it says, and not out of the folder that it begins in.
+fn is_inside(path: &str) -> bool {
+    let mut components = std::path::Path::new(path).components().peekable();
+    components.peek().is_some() && components.all(|part| part != std::path::Component::ParentDir)
 }
 
 fn is_variable(key: &str) -> bool {
@@ -437,20 +546,20 @@ fn name_dependencies(
     let mut missing = BTreeSet::new();
     for (declared, members) in sets {
         for member in members {
-            let Some(agent) = agents.get_mut(member).filter(|agent| !agent.spec.depends_on.is_empty()) else {
+            let Some(agent) = agents.get_mut(member).filter(|agent| !agent.spec.depends_on.0.is_empty()) else {
                 continue;
             };
-            let mut named = BTreeSet::new();
-            for wanted in &agent.spec.depends_on {
+            let mut named = BTreeMap::new();
+            for (wanted, until) in &agent.spec.depends_on.0 {
                 if let Some(set) = sets.get(wanted) {
-                    named.extend(set.iter().cloned());
+                    named.extend(set.iter().map(|member| (member.clone(), *until)));
                 } else if known.contains(wanted) {
-                    named.insert(wanted.clone());
+                    named.insert(wanted.clone(), *until);
                 } else {
                     missing.insert((declared.clone(), wanted.clone()));
                 }
             }
-            Arc::make_mut(agent).spec.depends_on = named;
+            Arc::make_mut(agent).spec.depends_on = DependsOn(named);
         }
     }
     for (declared, wanted) in missing {
@@ -465,7 +574,7 @@ fn find_cycle(agents: &BTreeMap<AgentName, Arc<DeclaredAgent>>) -> Option<Findin
     let mut settled: BTreeSet<&AgentName> = BTreeSet::new();
     for start in agents.keys() {
         let mut trail: Vec<(&AgentName, Vec<&AgentName>)> = Vec::new();
-        let enter = |name| agents.get(name).map(|agent| agent.spec.depends_on.iter().collect()).unwrap_or_default();
+        let enter = |name| agents.get(name).map(|agent| agent.spec.depends_on.0.keys().collect()).unwrap_or_default();
         if !settled.contains(start) {
             trail.push((start, enter(start)));
         }
