@@ -39,6 +39,7 @@ impl Health {
             runtime_memory: ByteSize::from_bytes(self.own_memory()),
             tasks,
             streams,
+            services: std::collections::BTreeMap::new(),
         }
     }
 

@@ -263,7 +263,9 @@ impl Runtime {
         self.set_joined(Some(self.seed.incarnation));
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
-        configure(&mut self.surroundings, &welcome.configuration, &session.outgoing);
+        if let Some(configuration) = &welcome.configuration {
+            configure(&mut self.surroundings, configuration, &session.outgoing);
+        }
         self.tasks.resume(&session.outgoing);
         self.link = Link::Live(Box::new(session));
     }
@@ -348,7 +350,10 @@ impl Runtime {
 /// Works with another configuration from now on. What runs already keeps its environment.
 fn configure(surroundings: &mut Surroundings, configuration: &Configuration, outgoing: &Outgoing) {
     surroundings.env.clone_from(&configuration.env);
-    outgoing.say(FromRuntime::Configured(Configured { digest: configuration.digest() }));
+    outgoing.say(FromRuntime::Configured(Configured {
+        digest: Some(configuration.digest.clone()),
+        problems: Vec::new(),
+    }));
 }
 
 /// A random number between 0 and 1.

@@ -263,6 +263,20 @@ pub struct Configuration {
     pub services: BTreeMap<ServiceName, ServiceEntry>,
 }
 
+impl Default for Configuration {
+    /// Nothing at all.
+    fn default() -> Self {
+        Self {
+            digest: Digest::of(b""),
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            files: BTreeMap::new(),
+            services: BTreeMap::new(),
+        }
+    }
+}
+
 /// The configuration that the runtime works with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Configured {

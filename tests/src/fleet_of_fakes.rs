@@ -159,6 +159,7 @@ pub fn health() -> HealthReport {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
+        services: std::collections::BTreeMap::new(),
     }
 }
 

@@ -22,21 +22,21 @@ async fn a_runtime_joins_and_is_who_its_seed_says() {
     let (mut configured, mut health) = (None, None);
     while configured.is_none() || health.is_none() {
         match session.next().await {
-            Some(Heard::Said(FromRuntime::Configured(told))) => configured = Some(told.digest),
+            Some(Heard::Said(FromRuntime::Configured(told))) => configured = told.digest,
             Some(Heard::Said(FromRuntime::Health(report))) => health = Some(report),
             Some(_) => {}
             None => panic!("the connection was lost"),
         }
     }
-    assert_eq!(configured, Some(hub.configuration.digest()));
+    assert_eq!(configured, Some(hub.configuration.digest.clone()));
     assert!(health.is_some_and(|report| report.cpus > 0 && report.runtime_memory.bytes() > 0));
-    let other = Configuration::default();
+    let other = Configuration { digest: Digest::of(b"other"), ..Configuration::default() };
     session.say(FromHub::Configure(other.clone())).await;
     let configured = session.hear_that(|said| match said {
-        FromRuntime::Configured(told) => Some(told.digest),
+        FromRuntime::Configured(told) => told.digest,
         _ => None,
     });
-    assert_eq!(configured.await, other.digest());
+    assert_eq!(configured.await, other.digest);
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ impl Hub {
                 session: SessionId::generate(),
                 epoch: Epoch(1),
                 heartbeat_ms: self.heartbeat_ms,
-                configuration: self.configuration.clone(),
+                configuration: Some(self.configuration.clone()),
             }))
             .await;
         (session, hello)

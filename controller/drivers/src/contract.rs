@@ -16,7 +16,7 @@ use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
-use crate::{CreateOrder, Driver, DriverError, Target};
+use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// What a check has to do to the instances behind the driver's back, or has to know of the machines.
 #[async_trait]
@@ -105,7 +105,7 @@ pub fn an_order(name: &str) -> CreateOrder {
         join_token: Secret::generate(),
     };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(1), disk: ByteSize::from_gib(5) };
-    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed }
+    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed, mounts: Mounts::new() }
 }
 
 /// The driver that is checked, and what surrounds it.
@@ -240,7 +240,7 @@ async fn stopping_and_starting_can_be_repeated(subject: Subject<'_>) {
             subject.expect(&order, InstanceState::Stopped).await;
         }
         for _ in 0..2 {
-            ok("starting", subject.driver.start(&order.target(), &order.seed).await);
+            ok("starting", subject.driver.start(&order.target(), &order.seed, &order.mounts).await);
             subject.expect(&order, InstanceState::Running).await;
         }
     }
@@ -280,7 +280,7 @@ async fn another_nonce_is_refused_by_every_verb(subject: Subject<'_>) {
     let other = with_other_nonce(&order);
     let (target, driver) = (other.target(), subject.driver);
     for state in [InstanceState::Running, InstanceState::Stopped] {
-        expect_error!("starting another's", driver.start(&target, &other.seed).await, Foreign);
+        expect_error!("starting another's", driver.start(&target, &other.seed, &other.mounts).await, Foreign);
         expect_error!("stopping another's", driver.stop(&target).await, Foreign);
         expect_error!("destroying another's", driver.destroy(&target).await, Foreign);
         if driver.capabilities().sizes {
@@ -295,7 +295,7 @@ async fn another_nonce_is_refused_by_every_verb(subject: Subject<'_>) {
 async fn what_does_not_exist_is_missing_and_destroyed_already(subject: Subject<'_>) {
     let order = subject.order("web");
     let (target, driver) = (order.target(), subject.driver);
-    expect_error!("starting nothing", driver.start(&target, &order.seed).await, Missing);
+    expect_error!("starting nothing", driver.start(&target, &order.seed, &order.mounts).await, Missing);
     expect_error!("stopping nothing", driver.stop(&target).await, Missing);
     expect_error!("proving nothing", driver.prove(&order.instance).await, Missing);
     if driver.capabilities().sizes {
@@ -308,7 +308,7 @@ async fn what_does_not_exist_is_missing_and_destroyed_already(subject: Subject<'
 async fn a_start_with_another_instances_seed_is_refused(subject: Subject<'_>) {
     let order = subject.created("web").await;
     ok("stopping", subject.driver.stop(&order.target()).await);
-    let started = subject.driver.start(&order.target(), &with_other_nonce(&order).seed).await;
+    let started = subject.driver.start(&order.target(), &with_other_nonce(&order).seed, &order.mounts).await;
     expect_error!("a seed with another nonce", started, Failed);
     subject.expect(&order, InstanceState::Stopped).await;
 }
@@ -334,7 +334,7 @@ async fn a_crashed_instance_shows_as_failed_and_can_be_started(subject: Subject<
     let order = subject.created("web").await;
     subject.world.crash(&order.instance).await;
     subject.expect(&order, InstanceState::Failed).await;
-    ok("starting", subject.driver.start(&order.target(), &order.seed).await);
+    ok("starting", subject.driver.start(&order.target(), &order.seed, &order.mounts).await);
     subject.expect(&order, InstanceState::Running).await;
     subject.world.crash(&order.instance).await;
     subject.expect(&order, InstanceState::Failed).await;
@@ -376,11 +376,11 @@ async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Su
         let stopped = give_up_after(polls, driver.stop(&target)).await;
         ok("stopping after a stop that was given up", driver.stop(&target).await);
         subject.expect(&order, InstanceState::Stopped).await;
-        let _ = give_up_after(polls, driver.start(&target, &order.seed)).await;
+        let _ = give_up_after(polls, driver.start(&target, &order.seed, &order.mounts)).await;
         ok("stopping after a start that was given up", driver.stop(&target).await);
         subject.expect(&order, InstanceState::Stopped).await;
-        let started = give_up_after(polls, driver.start(&target, &order.seed)).await;
-        ok("starting after a start that was given up", driver.start(&target, &order.seed).await);
+        let started = give_up_after(polls, driver.start(&target, &order.seed, &order.mounts)).await;
+        ok("starting after a start that was given up", driver.start(&target, &order.seed, &order.mounts).await);
         subject.expect(&order, InstanceState::Running).await;
         if stopped && started {
             return;
@@ -404,7 +404,7 @@ async fn starts_at_once_start_one_machine(subject: Subject<'_>) {
     let order = subject.created("web").await;
     ok("stopping", subject.driver.stop(&order.target()).await);
     let target = order.target();
-    all((0..3).map(|_| subject.driver.start(&target, &order.seed))).await;
+    all((0..3).map(|_| subject.driver.start(&target, &order.seed, &order.mounts))).await;
     subject.expect(&order, InstanceState::Running).await;
     ok("stopping", subject.driver.stop(&target).await);
     subject.expect(&order, InstanceState::Stopped).await;

@@ -11,8 +11,10 @@ pub mod contract;
 pub mod fake;
 pub mod local;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
-use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::fleet::{DriverName, Mount};
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
@@ -41,9 +43,10 @@ pub trait Driver: Send + Sync {
     /// started. Half made: it is finished. Its name taken by another: [`DriverError::Foreign`].
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError>;
 
-    /// Starts an instance, with a new seed where the driver can hand one over. Already running:
+    /// Starts an instance, with a new seed where the driver can hand one over, and with these mounts and
+    /// no others. Already running:
     /// nothing happens. A seed with another nonce than the target's is refused.
-    async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError>;
+    async fn start(&self, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<(), DriverError>;
 
     /// Stops an instance: first by asking it, then by the hard means. Already stopped: nothing
     /// happens.
@@ -81,7 +84,12 @@ pub struct CreateOrder {
     pub sizes: Sizes,
     /// What goes into it. The nonce is in here.
     pub seed: Seed,
+    /// The folders of the host in it.
+    pub mounts: Mounts,
 }
+
+/// Folders of the host in an instance, by the path that they have there.
+pub type Mounts = BTreeMap<String, Mount>;
 
 impl CreateOrder {
     /// The instance as a target for later calls.

@@ -157,7 +157,7 @@ async fn what_a_killed_runtime_left_behind_is_ended_before_the_next_start() {
     kill(ground.pid(LOCK_FILE)).await;
     assert_eq!(ground.state().await, InstanceState::Failed);
     assert!(marked(&order.seed.nonce).contains(&orphan));
-    ground.local.start(&order.target(), &order.seed).await.unwrap();
+    ground.local.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
     assert_eq!(ground.state().await, InstanceState::Running);
     assert!(!marked(&order.seed.nonce).contains(&orphan));
     ground.local.destroy(&order.target()).await.unwrap();
@@ -228,7 +228,7 @@ async fn a_runtime_that_ends_at_once_fails_the_start_with_its_last_words() {
     assert_eq!(ground.state().await, InstanceState::Stopped);
     let absent = RuntimeProgram { path: "/nowhere/runtime".into(), args: Vec::new() };
     let local = Local::new(ground.root.path().join("instances"), absent);
-    let error = local.start(&order.target(), &order.seed).await.unwrap_err().to_string();
+    let error = local.start(&order.target(), &order.seed, &order.mounts).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere/runtime") && error.contains("No such file"), "{error}");
 }
 
@@ -252,10 +252,10 @@ async fn a_start_hands_over_a_new_seed_and_a_running_runtime_keeps_its_own() {
             serde_json::from_slice(&fs::read(ground.file(SEED_FILE)).unwrap()).unwrap();
         seed.join_token
     };
-    ground.local.start(&order.target(), &seed).await.unwrap();
+    ground.local.start(&order.target(), &seed, &order.mounts).await.unwrap();
     assert_eq!(token(), order.seed.join_token);
     ground.local.stop(&order.target()).await.unwrap();
-    ground.local.start(&order.target(), &seed).await.unwrap();
+    ground.local.start(&order.target(), &seed, &order.mounts).await.unwrap();
     assert_eq!(token(), renewed);
     ground.local.destroy(&order.target()).await.unwrap();
 }

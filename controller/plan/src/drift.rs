@@ -1,6 +1,10 @@
 //! The differences between what is wanted of an agent and what is seen.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy};
+use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass};
 use vm_agent_schemas::wire::Configuration;
@@ -31,7 +35,7 @@ const fn is_ours(seen: Seen) -> bool {
 }
 
 fn entry(class: DriftClass, path: &str, wanted: impl Into<Value>, observed: impl Into<Value>, cost: Cost) -> Drift {
-    Drift { class, path: path.to_owned(), wanted: wanted.into(), observed: observed.into(), cost }
+    Drift { class, path: path.to_owned(), wanted: wanted.into(), observed: observed.into(), cost, policy: DriftPolicy::Correct }
 }
 
 fn existence(situation: &Situation<'_>) -> Option<Drift> {
@@ -120,7 +124,7 @@ fn configuration(situation: &Situation<'_>) -> Option<Drift> {
     if !situation.is_reachable() {
         return None;
     }
-    let wanted = configuration_for(agent).digest();
+    let wanted = configuration_digest(agent);
     let known = session.configured.as_ref();
     (known != Some(&wanted)).then(|| {
         let observed = known.map_or(Value::Null, |digest| json!(digest.short()));
@@ -128,10 +132,25 @@ fn configuration(situation: &Situation<'_>) -> Option<Drift> {
     })
 }
 
-/// What the runtime of an agent should work with.
+/// What the runtime of an agent should work with, but for the values of its secrets: a plan knows only
+/// where they come from.
 #[must_use]
-pub fn configuration_for(agent: &vm_agent_schemas::fleet::DeclaredAgent) -> Configuration {
-    Configuration { env: agent.spec.env.clone(), labels: agent.spec.labels.clone() }
+pub fn configuration_for(agent: &DeclaredAgent) -> Configuration {
+    let spec = &agent.spec;
+    Configuration {
+        digest: configuration_digest(agent),
+        env: spec.env.clone(),
+        labels: spec.labels.clone(),
+        secrets: BTreeMap::new(),
+        files: spec.files.clone(),
+        services: spec.services.clone(),
+    }
+}
+
+/// The mark by which controller and runtime tell whether they mean the same configuration.
+fn configuration_digest(agent: &DeclaredAgent) -> Digest {
+    let spec = &agent.spec;
+    Digest::of_json(&(&spec.env, &spec.labels, &spec.secrets, &spec.files, &spec.services))
 }
 
 /// Where a task of the file stands on the present machine.

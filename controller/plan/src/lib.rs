@@ -106,6 +106,7 @@ fn agent_plan(
         drift,
         waits_for,
         held_back: false,
+        rests: None,
     }
 }
 

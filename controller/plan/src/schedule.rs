@@ -73,8 +73,10 @@ impl<'a> Schedule<'a> {
     }
 
     fn dependencies(&self, situation: &Situation<'_>) -> impl Iterator<Item = WaitsFor> {
-        let wanted = situation.wanted.into_iter().flat_map(|agent| &agent.spec.depends_on);
-        wanted.filter(|name| !(self.healthy)(name)).map(|agent| WaitsFor::Dependency { agent: agent.clone() })
+        let wanted = situation.wanted.into_iter().flat_map(|agent| &agent.spec.depends_on.0);
+        wanted
+            .filter(|(name, _)| !(self.healthy)(name))
+            .map(|(agent, until)| WaitsFor::Dependency { agent: agent.clone(), until: *until })
     }
 
     fn backoff(&self, situation: &Situation<'_>) -> Option<WaitsFor> {
@@ -115,7 +117,7 @@ fn lane(inputs: &Inputs, bears: u32) -> usize {
 /// The order in which agents come up: each after all that it depends on, else by name. Gives the
 /// indices of `situations`.
 pub(crate) fn order(situations: &[Situation<'_>]) -> Vec<usize> {
-    let depends = |s: &Situation<'_>| s.wanted.is_some_and(|agent| !agent.spec.depends_on.is_empty());
+    let depends = |s: &Situation<'_>| s.wanted.is_some_and(|agent| !agent.spec.depends_on.0.is_empty());
     let mut indices: Vec<usize> = (0..situations.len()).collect();
     if situations.iter().any(depends) {
         let by_name: HashMap<&AgentName, usize> = situations.iter().enumerate().map(|(i, s)| (s.name, i)).collect();
@@ -140,7 +142,7 @@ fn depth(
         return depth;
     }
     depths[index] = Some(0);
-    let wanted = situations[index].wanted.into_iter().flat_map(|agent| &agent.spec.depends_on);
+    let wanted = situations[index].wanted.into_iter().flat_map(|agent| agent.spec.depends_on.0.keys());
     let deepest =
         wanted.filter_map(|name| by_name.get(name)).map(|at| 1 + depth(*at, situations, by_name, depths)).max();
     depths[index] = deepest.or(Some(0));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vm_agent_plan::{FileTask, Inputs, Listing, Mode, Observed, Upkeep, plan, upkeep, wake_at};
-use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, Fleet, PowerState, Prune, RestartPolicy};
+use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DependsOn, Fleet, PowerState, Prune, RestartPolicy, Until};
 use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId};
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
@@ -139,8 +139,8 @@ fn any_world() -> impl Strategy<Value = Inputs> {
             for (index, agent) in agents.iter().enumerate().filter(|(_, agent)| agent.declared) {
                 let mut spec = agent.spec.clone();
                 // Only on agents with a smaller number, so that there is no cycle.
-                spec.depends_on =
-                    edges.iter().filter(|(from, to)| *from == index && to < from).map(|(_, to)| name(*to)).collect();
+                let needed = edges.iter().filter(|(from, to)| *from == index && to < from);
+                spec.depends_on = DependsOn(needed.map(|(_, to)| (name(*to), Until::Healthy)).collect());
                 fleet.agents.insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
             }
             let mut inputs = world::inputs(fleet);
@@ -302,7 +302,7 @@ proptest! {
     fn dependencies_come_first(inputs in any_world()) {
         let plan = plan(&inputs);
         for step in plan.ready().filter(|s| matches!(s.action, StepAction::Create | StepAction::Start)) {
-            for needed in &inputs.fleet.agents[&step.agent].spec.depends_on {
+            for needed in inputs.fleet.agents[&step.agent].spec.depends_on.0.keys() {
                 let health = plan.agent(needed).map(|agent| agent.health);
                 prop_assert_eq!(health, Some(Health::Healthy), "{} needs {}", step.agent, needed);
             }

@@ -26,7 +26,7 @@ use vm_agent_schemas::wire::Seed;
 
 use self::script::Script;
 pub use self::script::{Behaviour, Call, On};
-use crate::{CreateOrder, Driver, DriverError, Target};
+use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// Told of each machine that comes up, with its seed.
 pub type UpHook = Arc<dyn Fn(&Seed) + Send + Sync>;
@@ -110,6 +110,8 @@ impl Fake {
             live_snapshot: false,
             clone_from_snapshot: false,
             labels: false,
+            mounts: false,
+            uses_host: false,
             calls_outlive_controller: false,
             lanes: 4,
             deadlines: Deadlines {
@@ -412,7 +414,7 @@ impl Driver for Fake {
         self.call(Call::Create, Some(&order.instance), &[&make, &start]).await
     }
 
-    async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+    async fn start(&self, target: &Target, seed: &Seed, _mounts: &Mounts) -> Result<(), DriverError> {
         let start = |world: &mut State| {
             world.ours(target)?;
             self.check_seed(target, seed)?;
@@ -571,7 +573,7 @@ mod tests {
         fake.create(&order).await.unwrap();
         fake.tombstone("web");
         assert_eq!(fake.list().await.unwrap()[0].state, InstanceState::Deleted);
-        assert!(matches!(fake.start(&order.target(), &order.seed).await, Err(DriverError::Failed { .. })));
+        assert!(matches!(fake.start(&order.target(), &order.seed, &order.mounts).await, Err(DriverError::Failed { .. })));
         fake.destroy(&order.target()).await.unwrap();
         assert_eq!(fake.instances(), []);
     }
@@ -587,7 +589,7 @@ mod tests {
         fake.create(&order).await.unwrap();
         fake.crash("web");
         fake.stop(&order.target()).await.unwrap();
-        fake.start(&order.target(), &order.seed).await.unwrap();
+        fake.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
         fake.destroy(&order.target()).await.unwrap();
         assert_eq!(*told.lock().unwrap(), ["web up", "web down", "web up", "web down"]);
     }

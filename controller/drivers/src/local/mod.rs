@@ -40,7 +40,7 @@ use vm_agent_schemas::wire::Seed;
 use self::folder::{Folder, Owner};
 use self::hold::{Hold, Holds, blocking};
 pub use self::launch::RuntimeProgram;
-use crate::{CreateOrder, Driver, DriverError, Target};
+use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// How long a runtime that was asked to end may take to end its tasks and write down what they came
 /// to. Then it is killed. The runtime gives its tasks less than this.
@@ -134,6 +134,8 @@ impl Driver for Local {
             live_snapshot: false,
             clone_from_snapshot: false,
             labels: false,
+            mounts: false,
+            uses_host: false,
             // A call is made of short pieces of work in this process.
             calls_outlive_controller: false,
             // Starting a process is cheap; more at a time would only make a small host stutter.
@@ -175,7 +177,7 @@ impl Driver for Local {
         self.bring_up(act, &hold, &folder, &order.seed.nonce).await
     }
 
-    async fn start(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+    async fn start(&self, target: &Target, seed: &Seed, _mounts: &Mounts) -> Result<(), DriverError> {
         let act = Act("start", &target.instance);
         let (hold, folder) = self.hold(act, target).await?;
         if seed.nonce != target.nonce {

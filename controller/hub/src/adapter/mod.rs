@@ -167,8 +167,9 @@ impl HubHandle {
     }
 
     /// Lets the agent's runtime speak with this credential, which is stored already: at the controller's
-    /// start, and for each new incarnation.
-    pub fn enroll(&self, credential: Credential, configuration: Configuration) {
+    /// start, and for each new incarnation. Without a configuration the runtime goes on with the one that
+    /// it has, until [`Self::configure`] says otherwise.
+    pub fn enroll(&self, credential: Credential, configuration: Option<Configuration>) {
         self.tell(Event::Enroll(credential, configuration));
     }
 
@@ -177,7 +178,7 @@ impl HubHandle {
         self.tell(Event::Revoke(agent));
     }
 
-    /// Gives the agent another configuration.
+    /// Gives the agent another configuration. One with secrets is sent and not kept.
     pub fn configure(&self, agent: AgentName, configuration: Configuration) {
         self.tell(Event::Configure(agent, configuration));
     }

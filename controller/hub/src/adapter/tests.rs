@@ -83,7 +83,7 @@ impl Fixture {
         };
         let hub = serve(options).await.unwrap();
         for agent in ["web", "db"] {
-            hub.enroll(credential(agent), Configuration::default());
+            hub.enroll(credential(agent), Some(Configuration::default()));
         }
         Self { hub, notices: receiver, storage, pin, _dir: dir }
     }

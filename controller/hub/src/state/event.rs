@@ -67,7 +67,7 @@ pub enum Event {
     /// out.
     StoreFailed(Vec<Record>),
     /// This credential, already stored, is the agent's from now on, with this configuration.
-    Enroll(Credential, Configuration),
+    Enroll(Credential, Option<Configuration>),
     /// The agent's instance is no more.
     Revoke(AgentName),
     /// The agent has another configuration.
@@ -314,8 +314,8 @@ pub enum Notice {
     Configured {
         /// The agent.
         agent: AgentName,
-        /// The configuration's digest.
-        digest: Digest,
+        /// The configuration's digest; nothing when it has none.
+        digest: Option<Digest>,
     },
     /// A task has begun.
     TaskStarted(Task),

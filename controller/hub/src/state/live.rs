@@ -46,15 +46,15 @@ impl Hub {
                 return Err(Refusal::protocol("the handshake is over: a session has one hello"));
             }
             FromRuntime::Health(report) => {
-                session.health = Some(report);
+                session.health = Some(report.clone());
                 self.notify(Notice::Health { agent, report });
             }
             FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
             FromRuntime::Configured(configured) => {
-                if !is_sha256(&configured.digest) {
+                if !configured.digest.as_ref().is_none_or(is_sha256) {
                     return Err(Refusal::protocol("`digest` is not a SHA-256 digest in hexadecimal"));
                 }
-                session.configured = Some(configured.digest.clone());
+                session.configured.clone_from(&configured.digest);
                 self.notify(Notice::Configured { agent, digest: configured.digest });
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),

@@ -65,7 +65,9 @@ pub struct Hub {
 #[derive(Debug)]
 struct Enrolled {
     credential: Credential,
-    configuration: Configuration,
+    /// What its runtime works with; nothing while that is not known, or holds secrets: those go to the
+    /// runtime and stay nowhere else.
+    configuration: Option<Configuration>,
     /// The connection of its session.
     live: Option<ConnId>,
 }

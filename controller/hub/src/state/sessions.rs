@@ -78,7 +78,7 @@ impl Session {
             connected_at: self.connected_at,
             last_seen: self.last_seen,
             runtime_version: self.runtime_version.clone(),
-            health: self.health,
+            health: self.health.clone(),
             configured: self.configured.clone(),
         }
     }
@@ -297,7 +297,7 @@ impl Hub {
         }
     }
 
-    pub(super) fn enroll(&mut self, credential: Credential, configuration: Configuration, now: Timestamp) {
+    pub(super) fn enroll(&mut self, credential: Credential, configuration: Option<Configuration>, now: Timestamp) {
         let agent = credential.agent.clone();
         if let Some(known) = self.agents.get_mut(&agent).map(|agent| &mut agent.credential)
             && known.nonce == credential.nonce
@@ -307,7 +307,7 @@ impl Hub {
             if known.incarnation == credential.incarnation && known.binding.is_none() {
                 known.join = credential.join;
             }
-            return self.configure(&agent, configuration);
+            return configuration.into_iter().for_each(|configuration| self.configure(&agent, configuration));
         }
         if let Some(conn) = self.live(&agent) {
             let message = format!("the incarnation was replaced by incarnation {}", credential.incarnation);
@@ -339,10 +339,10 @@ impl Hub {
 
     pub(super) fn configure(&mut self, agent: &AgentName, configuration: Configuration) {
         let Some(enrolled) = self.agents.get_mut(agent) else { return };
-        if enrolled.configuration == configuration {
+        if enrolled.configuration.as_ref() == Some(&configuration) {
             return;
         }
-        enrolled.configuration = configuration.clone();
+        enrolled.configuration = Some(configuration.clone()).filter(|configuration| configuration.secrets.is_empty());
         if let Some(conn) = enrolled.live {
             self.send(conn, FromHub::Configure(configuration));
         }

@@ -37,6 +37,8 @@ pub fn capabilities() -> Capabilities {
         live_snapshot: false,
         clone_from_snapshot: false,
         labels: false,
+        mounts: true,
+        uses_host: true,
         calls_outlive_controller: true,
         lanes: 4,
         deadlines: Deadlines {
@@ -148,6 +150,7 @@ pub fn claim(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent, proof
         proof,
         standing: Standing::Up,
         left_in_mass: false,
+        asleep: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
     };
@@ -169,7 +172,7 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         incarnation: inputs.claims[name].incarnation,
         connected: true,
         last_seen: inputs.now,
-        configured: Some(configuration_for(agent).digest()),
+        configured: Some(configuration_for(agent).digest),
         ailing: false,
     };
     inputs.sessions.insert(name.clone(), session);

@@ -233,7 +233,7 @@ fn a_second_hello_ends_the_session() {
 #[test]
 fn a_new_incarnation_ends_the_session_of_the_old() {
     let mut world = World::joined();
-    let effects = world.tell(Event::Enroll(credential("web", 2), Configuration::default()));
+    let effects = world.tell(Event::Enroll(credential("web", 2), Some(Configuration::default())));
     assert_eq!(refused(&effects, 1), Some(RefusalCode::Incarnation));
     assert_eq!(refused(&world.join(2, &hello("web", 1), 1), 2), Some(RefusalCode::Incarnation));
     let next = Hello { incarnation: Incarnation(2), ..hello("web", 3) };
@@ -256,15 +256,15 @@ fn a_credential_that_changes_between_hello_and_proof_is_judged_again() {
 #[test]
 fn enrolling_what_is_known_changes_only_configuration_and_join_token() {
     let mut world = World::joined();
-    assert_eq!(world.tell(Event::Enroll(credential("web", 1), Configuration::default())), []);
+    assert_eq!(world.tell(Event::Enroll(credential("web", 1), Some(Configuration::default()))), []);
     let configuration = Configuration { env: [("A".to_owned(), "1".to_owned())].into(), ..Default::default() };
-    let effects = world.tell(Event::Enroll(credential("web", 1), configuration.clone()));
+    let effects = world.tell(Event::Enroll(credential("web", 1), Some(configuration.clone())));
     assert_eq!(sent(&effects, 1), [FromHub::Configure(configuration)]);
     assert_eq!(world.hub.sessions().len(), 1);
 
     let mut reseeded = credential("db", 1);
     reseeded.join = Some(JoinToken { digest: Secret::from_text("fresh").digest(), expires_at: at(600) });
-    world.tell(Event::Enroll(reseeded, Configuration::default()));
+    world.tell(Event::Enroll(reseeded, Some(Configuration::default())));
     let fresh = Hello { join_token: Some(Secret::from_text("fresh")), ..hello("db", 5) };
     assert!(welcome(&world.join(2, &fresh, 5)).is_some());
 }

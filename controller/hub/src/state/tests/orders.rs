@@ -208,7 +208,7 @@ impl Watch {
         let ends = self.disk.tasks.iter().filter_map(|task| Some((task.id, task.outcome()?.clone())));
         self.ended = ends.collect();
         let enrolls = self.disk.credentials.values().cloned();
-        let mut enrolls = enrolls.map(|it| Event::Enroll(it, Configuration::default())).collect::<Vec<_>>();
+        let mut enrolls = enrolls.map(|it| Event::Enroll(it, Some(Configuration::default()))).collect::<Vec<_>>();
         let open = self.disk.tasks.iter().filter(|task| task.outcome().is_none()).cloned().collect::<Vec<_>>();
         let removed = |task: &&Task| task.handed_to().is_some() && !self.disk.credentials.contains_key(&task.agent);
         let revokes = open.iter().filter(removed).map(|task| Event::Revoke(task.agent.clone())).collect::<Vec<_>>();
@@ -303,7 +303,7 @@ impl Watch {
                     *known = incarnation;
                     self.disk.credentials.insert(name(agent), credential.clone());
                 }
-                Some(Event::Enroll(credential, Configuration::default()))
+                Some(Event::Enroll(credential, Some(Configuration::default())))
             }
             Move::Revoke { agent } => {
                 let agent = name(Self::agent(agent));

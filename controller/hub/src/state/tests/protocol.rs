@@ -132,11 +132,11 @@ fn the_example_of_a_handshake_holds() {
 #[test]
 fn the_digest_of_a_configuration_is_the_one_of_the_example() {
     let configure = parsed::<Envelope<FromHub>>("from-hub").into_iter().find_map(|it| match it.body {
-        FromHub::Configure(configuration) => Some(configuration.digest()),
+        FromHub::Configure(configuration) => Some(configuration.digest.clone()),
         _ => None,
     });
     let configured = parsed::<Envelope<FromRuntime>>("from-runtime").into_iter().find_map(|it| match it.body {
-        FromRuntime::Configured(configured) => Some(configured.digest),
+        FromRuntime::Configured(configured) => configured.digest,
         _ => None,
     });
     assert_eq!(configured, configure);

@@ -88,7 +88,7 @@ fn what_was_sent_before_a_restart_is_sent_again_to_the_same_incarnation_before_a
         let queued = task("web");
         let is_sent = Task { state: TaskState::Sent { incarnation: Incarnation(1) }, ..task("web") };
         let submits = [&queued, &is_sent].map(|task| Event::Submit(task.clone()));
-        let enroll = Event::Enroll(credential("web", 1), Configuration::default());
+        let enroll = Event::Enroll(credential("web", 1), Some(Configuration::default()));
         let mut events = Vec::from(submits);
         events.insert(if submitted_first { 2 } else { 0 }, enroll);
         for event in events {
@@ -190,7 +190,7 @@ fn the_end_of_an_incarnation_interrupts_what_may_have_begun() {
         if started {
             world.say(1, "web", FromRuntime::TaskStarted(of(&first)));
         }
-        let effects = world.tell(Event::Enroll(credential("web", 2), Configuration::default()));
+        let effects = world.tell(Event::Enroll(credential("web", 2), Some(Configuration::default())));
         assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Interrupted, "started: {started}");
         assert_eq!(stored(&effects).len(), 1, "what was never sent waits for the next incarnation");
         let next = Hello { incarnation: Incarnation(2), ..hello("web", 3) };
@@ -205,7 +205,7 @@ fn a_task_of_an_incarnation_that_is_over_is_interrupted_at_the_start() {
     let cases = states.into_iter().flat_map(|state| [(false, state.clone()), (true, state)]);
     for (enrolled_first, state) in cases {
         let mut world = World::new();
-        let enroll = |agent| Event::Enroll(credential(agent, 3), Configuration::default());
+        let enroll = |agent| Event::Enroll(credential(agent, 3), Some(Configuration::default()));
         let events = [enroll("late"), Event::Submit(Task { state, ..task("late") })];
         let [first, second] = if enrolled_first {
             events

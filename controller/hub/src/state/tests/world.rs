@@ -109,6 +109,7 @@ pub(super) fn health() -> HealthReport {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
+        services: std::collections::BTreeMap::new(),
     }
 }
 
@@ -121,7 +122,7 @@ pub(super) fn every_message() -> Vec<FromRuntime> {
         FromRuntime::Proof(ChallengeProof { signature: "c2ln".to_owned() }),
         FromRuntime::Health(health()),
         FromRuntime::Log(LogLines { lines: vec!["line".to_owned()], dropped: 0 }),
-        FromRuntime::Configured(Configured { digest: Configuration::default().digest() }),
+        FromRuntime::Configured(Configured { digest: Some(Configuration::default().digest), problems: Vec::new() }),
         FromRuntime::TaskStarted(task),
         ended(task, 0),
         FromRuntime::StreamOpened(StreamRef { stream: 1 }),
@@ -141,7 +142,7 @@ impl World {
     pub(super) fn new() -> Self {
         let mut world = Self { hub: Hub::new("default".parse().unwrap(), HEARTBEAT), now: 0 };
         for agent in ["web", "db"] {
-            world.tell(Event::Enroll(credential(agent, 1), Configuration::default()));
+            world.tell(Event::Enroll(credential(agent, 1), Some(Configuration::default())));
         }
         world
     }
