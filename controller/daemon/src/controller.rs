@@ -5,28 +5,28 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 use vm_agent_hub::{OpenError, Stream};
-use vm_agent_plan::{Inputs, Mode, plan};
+use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, Applied, ApplyRequest, ApproveRequest, ChangeRequest, Changed, ControllerStatus,
     CreateRequest, DownRequest, FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Resumable, Stats,
     TaskRequest, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
-use vm_agent_schemas::event::{Event, EventKind, NewEvent};
+use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{self, Fleet, PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
-use vm_agent_schemas::units::Span;
+use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::Run;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::core::Core;
+use crate::engine::accept;
 use crate::engine::intent::{self, Intent, Voice};
 use crate::engine::records::{Change, NewFile, Records};
-use crate::reconciler::{Chain, accept_task};
+use crate::reconciler::{Chain, carry_out};
 use crate::view::{self, Moment};
 
 /// Most events that one answer carries.
@@ -34,9 +34,6 @@ const EVENTS_MAX: usize = 10_000;
 
 /// Most tasks that one answer lists.
 const TASKS_MAX: u32 = 1_000;
-
-/// How long a task by hand may run unless its request says otherwise.
-const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
 /// Who asks: for overrides' authors, events and the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,44 +152,16 @@ impl Controller {
         let fleet = self.read_fleet(&records, &request.source)?;
         let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
         let plan = self.plan_with(&hypothetical).await;
-        if request.plan.as_ref().is_some_and(|shown| *shown != plan.id) {
-            return Err(Problem::new(ProblemCode::Conflict, "the plan is stale: since it was made, something changed")
-                .remedy("look at the new plan: vm-agent plan"));
-        }
-        if request.approve && request.plan.is_none() {
-            return Err(Problem::new(ProblemCode::Invalid, "a yes needs the id of the plan that it is to"));
-        }
+        let changes = intent::apply(&records, &request, &plan, &actor.name)?;
         let revision = records.file.as_ref().map(|file| file.revision);
         if request.dry_run {
             return Ok(Applied { revision, plan, dry_run: true });
         }
-        let changes = self.applied_changes(&records, &request, &plan, actor);
         let file = NewFile { path: request.source.path, text: request.source.text, fleet, author: actor.name.clone() };
         let revision = self.core.ledger.accept(file, changes, Timestamp::now()).await.map_err(|e| internal(&e))?;
         self.core.wake();
         let plan = self.plan_with(&self.core.ledger.records()).await;
         Ok(Applied { revision: Some(revision), plan, dry_run: false })
-    }
-
-    fn applied_changes(&self, records: &Records, request: &ApplyRequest, plan: &Plan, actor: &Actor) -> Vec<Change> {
-        // Whoever wants the fleet as a file says wants it up.
-        let mut changes = vec![Change::Mode(Mode::Up)];
-        if request.approve {
-            for approval in &plan.approvals {
-                changes.extend(intent::approve(approval, &actor.name));
-            }
-        }
-        if records.file.as_ref().is_none_or(|file| file.text != request.source.text) {
-            // A person who changed the file has dealt with what failed.
-            changes.extend(records.backoffs.keys().cloned().map(Change::DropBackoff));
-            let summary = plan.summary();
-            let message = format!(
-                "{} applied a fleet file: {} to create, {} to change, {} to destroy",
-                actor.name, summary.create, summary.change, summary.destroy
-            );
-            changes.push(Change::Event(NewEvent::fleet(EventKind::FleetApplied, message)));
-        }
-        changes
     }
 
     /// Makes an agent beside the file.
@@ -257,10 +226,7 @@ impl Controller {
     ) -> Result<Changed, Problem> {
         let now = Timestamp::now();
         let records = self.core.ledger.records();
-        if records.mode != Mode::Up {
-            return Err(Problem::new(ProblemCode::Conflict, "the fleet is being taken down")
-                .remedy("bring it up again: vm-agent up"));
-        }
+        intent::refuse_while_down(&records)?;
         let voice = Voice { author: &actor.name, reason, now };
         let Intent { changes, overridden } = decide(&records, &agent, voice)?;
         let plan = if dry_run {
@@ -401,10 +367,7 @@ impl Controller {
     /// # Errors
     /// When machines are to be deleted and one of them is protected, and when the store fails.
     pub async fn down(&self, request: DownRequest, actor: &Actor) -> Result<Plan, Problem> {
-        let mode = if request.destroy { Mode::Destroy } else { Mode::Down };
-        if let Some(agent) = intent::protected(&self.core.ledger.records()).filter(|_| request.destroy) {
-            return Err(intent::refuse_protected(&agent));
-        }
+        let mode = intent::down(&self.core.ledger.records(), request.destroy)?;
         let inputs = Inputs { mode, ..self.core.inputs().await };
         let plan = plan(&inputs);
         if !request.dry_run {
@@ -471,21 +434,10 @@ impl Controller {
             let other = || Problem::new(ProblemCode::Conflict, format!("there is another task with the id {id}"));
             return same.then_some(known).ok_or_else(other);
         }
-        let task = Task {
-            id,
-            agent: name.clone(),
-            source: TaskSource::Request { author: actor.name.clone() },
-            run: request.run,
-            timeout: request.timeout.unwrap_or(TASK_TIMEOUT),
-            attempt: 1,
-            state: TaskState::Queued,
-            created_at: now,
-            started_at: None,
-            ended_at: None,
-            output: String::new(),
-        };
+        let task = intent::task(name, id, request, &actor.name, now);
         let message = format!("task {id} of {} is queued", actor.name);
-        accept_task(&self.core, task.clone(), message, now).await.map_err(|error| internal(&error))?;
+        let accepted = carry_out(&self.core, accept(task.clone(), message), now).await;
+        accepted.map_err(|error| internal(&error))?;
         Ok(task)
     }
 

@@ -1,34 +1,18 @@
 //! Looks at what drivers see. Each driver has a task of its own that lists its instances on a timer
 //! and on demand, one listing at a time, each within its deadline: a hung driver delays no other.
 
-use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vm_agent_drivers::Driver;
-use vm_agent_plan::{DriverView, Listing, Observed};
+use vm_agent_plan::{DriverView, Listing};
 use vm_agent_schemas::fleet::DriverName;
-use vm_agent_schemas::observe::Instance;
 
-/// How often a driver is looked at when nothing calls for it. What the controller does itself, and what
-/// runtimes tell, is looked at once it happens; this finds what others did.
-const OBSERVE_EVERY: Duration = Duration::from_secs(10);
-
-/// What one driver sees, and how fresh that is.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Sight {
-    /// How many listings have begun when this one did: grows by one with each.
-    pub(crate) round: u64,
-    /// What the listing gave; nothing before the first has ended.
-    pub(crate) listing: Option<Listing>,
-    /// When the driver last answered.
-    pub(crate) last_answer: Option<Timestamp>,
-}
+use crate::engine::sight::{OBSERVE_EVERY, Sight};
 
 /// A driver under observation.
 #[derive(Clone)]
@@ -78,13 +62,13 @@ impl Observer {
     /// The driver as a plan sees it. Before its first listing has ended nothing is known.
     #[must_use]
     pub(crate) fn view(&self, since: Timestamp) -> DriverView {
-        let unasked = || Listing::Unanswered { since, reason: "it has not been asked yet".into() };
-        let ended = || Listing::Unanswered { since, reason: "nobody looks any more".into() };
-        let listing = match self.sight.has_changed() {
-            Ok(_) => self.sight.borrow().listing.clone().unwrap_or_else(unasked),
-            Err(_) => ended(),
-        };
-        DriverView { capabilities: self.driver.capabilities(), listing }
+        match self.sight.has_changed() {
+            Ok(_) => self.sight.borrow().view(self.driver.capabilities(), since),
+            Err(_) => {
+                let listing = Listing::Unanswered { since, reason: "nobody looks any more".into() };
+                DriverView { capabilities: self.driver.capabilities(), listing }
+            }
+        }
     }
 
     /// Asks for a look soon.
@@ -139,39 +123,11 @@ impl Watcher {
             Err(_) => Err(format!("a listing took longer than {} s", deadline.as_secs())),
         };
         let before = self.sight.borrow().clone();
-        let now = Timestamp::now();
-        let last_answer = if answer.is_ok() { Some(now) } else { before.last_answer };
-        let listing = Some(digest(before.listing.as_ref(), answer, now));
-        let differs = before.listing != listing;
-        self.sight.send_replace(Sight { round, listing, last_answer });
+        let sight = before.after(round, answer, Timestamp::now());
+        let differs = before.listing != sight.listing;
+        self.sight.send_replace(sight);
         if differs {
             self.changed.notify_one();
         }
-    }
-}
-
-/// A listing in the light of the one before: what has not changed has been so since then.
-fn digest(before: Option<&Listing>, answer: Result<Vec<Instance>, String>, now: Timestamp) -> Listing {
-    match answer {
-        Ok(instances) => {
-            let known = match before {
-                Some(Listing::Seen(known)) => Some(known),
-                _ => None,
-            };
-            let since = |instance: &Instance| {
-                let same = known.and_then(|known| known.get(&instance.name));
-                same.filter(|same| same.instance.state == instance.state && same.instance.nonce == instance.nonce)
-                    .map_or(now, |same| same.since)
-            };
-            let observed = instances.into_iter().map(|instance| {
-                let since = since(&instance);
-                (instance.name.clone(), Observed { instance, since })
-            });
-            Listing::Seen(observed.collect::<BTreeMap<_, _>>())
-        }
-        Err(reason) => match before {
-            Some(Listing::Unanswered { since, .. }) => Listing::Unanswered { since: *since, reason },
-            _ => Listing::Unanswered { since: now, reason },
-        },
     }
 }

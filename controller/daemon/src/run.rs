@@ -1,6 +1,6 @@
 //! From a state folder to a running controller, and back down in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -17,17 +17,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_drivers::Driver;
 use vm_agent_drivers::local::{Local, RuntimeProgram};
-use vm_agent_hub::{HubHandle, Identity};
-use vm_agent_plan::{Inputs, Mode, configuration_for, effective, plan};
+use vm_agent_hub::Identity;
+use vm_agent_plan::{Inputs, Mode, plan};
 use vm_agent_schemas::api::{Addresses, ControllerFile};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DriverName, Fleet, HubSettings};
 use vm_agent_schemas::ids::Life;
-use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::names::FleetName;
 use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT};
 use vm_agent_schemas::plan::Plan;
-use vm_agent_schemas::task::Task;
-use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::HUB_PATH;
 use vm_agent_store::{self as store, StateDir, StateDirError, Store, StoreError};
 
@@ -35,6 +33,8 @@ use crate::controller::Controller;
 use crate::core::Core;
 use crate::disk::LedgerError;
 use crate::engine::job::HubAddress;
+use crate::engine::life;
+use crate::engine::memory::{HEARTBEAT, silence};
 use crate::engine::records::{Change, NEVER_BLOWN};
 use crate::http::{self, Door};
 use crate::hub_storage::HubStorage;
@@ -43,9 +43,6 @@ use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::{notices, reconciler};
-
-/// How often runtimes report their health unless the file says otherwise.
-const HEARTBEAT: Span = Span::from_secs(30);
 
 /// Notices of the hub that may wait to be told.
 const NOTICES: usize = 1024;
@@ -247,7 +244,10 @@ impl Running {
         })
         .await?;
         remember(&ledger, "hub", hub.local_addr()).await?;
-        enroll(&ledger, &hub, now).await?;
+        let unfinished = ledger.store().read(store::tasks::unfinished).await?;
+        for call in life::first_words(&ledger.records(), unfinished, now) {
+            reconciler::tell(&hub, call);
+        }
 
         let stop = CancellationToken::new();
         let trigger = Arc::new(Notify::new());
@@ -273,11 +273,8 @@ impl Running {
             stop,
             logs: Logs::new(folder.join("logs")),
             metrics: Metrics::new()?,
-            heard: Default::default(),
-            last_success: Default::default(),
-            silent: Default::default(),
-            // Two and a half heartbeats: one may be lost and the next late.
-            silence: heartbeat.get() * 5 / 2,
+            memory: Default::default(),
+            silence: silence(heartbeat),
             state_dir: folder.path().to_owned(),
             addresses,
             started_at: now,
@@ -310,9 +307,7 @@ impl Running {
         });
 
         let records = core.ledger.records();
-        let event =
-            NewEvent::fleet(EventKind::ControllerStarted, format!("the controller began life {}", records.life));
-        core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await?;
+        core.ledger.record(vec![life::began(&records)], Timestamp::now()).await?;
         // Runtimes may be back already; that is told after the beginning of the life that they came to.
         tokio::spawn(notices::run(Arc::clone(core), notices));
         core.ledger.prune_events().await?;
@@ -392,29 +387,6 @@ fn over(flags: &HubSettings, file: &HubSettings) -> HubSettings {
     }
 }
 
-/// Tells the hub who may speak, and what has still to be done.
-async fn enroll(ledger: &Ledger, hub: &HubHandle, now: Timestamp) -> Result<(), StoreError> {
-    let records = ledger.records();
-    let wanted = effective(&records.fleet, &records.overrides, now).wanted;
-    for credential in records.credentials.values() {
-        let configuration = wanted.get(&credential.agent).map(|agent| configuration_for(agent)).unwrap_or_default();
-        hub.enroll(credential.clone(), configuration);
-    }
-    let unfinished = ledger.store().read(store::tasks::unfinished).await?;
-    let stranded = stranded(&unfinished, |agent| records.claims.contains_key(agent));
-    unfinished.into_iter().for_each(|task| hub.submit(task));
-    stranded.into_iter().for_each(|agent| hub.revoke(agent));
-    Ok(())
-}
-
-/// The agents that were removed while their tasks were under way, when a former life of the controller
-/// ended before it could end those. A machine that is made for such an agent counts its incarnations
-/// from 1 again, and would pass for the one that the tasks were sent to.
-fn stranded(unfinished: &[Task], claimed: impl Fn(&AgentName) -> bool) -> BTreeSet<AgentName> {
-    let sent = unfinished.iter().filter(|task| task.handed_to().is_some());
-    sent.map(|task| task.agent.clone()).filter(|agent| !claimed(agent)).collect()
-}
-
 struct Listeners {
     hub: SocketAddr,
     api: TcpListener,
@@ -475,43 +447,5 @@ fn hub_address(address: SocketAddr, pin: vm_agent_schemas::ids::Digest) -> HubAd
         HubAddress { url: format!("ws://{local}{HUB_PATH}"), pin: None }
     } else {
         HubAddress { url: format!("wss://{address}{HUB_PATH}"), pin: Some(pin) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use vm_agent_schemas::ids::{Incarnation, TaskId};
-    use vm_agent_schemas::task::{TaskSource, TaskState};
-    use vm_agent_schemas::wire::Run;
-
-    use super::*;
-
-    fn task(agent: &str, state: TaskState) -> Task {
-        Task {
-            id: TaskId::generate(),
-            agent: agent.parse().unwrap(),
-            source: TaskSource::Request { author: "test".to_owned() },
-            run: Run { argv: vec!["true".to_owned()], env: BTreeMap::new(), cwd: None },
-            timeout: Span::from_secs(60),
-            attempt: 1,
-            state,
-            created_at: Timestamp::UNIX_EPOCH,
-            started_at: None,
-            ended_at: None,
-            output: String::new(),
-        }
-    }
-
-    #[test]
-    fn only_an_agent_without_a_claim_whose_task_may_have_begun_is_stranded() {
-        let incarnation = Incarnation(1);
-        let tasks = [
-            task("sent", TaskState::Sent { incarnation }),
-            task("running", TaskState::Running { incarnation }),
-            task("queued", TaskState::Queued),
-            task("claimed", TaskState::Sent { incarnation }),
-        ];
-        let found = stranded(&tasks, |agent| agent.as_str() == "claimed");
-        assert_eq!(found.iter().map(AgentName::as_str).collect::<Vec<_>>(), ["running", "sent"]);
     }
 }

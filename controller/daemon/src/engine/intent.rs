@@ -2,15 +2,16 @@
 //! run is the same decision without the writing.
 
 use jiff::Timestamp;
-use vm_agent_plan::{End, Learnt};
-use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode};
+use vm_agent_plan::{End, Learnt, Mode};
+use vm_agent_schemas::api::{ApplyRequest, ChangeRequest, CreateRequest, Problem, ProblemCode, TaskRequest};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
-use vm_agent_schemas::ids::OverrideId;
+use vm_agent_schemas::ids::{OverrideId, TaskId};
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Standing;
-use vm_agent_schemas::plan::ApprovalRequest;
+use vm_agent_schemas::plan::{ApprovalRequest, Plan};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::units::Span;
 
 use super::records::{Change, Records};
@@ -18,6 +19,9 @@ use super::records::{Change, Records};
 /// How long `start` and `stop` hold against the file unless told otherwise: as long as a person
 /// usually looks at something, and not so long that it is forgotten.
 const HOLDS: Span = Span::from_secs(3600);
+
+/// How long a task by hand may run unless its request says otherwise.
+const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
 /// What a command comes to.
 #[derive(Debug, Default)]
@@ -59,7 +63,82 @@ impl Voice<'_> {
     }
 }
 
+/// `apply` of a file: the changes that go with its acceptance. `plan` is the plan for the records with
+/// that file.
+///
+/// # Errors
+/// When the plan is no longer the one that was shown, and for a yes to no plan in particular.
+pub fn apply(records: &Records, request: &ApplyRequest, plan: &Plan, author: &str) -> Result<Vec<Change>, Problem> {
+    if request.plan.as_ref().is_some_and(|shown| *shown != plan.id) {
+        return Err(Problem::new(ProblemCode::Conflict, "the plan is stale: since it was made, something changed")
+            .remedy("look at the new plan: vm-agent plan"));
+    }
+    if request.approve && request.plan.is_none() {
+        return Err(Problem::new(ProblemCode::Invalid, "a yes needs the id of the plan that it is to"));
+    }
+    // Whoever wants the fleet as a file says wants it up.
+    let mut changes = vec![Change::Mode(Mode::Up)];
+    if request.approve {
+        changes.extend(plan.approvals.iter().flat_map(|approval| approve(approval, author)));
+    }
+    if records.file.as_ref().is_none_or(|file| file.text != request.source.text) {
+        // A person who changed the file has dealt with what failed.
+        changes.extend(records.backoffs.keys().cloned().map(Change::DropBackoff));
+        let summary = plan.summary();
+        let message = format!(
+            "{author} applied a fleet file: {} to create, {} to change, {} to destroy",
+            summary.create, summary.change, summary.destroy
+        );
+        changes.push(Change::Event(NewEvent::fleet(EventKind::FleetApplied, message)));
+    }
+    Ok(changes)
+}
+
+/// Refuses what a person says of one agent while the whole fleet goes down.
+///
+/// # Errors
+/// While it does.
+pub fn refuse_while_down(records: &Records) -> Result<(), Problem> {
+    if records.mode == Mode::Up {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemCode::Conflict, "the fleet is being taken down").remedy("bring it up again: vm-agent up"))
+}
+
+/// `down`: what the fleet is brought to.
+///
+/// # Errors
+/// When machines are to be deleted and one of them is protected.
+pub fn down(records: &Records, destroy: bool) -> Result<Mode, Problem> {
+    match protected(records).filter(|_| destroy) {
+        Some(agent) => Err(refuse_protected(&agent)),
+        None if destroy => Ok(Mode::Destroy),
+        None => Ok(Mode::Down),
+    }
+}
+
+/// A task by hand.
+#[must_use]
+pub fn task(agent: &AgentName, id: TaskId, request: TaskRequest, author: &str, now: Timestamp) -> Task {
+    Task {
+        id,
+        agent: agent.clone(),
+        source: TaskSource::Request { author: author.to_owned() },
+        run: request.run,
+        timeout: request.timeout.unwrap_or(TASK_TIMEOUT),
+        attempt: 1,
+        state: TaskState::Queued,
+        created_at: now,
+        started_at: None,
+        ended_at: None,
+        output: String::new(),
+    }
+}
+
 /// `start` and `stop`.
+///
+/// # Errors
+/// When there is no such agent.
 pub fn set_power(
     records: &Records,
     agent: &AgentName,
@@ -261,13 +340,13 @@ pub fn destroy(records: &Records, agent: &AgentName, said: Voice<'_>) -> Result<
 }
 
 /// An agent whose machine may not be deleted, if there is one.
-pub fn protected(records: &Records) -> Option<AgentName> {
+fn protected(records: &Records) -> Option<AgentName> {
     let claimed = records.claims.values().filter(|claim| claim.protect).map(|claim| &claim.agent);
     let declared = records.fleet.agents.iter().filter(|(_, agent)| agent.spec.protect).map(|(name, _)| name);
     claimed.chain(declared).next().cloned()
 }
 
-pub fn refuse_protected(agent: &AgentName) -> Problem {
+fn refuse_protected(agent: &AgentName) -> Problem {
     Problem::new(ProblemCode::Blocked, format!("agent `{agent}` is protected"))
         .remedy("set `protect: false` in the fleet file and apply it first")
 }

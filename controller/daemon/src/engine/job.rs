@@ -1,13 +1,11 @@
 //! Jobs: steps on instances. What a step needs is gathered before its operation is stored
-//! ([`prepare`]), then the driver is called ([`Job::call`]), and what the call and a fresh look at the
-//! instance come to is decided by a pure function ([`settle`]).
+//! ([`prepare`]), then the driver is asked for its [`Work`], and what the call and a fresh look at the
+//! instance come to is decided by [`settle`].
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use jiff::Timestamp;
-use vm_agent_drivers::{CreateOrder, Driver, DriverError, Target};
+use vm_agent_drivers::{CreateOrder, DriverError, Target};
 use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
@@ -21,6 +19,7 @@ use vm_agent_schemas::plan::{Plan, Step, StepAction};
 use vm_agent_schemas::wire::{Configuration, Seed};
 
 use super::records::{Change, Records};
+use super::{Effect, HubCall, Sequence};
 
 /// Where runtimes find the hub.
 #[derive(Debug, Clone)]
@@ -38,16 +37,24 @@ pub struct Job {
     pub claim: Claim,
     /// The credential that the runtime is going to need, where it needs a new one.
     pub enroll: Option<(Credential, Configuration)>,
-    work: Work,
-    deadline: Duration,
+    /// What the driver is asked for.
+    pub work: Work,
+    /// How long that may take.
+    pub deadline: Duration,
 }
 
+/// What a driver is asked for.
 #[derive(Debug)]
-enum Work {
+pub enum Work {
+    /// To make an instance.
     Create(Box<CreateOrder>),
+    /// To start it, with this seed.
     Start(Box<Seed>),
+    /// To stop it.
     Stop,
+    /// To give it these sizes.
     Resize(Sizes),
+    /// To delete it.
     Destroy,
 }
 
@@ -206,29 +213,19 @@ fn seed(claim: &Claim, records: &Records, hub: &HubAddress, until: Timestamp) ->
 }
 
 impl Job {
-    /// Calls the driver, for as long as the action may take.
-    pub async fn call(&self, driver: &dyn Driver) -> Called {
-        let target = Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() };
-        let call = AssertUnwindSafe(async {
-            match &self.work {
-                Work::Create(order) => driver.create(order).await,
-                Work::Start(seed) => driver.start(&target, seed).await,
-                Work::Stop => driver.stop(&target).await,
-                Work::Resize(sizes) => driver.resize(&target, sizes).await,
-                Work::Destroy => driver.destroy(&target).await,
-            }
-        });
-        // A driver that panics has failed; the instance is looked at as after any failure.
-        match tokio::time::timeout(self.deadline, call.catch_unwind()).await {
-            Ok(Ok(Ok(()))) => Called::Done,
-            Ok(Ok(Err(error))) => Called::Failed(error),
-            Ok(Err(_)) => Called::Failed(DriverError::Failed {
-                action: self.operation.action.as_str(),
-                instance: self.claim.instance.clone(),
-                reason: "the driver panicked".to_owned(),
-            }),
-            Err(_) => Called::TimedOut(self.deadline),
-        }
+    /// What the step acts on.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() }
+    }
+
+    /// Whether the nonce of the new instance is to be read back by other means than this listing, which
+    /// does not show it.
+    #[must_use]
+    pub fn asks_for_proof(&self, listing: Option<&Listing>) -> bool {
+        let Some(Listing::Seen(instances)) = listing else { return false };
+        let unshown = instances.get(&self.claim.instance).is_some_and(|observed| observed.instance.nonce.is_none());
+        self.operation.action == Action::Create && unshown
     }
 
     fn resized_to(&self) -> Option<Sizes> {
@@ -246,6 +243,24 @@ pub struct Settled {
     pub succeeded: bool,
     /// The instance is gone, and with it whoever spoke for it.
     pub revoke: bool,
+}
+
+impl Settled {
+    /// What is to be done about it.
+    #[must_use]
+    pub fn into_effects(self, job: &Job) -> Sequence {
+        let mut sequence = Vec::new();
+        if self.revoke {
+            // Before the claim goes: whatever hung on the machine ends while there is somebody to end it.
+            sequence.push(Effect::Hub(HubCall::Revoke(job.operation.agent.clone())));
+        }
+        sequence.push(Effect::Record(self.changes));
+        if self.succeeded && job.operation.action.brings_up() {
+            sequence.push(Effect::BroughtUp(job.operation.started_at));
+        }
+        sequence.push(Effect::Wake);
+        sequence
+    }
 }
 
 /// Decides what a step came to: by the call's own answer, and more so by what is seen afterwards.

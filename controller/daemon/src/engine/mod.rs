@@ -1,5 +1,90 @@
-//! The decisions of the controller.
+//! The decisions of the controller, without their doing.
+//!
+//! A decision is a synchronous function over plain data: no clock, no disk, no sockets, no chance but
+//! what it is handed. What it wants done it answers as a [`Sequence`] of [`Effect`]s, whose order is
+//! part of the decision: what must be durable before a side effect stands before it. Two runners
+//! carry sequences out: the daemon, with a store, a hub and drivers, and the simulation in `tests/`,
+//! which may end a life between any two effects.
+//!
+//! ```text
+//! records ─┐                     ┌─ Note(changes): write them down, look again
+//! memory  ─┼─▶ inputs ─▶ turn() ─┤
+//! sights  ─┤                     └─ Act(sequences) ─▶ Record ─▶ Hub(Enroll) ─▶ Begin(job)
+//! sessions ┘                                                                      │ driver's call, a look
+//!                                               Hub(Revoke) ─▶ Record ◀─ settle() ┘
+//! ```
+//!
+//! - [`records`]: what survives, and each change of it
+//! - [`memory`]: what a life remembers, and how a moment becomes the inputs of a plan
+//! - [`sight`]: what a driver's listing says in the light of the one before
+//! - [`pass`]: what a pass comes to
+//! - [`job`]: a step on an instance, from what it needs to what it came to
+//! - [`life`]: how a life begins
+//! - [`intent`]: what people say
+//! - [`notices`]: what the hub tells
 
 pub mod intent;
 pub mod job;
+pub mod life;
+pub mod memory;
+pub mod notices;
+pub mod pass;
 pub mod records;
+pub mod sight;
+
+use jiff::Timestamp;
+use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::task::Task;
+use vm_agent_schemas::wire::Configuration;
+
+use job::Job;
+use records::Change;
+
+/// Effects in order: each is carried out when the one before it is over, and none after one that
+/// failed. A life may end between any two of them.
+pub type Sequence = Vec<Effect>;
+
+/// One thing that a decision wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Make these changes durable, all or none, and then known.
+    Record(Vec<Change>),
+    /// The same, with a task that is new. Is it known already, then what follows has been done as well:
+    /// the sequence ends here, and nothing has failed.
+    Accept(Vec<Change>),
+    /// Tell the hub.
+    Hub(HubCall),
+    /// Carry a step out, beside everything else.
+    Begin(Box<Job>),
+    /// Remember that a step which began then brought a machine up.
+    BroughtUp(Timestamp),
+    /// Look again soon.
+    Wake,
+}
+
+/// One thing to tell the hub.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HubCall {
+    /// The agent's runtime may speak with this credential, which is stored already.
+    Enroll(Box<Credential>, Configuration),
+    /// The agent's instance is no more.
+    Revoke(AgentName),
+    /// The agent has another configuration.
+    Configure(AgentName, Configuration),
+    /// This task, accepted and stored, is to be delivered.
+    Submit(Box<Task>),
+}
+
+/// Accepts a task: durable first, then on its way.
+#[must_use]
+pub fn accept(task: Task, message: impl Into<String>) -> Sequence {
+    let event = NewEvent::of(&task.agent, EventKind::TaskAccepted, message);
+    let task = Box::new(task);
+    vec![
+        Effect::Accept(vec![Change::Task(task.clone()), Change::Event(event)]),
+        Effect::Hub(HubCall::Submit(task)),
+        Effect::Wake,
+    ]
+}

@@ -1,0 +1,131 @@
+//! What a life remembers, and its end forgets; and how a moment becomes the inputs of a plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_hub::SessionInfo;
+use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Claim;
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::HealthReport;
+
+use super::records::Records;
+
+/// A file system this full, in percent, makes an agent Degraded: builds begin to fail for want of room
+/// some time before the last byte.
+const DISK_FULL: u64 = 95;
+
+/// How often runtimes report their health unless the file says otherwise.
+pub const HEARTBEAT: Span = Span::from_secs(30);
+
+/// How long a runtime may be silent before it counts as lost: two and a half heartbeats, for one may
+/// be lost and the next late.
+#[must_use]
+pub fn silence(heartbeat: Span) -> Duration {
+    heartbeat.get() * 5 / 2
+}
+
+/// What a life remembers besides its records. Nothing that is done rests on it alone.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The runtimes heard of.
+    heard: BTreeMap<AgentName, SessionSeen>,
+    /// When the last step began that brought a machine up.
+    last_success: Option<Timestamp>,
+    /// The drivers that did not answer when it was last told.
+    silent: BTreeSet<DriverName>,
+}
+
+/// What is seen and heard at one moment.
+#[derive(Debug)]
+pub struct Moment {
+    /// What the drivers see.
+    pub drivers: BTreeMap<DriverName, DriverView>,
+    /// The sessions.
+    pub sessions: Vec<SessionInfo>,
+    /// How long a runtime may be silent.
+    pub silence: Duration,
+    /// What the clock says.
+    pub clock: Timestamp,
+}
+
+impl Memory {
+    /// Everything that a plan is made from.
+    pub fn inputs(&mut self, records: &Records, moment: Moment) -> Inputs {
+        let Moment { drivers, sessions, silence, clock } = moment;
+        let sessions = self.hear(&sessions, &records.claims);
+        // Not before anything that is seen, even by a clock that was set back: else a crash would be
+        // newer than the backoff that was set for it, and count again and again.
+        let now = latest(&drivers).map_or(clock, |seen| seen.max(clock));
+        Inputs { drivers, sessions, last_success: self.last_success, silence, ..records.inputs(now) }
+    }
+
+    /// The runtimes heard of: those connected now, and when the others were last heard.
+    fn hear(
+        &mut self,
+        sessions: &[SessionInfo],
+        claims: &BTreeMap<AgentName, Claim>,
+    ) -> BTreeMap<AgentName, SessionSeen> {
+        for seen in self.heard.values_mut() {
+            seen.connected = false;
+        }
+        for session in sessions {
+            let seen = SessionSeen {
+                incarnation: session.incarnation,
+                connected: true,
+                last_seen: session.last_seen,
+                configured: session.configured.clone(),
+                ailing: session.health.as_ref().is_some_and(is_ailing),
+            };
+            self.heard.insert(session.agent.clone(), seen);
+        }
+        // Who spoke for an earlier machine of that name is of no interest any more.
+        self.heard.retain(|agent, seen| claims.get(agent).is_some_and(|claim| seen.incarnation == claim.incarnation));
+        self.heard.clone()
+    }
+
+    /// Notes that a step that began then brought a machine up.
+    pub fn brought_up(&mut self, began: Timestamp) {
+        self.last_success = Some(began);
+    }
+
+    /// What there is to tell of drivers: who stopped answering, and who answers again. Of a driver that
+    /// was not asked yet there is no listing.
+    pub fn driver_events<'a>(
+        &mut self,
+        listings: impl IntoIterator<Item = (DriverName, Option<&'a Listing>)>,
+    ) -> Vec<NewEvent> {
+        let mut events = Vec::new();
+        for (name, listing) in listings {
+            match listing {
+                Some(Listing::Unanswered { reason, .. }) if self.silent.insert(name) => {
+                    let message = format!("driver {name} does not answer: {reason}");
+                    events.push(NewEvent::fleet(EventKind::DriverLost, message));
+                }
+                Some(Listing::Seen(_)) if self.silent.remove(&name) => {
+                    events.push(NewEvent::fleet(EventKind::DriverBack, format!("driver {name} answers again")));
+                }
+                _ => {}
+            }
+        }
+        events
+    }
+}
+
+/// When the youngest state that any driver shows was first seen.
+fn latest(drivers: &BTreeMap<DriverName, DriverView>) -> Option<Timestamp> {
+    let seen = drivers.values().filter_map(|view| match &view.listing {
+        Listing::Seen(instances) => Some(instances.values()),
+        Listing::Unanswered { .. } => None,
+    });
+    seen.flatten().map(|observed| observed.since).max()
+}
+
+fn is_ailing(report: &HealthReport) -> bool {
+    let (used, total) = (report.disk_used.bytes(), report.disk_total.bytes());
+    total > 0 && used.saturating_mul(100) >= total.saturating_mul(DISK_FULL)
+}

@@ -1,0 +1,200 @@
+//! A pass: what the records should say that they don't say yet, and else what may begin.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
+use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::wire::Run;
+
+use super::job::{HubAddress, Unprepared, prepare};
+use super::records::{Change, Records};
+use super::{Effect, HubCall, Sequence, accept, intent};
+
+/// A pass is due after this even when nothing happens and time alone changes nothing: the net under
+/// everything that should have told and did not.
+pub const PASS_EVERY: Duration = Duration::from_secs(30);
+
+/// What a pass comes to.
+#[derive(Debug)]
+pub enum Turn {
+    /// The records should say this first; then look again. Writing takes time, in which more may be
+    /// seen: a crash that came in meanwhile has to be noted before anything is done about it, or it
+    /// would be mended without its pause.
+    Note(Vec<Change>),
+    /// The records say all that follows from what is seen, and this may begin.
+    Act(Box<Act>),
+}
+
+/// What may begin, and what is known.
+#[derive(Debug)]
+pub struct Act {
+    /// The plan.
+    pub plan: Plan,
+    /// What may begin. No sequence depends on another, but none begins after one that failed.
+    pub sequences: Vec<Sequence>,
+    /// When time alone may change the plan.
+    pub wake_at: Option<Timestamp>,
+    /// The fleet is down, and the controller is to follow. The next life begins with the fleet up, as
+    /// whoever starts it wants it: [`at_rest`].
+    pub down: bool,
+}
+
+/// What a pass comes to. `records` are those of now, which may be ahead of those of the inputs; `jitter`
+/// gives numbers between 0 and 1, which spread what failed together.
+pub fn turn(inputs: &Inputs, records: &Records, hub: &HubAddress, jitter: &mut dyn FnMut() -> f64) -> Turn {
+    let plan = plan(inputs);
+    let changes = keep_up(inputs, &plan, jitter);
+    if !changes.is_empty() {
+        return Turn::Note(changes);
+    }
+    let mut sequences = vec![steps(&plan, inputs, records, hub, jitter)];
+    sequences.extend(tasks(&plan, records, inputs.now));
+    let (wake_at, down) = (wake_at(inputs), is_down(inputs, &plan));
+    Turn::Act(Box::new(Act { plan, sequences, wake_at, down }))
+}
+
+/// What the last change of a life says that has taken the fleet down.
+#[must_use]
+pub const fn at_rest() -> Change {
+    Change::Mode(Mode::Up)
+}
+
+fn is_down(inputs: &Inputs, planned: &Plan) -> bool {
+    // Drift, not steps: a machine of which nothing is known has no step and may well run.
+    let settled = planned.agents.iter().all(|agent| agent.drift.is_empty());
+    inputs.mode != Mode::Up && settled && inputs.operations.is_empty()
+}
+
+/// The changes that bring the records up to what is.
+fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for item in upkeep(inputs, planned) {
+        match item {
+            Upkeep::EndOverride(entry, end) => changes.extend(intent::ended(&entry, end)),
+            Upkeep::EndPause(pause) => {
+                let message = format!("the pause of {} came to its time", pause.author);
+                changes.push(Change::Pause(None));
+                changes.push(Change::Event(NewEvent::fleet(EventKind::FleetResumed, message)));
+            }
+            Upkeep::Crashed(agent) => {
+                let before = inputs.backoffs.get(&agent);
+                let backoff = after_failure(&agent, before, "its instance went down".into(), jitter(), inputs.now);
+                changes.push(Change::Backoff(backoff));
+                let message = "the instance went down, and nobody stopped it";
+                changes.push(Change::Event(NewEvent::of(&agent, EventKind::InstanceFailed, message)));
+            }
+            Upkeep::Learnt(agent, learnt) => changes.push(Change::Learnt(agent, learnt)),
+            Upkeep::ForgetBackoff(agent) => changes.push(Change::DropBackoff(agent)),
+            Upkeep::Interrupted(operation) => {
+                let message = format!("{} was under way when the controller went down", operation.action);
+                let event = NewEvent::of(&operation.agent, EventKind::StepInterrupted, message.clone());
+                changes.extend([Change::Close(operation, message), Change::Event(event)]);
+            }
+            Upkeep::DropApproval(id) => changes.push(Change::DropApproval(id)),
+        }
+    }
+    changes.extend(fuse_changes(&inputs.fuse, &planned.fuse));
+    changes
+}
+
+fn fuse_changes(before: &Fuse, after: &Fuse) -> Vec<Change> {
+    let event = match (before, after) {
+        (Fuse::Closed { .. }, Fuse::Blown { failed, of, .. }) => NewEvent::fleet(
+            EventKind::FuseBlown,
+            format!("{failed} of {of} agents failed at once: nothing is changed until one step shows that all is well"),
+        ),
+        (Fuse::Blown { .. }, Fuse::Closed { .. }) => {
+            NewEvent::fleet(EventKind::FuseClosed, "a step succeeded: the fleet is looked after again")
+        }
+        _ => return Vec::new(),
+    };
+    vec![Change::Fuse(after.clone()), Change::Event(event)]
+}
+
+/// Every step that may begin, but for tasks. What they need is durable before the first of them begins.
+fn steps(
+    planned: &Plan,
+    inputs: &Inputs,
+    records: &Records,
+    hub: &HubAddress,
+    jitter: &mut dyn FnMut() -> f64,
+) -> Sequence {
+    let (mut first, mut changes, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    for step in planned.ready() {
+        match (&step.action, step.action.on_instance()) {
+            (_, Some(action)) => {
+                let Some(view) = inputs.drivers.get(&step.driver) else { continue };
+                match prepare(step, action, planned, records, &view.capabilities, hub, inputs.now) {
+                    Ok((job, needed)) => {
+                        changes.extend(needed);
+                        jobs.push(job);
+                    }
+                    Err(why) => changes.extend(unprepared(step, &why, inputs, jitter())),
+                }
+            }
+            (StepAction::Forget, _) => {
+                // Before the claim goes: whatever hung on the machine ends while there is somebody to
+                // end it.
+                first.push(Effect::Hub(HubCall::Revoke(step.agent.clone())));
+                changes.push(Change::Unclaim(step.agent.clone()));
+                let message = "its claim is dropped: the instance is gone";
+                changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepSucceeded, message)));
+            }
+            (StepAction::Configure, _) => {
+                let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
+                first.extend(
+                    wanted.map(|agent| Effect::Hub(HubCall::Configure(step.agent.clone(), configuration_for(agent)))),
+                );
+            }
+            (_, None) => {}
+        }
+    }
+    let mut sequence = first;
+    if !changes.is_empty() {
+        sequence.extend([Effect::Record(changes), Effect::Wake]);
+    }
+    for mut job in jobs {
+        let enroll = job.enroll.take();
+        sequence.extend(
+            enroll.map(|(credential, configuration)| Effect::Hub(HubCall::Enroll(Box::new(credential), configuration))),
+        );
+        sequence.push(Effect::Begin(Box::new(job)));
+    }
+    sequence
+}
+
+/// A step that can't begin is a failure like others: it is told, and tried again after a pause.
+fn unprepared(step: &Step, why: &Unprepared, inputs: &Inputs, jitter: f64) -> [Change; 2] {
+    let message = format!("{} can't begin: {why}", step.action);
+    let before = inputs.backoffs.get(&step.agent);
+    let backoff = after_failure(&step.agent, before, message.clone(), jitter, inputs.now);
+    [Change::Backoff(backoff), Change::Event(NewEvent::of(&step.agent, EventKind::StepFailed, message))]
+}
+
+/// The tasks of the file that are due, each to be accepted.
+fn tasks<'a>(planned: &'a Plan, records: &'a Records, now: Timestamp) -> impl Iterator<Item = Sequence> + 'a {
+    planned.ready().filter_map(move |step| {
+        let StepAction::Task { task: name } = &step.action else { return None };
+        let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
+        let spec = wanted.and_then(|agent| agent.spec.tasks.get(name))?;
+        let claim = records.claims.get(&step.agent)?;
+        let task = Task {
+            id: TaskId::generate(),
+            agent: step.agent.clone(),
+            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id },
+            run: Run { argv: spec.exec.argv(), env: spec.env.clone(), cwd: spec.cwd.clone() },
+            timeout: spec.timeout,
+            attempt: 1,
+            state: TaskState::Queued,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+            output: String::new(),
+        };
+        Some(accept(task, format!("task {name} of the file is queued")))
+    })
+}
