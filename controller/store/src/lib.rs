@@ -32,4 +32,4 @@ pub use records::{
     approvals, audit, backoffs, claims, credentials, events, meta, operations, overrides, revisions, tasks, tokens,
 };
 pub use state_dir::{StateDir, StateDirError, is_locked, read_controller_file};
-pub use store::{Store, StoreStats};
+pub use store::{Store, StoreStats, in_memory};

@@ -126,6 +126,19 @@ impl Store {
     }
 }
 
+/// A database of this schema that lives in memory alone, for simulations. Who holds it writes by
+/// themselves.
+///
+/// # Errors
+/// When it can't be made.
+pub fn in_memory() -> Result<Connection, StoreError> {
+    let mut conn = Connection::open_in_memory()?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    migrate(&mut conn)?;
+    Ok(conn)
+}
+
 /// Makes the file if there is none, readable by its owner alone. SQLite gives its companions (`-wal`,
 /// `-shm`) the same mode.
 fn make_private(path: &Path) -> io::Result<()> {
