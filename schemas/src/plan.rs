@@ -298,8 +298,21 @@ pub struct Step {
     pub reason: String,
     /// What it takes.
     pub cost: Cost,
+    /// What it would end; nothing for a step that takes no running machine down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturbs: Option<Disturbance>,
     /// What has to happen first. A step that waits for nothing may begin now.
     pub waits_for: Vec<WaitsFor>,
+}
+
+/// What a step ends that takes a running machine down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disturbance {
+    /// Tasks that run in the machine, or were sent to it.
+    pub tasks: u32,
+    /// Open sessions: shells and commands that somebody runs in it.
+    pub sessions: u32,
 }
 
 /// What a step does.
@@ -458,6 +471,11 @@ pub enum WaitsFor {
         /// The driver.
         driver: DriverName,
     },
+    /// A driver that can do what the agent needs.
+    Unsupported {
+        /// What its driver can't do.
+        what: String,
+    },
     /// The end of the agent's protection.
     Protected,
     /// A change of `prune`, which is `never`.
@@ -527,6 +545,7 @@ impl fmt::Display for WaitsFor {
                  for processes without isolation",
             ),
             Self::DriverMissing { driver } => write!(f, "driver {driver}, which this controller does not have"),
+            Self::Unsupported { what } => write!(f, "another driver, or no such wish: its driver can't {what}"),
             Self::Protected => f.write_str("the end of its protection: `protect: true` refuses every deletion"),
             Self::PruneNever => f.write_str("a person: with `prune: never` it is not deleted; use `destroy`"),
             Self::ForeignInstance { instance } => write!(

@@ -119,7 +119,7 @@ fn agent_plan(view: AgentView) -> AgentPlan {
 }
 
 fn step(agent: &str, action: StepAction, reason: &str, cost: Cost, waits_for: Vec<WaitsFor>) -> Step {
-    Step { agent: name(agent), driver: DriverName::Local, action, reason: reason.into(), cost, waits_for }
+    Step { agent: name(agent), driver: DriverName::Local, action, reason: reason.into(), cost, disturbs: None, waits_for }
 }
 
 pub(crate) fn empty_plan() -> Plan {
@@ -146,7 +146,7 @@ pub(crate) fn plan() -> Plan {
     };
     let new = AgentView { drift: vec![missing], instance: None, session: None, sync: Sync::Drifted, ..healthy("web") };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(2), disk: ByteSize::from_gib(5) };
-    let on_db = vec![WaitsFor::Dependency { agent: name("db") }];
+    let on_db = vec![WaitsFor::Dependency { agent: name("db"), until: Until::Healthy }];
     let on_yes = vec![WaitsFor::Approval { id: approval.clone() }];
     Plan {
         agents: vec![agent_plan(overridden("db")), agent_plan(blocked("old")), agent_plan(new)],

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use vm_agent_schemas::fleet::{DriverName, Fleet};
 use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision};
 use vm_agent_schemas::intent::{Override, Pause};
-use vm_agent_schemas::names::{AgentName, InstanceName, TaskName};
-use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Instance, Operation};
+use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName, TaskName};
+use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Operation};
 use vm_agent_schemas::plan::Fuse;
-use vm_agent_schemas::wire::TaskOutcome;
+use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
 use crate::fuse::after;
 
@@ -38,6 +38,8 @@ pub struct Inputs {
     pub sessions: BTreeMap<AgentName, SessionSeen>,
     /// The tasks of the file that were ever accepted.
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    /// Agents with tasks by hand that are not over.
+    pub work: BTreeSet<AgentName>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// Agents that no runtime has joined for yet, and none can: their join token no longer works.
@@ -54,6 +56,11 @@ pub struct Inputs {
     pub mode: Mode,
     /// How long a runtime may be silent before it counts as lost.
     pub silence: Duration,
+    /// What this host has; nothing where that is not known.
+    pub host: Option<Host>,
+    /// When the wall clock last jumped, because the host slept or somebody set it: nobody could be heard
+    /// while it did.
+    pub resumed_at: Option<Timestamp>,
     /// The controller's life.
     pub life: Life,
     /// The time.
@@ -105,7 +112,7 @@ pub struct Observed {
 }
 
 /// A runtime heard of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SessionSeen {
     /// The incarnation that it speaks for.
     pub incarnation: Incarnation,
@@ -115,8 +122,20 @@ pub struct SessionSeen {
     pub last_seen: Timestamp,
     /// The digest of the configuration that it said it works with.
     pub configured: Option<Digest>,
+    /// What of its configuration it could not bring about, in sentences.
+    pub problems: Vec<String>,
     /// Whether its last report says that something is wrong in the machine.
     pub ailing: bool,
+    /// Whether anything is done in the machine for somebody: a task runs or a stream is open.
+    pub busy: bool,
+    /// When it was last busy, and at the earliest when it connected.
+    pub active_at: Timestamp,
+    /// Tasks that run in it, or were sent to it.
+    pub tasks: u32,
+    /// Streams that are open to it.
+    pub streams: u32,
+    /// Its services, as its last report tells them.
+    pub services: BTreeMap<ServiceName, ServiceReport>,
 }
 
 /// A task of the file that was accepted.
@@ -128,6 +147,8 @@ pub struct FileTask {
     pub digest: Digest,
     /// The machine that it is for.
     pub claim: ClaimId,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
     /// How it ended; nothing while it has not.
     pub outcome: Option<TaskOutcome>,
 }
@@ -145,6 +166,7 @@ impl Inputs {
             drivers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            work: BTreeSet::new(),
             approvals: BTreeMap::new(),
             unjoined: BTreeSet::new(),
             backoffs: BTreeMap::new(),
@@ -153,6 +175,8 @@ impl Inputs {
             pause: None,
             mode: Mode::Up,
             silence: Duration::from_secs(75),
+            host: None,
+            resumed_at: None,
             life: Life(1),
             now,
         }

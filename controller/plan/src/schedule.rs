@@ -59,7 +59,7 @@ impl<'a> Schedule<'a> {
                 waits_for.extend(self.place(driver));
             }
         }
-        Step { agent: situation.name.clone(), driver, action, reason, cost, waits_for }
+        Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs: None, waits_for }
     }
 
     /// A pause holds everything but what a person says when they take the fleet down.

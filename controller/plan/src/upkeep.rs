@@ -1,5 +1,8 @@
 //! What the records should say that they don't say yet: the part of a pass that changes no machine.
 
+use std::collections::BTreeMap;
+
+use vm_agent_schemas::fleet::Mount;
 use vm_agent_schemas::ids::{ClaimId, Digest};
 use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::AgentName;
@@ -44,13 +47,26 @@ pub struct Learnt {
     pub protect: Option<bool>,
     /// Whether the agent left the file together with too many others.
     pub left_in_mass: Option<bool>,
+    /// Whether its machine is to be down for want of work. Said only when it changes.
+    pub asleep: Option<bool>,
+    /// The folders of the host that it was started with.
+    pub mounts: Option<BTreeMap<String, Mount>>,
 }
 
 impl Learnt {
     /// Nothing yet.
     #[must_use]
     pub const fn of(claim: &Claim) -> Self {
-        Self { claim: claim.id, proof: None, standing: None, sizes: None, protect: None, left_in_mass: None }
+        Self {
+            claim: claim.id,
+            proof: None,
+            standing: None,
+            sizes: None,
+            protect: None,
+            left_in_mass: None,
+            asleep: None,
+            mounts: None,
+        }
     }
 
     /// The claim in the light of it; nothing when it is another claim, or says all that already.
@@ -62,6 +78,10 @@ impl Learnt {
         learnt.birth.sizes = self.sizes.unwrap_or(claim.birth.sizes);
         learnt.protect = self.protect.unwrap_or(claim.protect);
         learnt.left_in_mass = self.left_in_mass.unwrap_or(claim.left_in_mass);
+        learnt.asleep = self.asleep.unwrap_or(claim.asleep);
+        if let Some(mounts) = &self.mounts {
+            learnt.birth.mounts.clone_from(mounts);
+        }
         (claim.id == self.claim && learnt != *claim).then_some(learnt)
     }
 }

@@ -190,7 +190,13 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
         }
         if let (Some(outcome), Some((task, spec))) = (&agent.task, agent.spec.tasks.first_key_value()) {
             let claim = inputs.claims[name].id;
-            let task = FileTask { name: task.clone(), digest: spec.digest(), claim, outcome: outcome.clone() };
+            let task = FileTask {
+                name: task.clone(),
+                digest: spec.digest(),
+                claim,
+                accepted_at: world::at(-20),
+                outcome: outcome.clone(),
+            };
             inputs.tasks.insert(name.clone(), vec![task]);
         }
     }

@@ -79,7 +79,13 @@ impl Memory {
                 connected: true,
                 last_seen: session.last_seen,
                 configured: session.configured.clone(),
+                problems: Vec::new(),
                 ailing: session.health.as_ref().is_some_and(is_ailing),
+                busy: false,
+                active_at: session.connected_at,
+                tasks: session.health.as_ref().map_or(0, |report| report.tasks),
+                streams: session.health.as_ref().map_or(0, |report| report.streams),
+                services: session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default(),
             };
             self.heard.insert(session.agent.clone(), seen);
         }

@@ -128,6 +128,7 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
                 name: task.clone(),
                 digest,
                 claim: claim.id,
+                accepted_at: inputs.now,
                 outcome: Some(TaskOutcome::Exited { code: 0 }),
             };
             inputs.tasks.entry(step.agent.clone()).or_default().push(done);
@@ -173,7 +174,13 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         connected: true,
         last_seen: inputs.now,
         configured: Some(configuration_for(agent).digest),
+        problems: Vec::new(),
         ailing: false,
+        busy: false,
+        active_at: inputs.now,
+        tasks: 0,
+        streams: 0,
+        services: BTreeMap::new(),
     };
     inputs.sessions.insert(name.clone(), session);
 }
