@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use vm_agent_schemas::api::{FleetSource, Problem, ProblemCode};
-use vm_agent_schemas::fleet::{self, Fleet};
+use vm_agent_schemas::fleet::{self, Fleet, SourceFile};
 
 use crate::exit::{CommandError, Exit};
 
@@ -77,7 +77,11 @@ fn load(path: &Path) -> Result<Loaded, CommandError> {
         CommandError::from(Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) })
     })?;
     let path = if stdin { None } else { Some(std::path::absolute(path).map_err(|error| unreadable(&name, &error))?) };
-    Ok(Loaded { source: FleetSource { path, text }, fleet, name })
+    let source = FleetSource {
+        roots: path.iter().cloned().collect(),
+        files: vec![SourceFile { name: name.clone(), path, text }],
+    };
+    Ok(Loaded { source, fleet, name })
 }
 
 fn read_stdin() -> io::Result<String> {

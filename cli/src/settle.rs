@@ -139,7 +139,7 @@ fn standings(goals: &BTreeMap<AgentName, Goal>, agents: &[AgentView]) -> Standin
         let stuck = |name: &AgentName| matches!(standings.get(name), Some(Standing::Stuck(_)));
         let next = standings.iter().find_map(|(name, standing)| {
             let waits = &seen.get(name).filter(|_| standing.is_waiting())?.waits_for;
-            let on = waits.iter().find(|it| matches!(it, WaitsFor::Dependency { agent } if stuck(agent)))?;
+            let on = waits.iter().find(|it| matches!(it, WaitsFor::Dependency { agent, .. } if stuck(agent)))?;
             Some((name.clone(), Standing::Stuck(format!("waits for {on}"))))
         });
         match next {
@@ -197,6 +197,9 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::ForeignInstance { .. }
         | WaitsFor::Tombstone { .. }
         | WaitsFor::RestartPolicy
+        | WaitsFor::Capacity { .. }
+        | WaitsFor::Window { .. }
+        | WaitsFor::Unsupported { .. }
         | WaitsFor::TaskFailed { .. } => true,
         WaitsFor::EarlierStep
         | WaitsFor::Operation { .. }
@@ -287,6 +290,8 @@ pub(crate) fn detached() -> CommandError {
 
 #[cfg(test)]
 mod tests {
+    use vm_agent_schemas::fleet::Until;
+
     use super::*;
     use crate::client::tests::{Peer, http};
     use crate::render::samples::{self, blocked, healthy, name, overridden};
@@ -342,7 +347,7 @@ mod tests {
     fn who_depends_on_somebody_stuck_is_stuck_as_well() {
         let waits = |agent: &str, on: &str| AgentView {
             sync: Sync::Blocked,
-            waits_for: vec![WaitsFor::Dependency { agent: name(on) }],
+            waits_for: vec![WaitsFor::Dependency { agent: name(on), until: Until::Healthy }],
             ..healthy(agent)
         };
         let agents = [waits("a", "b"), waits("b", "old"), blocked("old"), waits("z", "busy")];

@@ -96,7 +96,8 @@ pub fn ann() -> Actor {
 /// A request to accept this file.
 #[must_use]
 pub fn file(text: &str) -> ApplyRequest {
-    let source = FleetSource { path: None, text: text.to_owned() };
+    let file = SourceFile { name: "fleet.yaml".to_owned(), path: None, text: text.to_owned() };
+    let source = FleetSource { roots: Vec::new(), files: vec![file] };
     ApplyRequest { source, plan: None, approve: false, dry_run: false }
 }
 

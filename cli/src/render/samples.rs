@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use vm_agent_schemas::api::{AgentView, SessionView};
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::fleet::{AgentEntry, DeclaredAgent, DriverName, PowerState, resolve_entry};
+use vm_agent_schemas::fleet::{AgentEntry, DeclaredAgent, DriftPolicy, DriverName, PowerState, Until, resolve_entry};
 use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId};
 use vm_agent_schemas::intent::{Change, Override};
 use vm_agent_schemas::names::AgentName;
@@ -48,6 +48,7 @@ pub(crate) fn healthy(agent: &str) -> AgentView {
         drift: Vec::new(),
         waits_for: Vec::new(),
         paused: false,
+        rests: None,
         overrides: Vec::new(),
         conditions: Vec::new(),
         session: Some(SessionView {
@@ -69,6 +70,7 @@ fn memory_drift() -> Drift {
         wanted: json!(8u64 << 30),
         observed: json!(1u64 << 30),
         cost: Cost::Restart,
+        policy: DriftPolicy::Correct,
     }
 }
 
@@ -115,11 +117,20 @@ fn agent_plan(view: AgentView) -> AgentPlan {
         drift: view.drift,
         waits_for: view.waits_for,
         held_back: false,
+        rests: view.rests,
     }
 }
 
 fn step(agent: &str, action: StepAction, reason: &str, cost: Cost, waits_for: Vec<WaitsFor>) -> Step {
-    Step { agent: name(agent), driver: DriverName::Local, action, reason: reason.into(), cost, disturbs: None, waits_for }
+    Step {
+        agent: name(agent),
+        driver: DriverName::Local,
+        action,
+        reason: reason.into(),
+        cost,
+        disturbs: None,
+        waits_for,
+    }
 }
 
 pub(crate) fn empty_plan() -> Plan {
@@ -143,6 +154,7 @@ pub(crate) fn plan() -> Plan {
         wanted: json!("present"),
         observed: json!("absent"),
         cost: Cost::Create,
+        policy: DriftPolicy::Correct,
     };
     let new = AgentView { drift: vec![missing], instance: None, session: None, sync: Sync::Drifted, ..healthy("web") };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(2), disk: ByteSize::from_gib(5) };

@@ -75,7 +75,7 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
 
 fn file(status: &ControllerStatus, now: Timestamp) -> String {
     let Some(revision) = status.file.revision else { return "none accepted yet".to_owned() };
-    let path = status.file.path.as_ref().map_or_else(|| "stdin".to_owned(), |path| path.display().to_string());
+    let path = status.file.roots.first().map_or_else(|| "stdin".to_owned(), |path| path.display().to_string());
     let when = status.file.applied_at.map_or_else(String::new, |at| format!(", accepted {}", ago(now, at)));
     format!("{path}, revision {revision}{when}")
 }

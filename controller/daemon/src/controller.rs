@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 use vm_agent_hub::{OpenError, Stream};
 use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
-    AgentDrift, AgentView, Applied, ApplyRequest, ApproveRequest, ChangeRequest, Changed, ControllerStatus,
+    AgentDrift, AgentView, Applied, ApplyRequest, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus,
     CreateRequest, DownRequest, FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Resumable, Stats,
     TaskRequest, TokenRequest,
 };
@@ -152,12 +152,13 @@ impl Controller {
         let fleet = self.read_fleet(&records, &request.source)?;
         let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
         let plan = self.plan_with(&hypothetical).await;
-        let changes = intent::apply(&records, &request, &plan, &actor.name)?;
+        let changes = intent::apply(&records, &request, &fleet, &plan, &actor.name)?;
         let revision = records.file.as_ref().map(|file| file.revision);
         if request.dry_run {
             return Ok(Applied { revision, plan, dry_run: true });
         }
-        let file = NewFile { path: request.source.path, text: request.source.text, fleet, author: actor.name.clone() };
+        let summary = intent::summary(&plan);
+        let file = NewFile { source: request.source, fleet, author: actor.name.clone(), summary };
         let revision = self.core.ledger.accept(file, changes, Timestamp::now()).await.map_err(|e| internal(&e))?;
         self.core.wake();
         let plan = self.plan_with(&self.core.ledger.records()).await;
@@ -332,8 +333,12 @@ impl Controller {
     ///
     /// # Errors
     /// None so far.
-    pub async fn approvals(&self) -> Result<Vec<ApprovalRequest>, Problem> {
-        Ok(self.look(|moment| moment.plan.approvals.clone()).await)
+    pub async fn approvals(&self) -> Result<Vec<Approval>, Problem> {
+        Ok(self.waiting().await.into_iter().map(Approval::from).collect())
+    }
+
+    async fn waiting(&self) -> Vec<ApprovalRequest> {
+        self.look(|moment| moment.plan.approvals.clone()).await
     }
 
     /// Says yes to one thing that waits for it, named by the beginning of its id.
@@ -341,8 +346,8 @@ impl Controller {
     /// # Errors
     /// When nothing, or more than one thing, that waits has an id that begins so, and when the store
     /// fails.
-    pub async fn approve(&self, id: &str, request: ApproveRequest, actor: &Actor) -> Result<ApprovalRequest, Problem> {
-        let mut waiting = self.approvals().await?;
+    pub async fn approve(&self, id: &str, request: ApproveRequest, actor: &Actor) -> Result<Approval, Problem> {
+        let mut waiting = self.waiting().await;
         waiting.retain(|approval| approval.id.as_str().starts_with(id));
         let [approval] = waiting.as_slice() else {
             let count = waiting.len();
@@ -358,7 +363,7 @@ impl Controller {
             self.record(changes, Timestamp::now()).await?;
             self.core.wake();
         }
-        Ok(approval.clone())
+        Ok(approval.clone().into())
     }
 
     /// Begins to take the fleet down, and shows the plan for that. The controller follows once every
@@ -546,8 +551,7 @@ impl Controller {
 
     /// Reads a fleet file that is meant for this controller.
     fn read_fleet(&self, records: &Records, source: &FleetSource) -> Result<Fleet, Problem> {
-        let name = source.path.as_ref().map_or_else(|| "fleet.yaml".to_owned(), |path| path.display().to_string());
-        let fleet = fleet::parse(&name, &source.text).map_err(|diagnostics| {
+        let fleet = fleet::parse_all(&source.files).map_err(|diagnostics| {
             let reason = diagnostics.first().map_or_else(String::new, ToString::to_string);
             Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) }
         })?;

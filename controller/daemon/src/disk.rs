@@ -9,7 +9,7 @@ use vm_agent_hub::Record;
 use vm_agent_plan::{FileTask, Mode};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet;
-use vm_agent_schemas::ids::{Digest, Life, Revision};
+use vm_agent_schemas::ids::{Life, Revision};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_store::{self as store, StoreError};
@@ -77,12 +77,17 @@ pub enum LedgerError {
 /// # Errors
 /// When the file no longer reads.
 pub fn with_file(records: Records, file: store::revisions::StoredRevision) -> Result<Records, LedgerError> {
-    let name = file.path.as_ref().map_or_else(|| "fleet.yaml".into(), |path| path.display().to_string());
-    let fleet = fleet::parse(&name, &file.text).map_err(|problems| LedgerError::File {
+    let fleet = fleet::parse_all(&file.source.files).map_err(|problems| LedgerError::File {
         revision: file.revision,
         problem: problems.first().map_or_else(String::new, ToString::to_string),
     })?;
-    let file = AcceptedFile { revision: file.revision, path: file.path, text: file.text, at: file.at };
+    let file = AcceptedFile {
+        revision: file.revision,
+        source: file.source,
+        digest: file.digest,
+        author: file.author,
+        at: file.at,
+    };
     Ok(Records { fleet: Arc::new(fleet), file: Some(file), ..records })
 }
 
@@ -110,11 +115,11 @@ pub fn accept(
     now: Timestamp,
 ) -> Result<(Revision, Vec<Event>), StoreError> {
     let row = store::revisions::NewRevision {
-        path: new.path.clone(),
-        text: new.text.clone(),
-        digest: Digest::of(new.text.as_bytes()),
+        source: new.source.clone(),
+        digest: new.digest(),
         author: new.author.clone(),
         at: now,
+        summary: new.summary.clone(),
     };
     belong_to(conn, &new.fleet.name)?;
     let revision = store::revisions::put(conn, &row)?;

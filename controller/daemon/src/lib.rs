@@ -26,6 +26,7 @@ mod notices;
 mod observer;
 mod reconciler;
 mod run;
+pub mod source;
 mod view;
 
 pub use controller::{Actor, Controller};

@@ -101,6 +101,8 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
                 recorded => recorded?,
             },
             Effect::Hub(call) => tell(&core.hub, call),
+            // The values of secrets are not read yet: the rest goes ahead.
+            Effect::Configure(agent, configuration, _) => core.hub.configure(agent, *configuration),
             Effect::Begin(job) => {
                 core.metrics.step_began();
                 core.jobs.spawn(carry_out_job(Arc::clone(core), job));
@@ -160,7 +162,7 @@ async fn call(job: &Job, driver: &dyn Driver) -> Called {
     let call = std::panic::AssertUnwindSafe(async {
         match &job.work {
             Work::Create(order) => driver.create(order).await,
-            Work::Start(seed) => driver.start(&target, seed).await,
+            Work::Start(seed, mounts) => driver.start(&target, seed, mounts).await,
             Work::Stop => driver.stop(&target).await,
             Work::Resize(sizes) => driver.resize(&target, sizes).await,
             Work::Destroy => driver.destroy(&target).await,

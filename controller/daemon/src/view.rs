@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use vm_agent_hub::SessionInfo;
 use vm_agent_plan::{Inputs, Listing};
 use vm_agent_schemas::api::{
-    AgentDrift, AgentView, ControllerStatus, DriverStatus, FileStatus, FleetView, SessionView, Stats,
+    AgentDrift, AgentView, ControllerStatus, DriverStatus, FileState, FileStatus, FleetView, SessionView, Stats,
 };
 use vm_agent_schemas::fleet::Reconcile;
 use vm_agent_schemas::ids::Revision;
@@ -44,6 +44,7 @@ impl Moment<'_> {
             waits_for: agent.waits_for.clone(),
             paused: self.inputs.fleet_pause().is_some()
                 || agent.wanted.as_ref().is_some_and(|wanted| wanted.spec.reconcile == Reconcile::Paused),
+            rests: agent.rests,
             overrides: overrides.cloned().collect(),
             conditions: self.core.conditions.enter(Some(&agent.name), facts_of(agent), revision, self.inputs.now),
             session: session.map(session_view),
@@ -111,7 +112,7 @@ pub(crate) fn fleet(records: &Records) -> FleetView {
     FleetView {
         name: records.owner.clone().unwrap_or_default(),
         revision: records.file.as_ref().map(|file| file.revision),
-        path: records.file.as_ref().and_then(|file| file.path.clone()),
+        roots: records.file.as_ref().map(|file| file.source.roots.clone()).unwrap_or_default(),
         agents: agents.map(|(name, agent)| (name.clone(), agent.as_ref().clone())).collect::<BTreeMap<AgentName, _>>(),
         overrides: records.overrides.clone(),
     }
@@ -123,16 +124,20 @@ fn session_view(session: &SessionInfo) -> SessionView {
         connected_at: session.connected_at,
         last_seen: session.last_seen,
         runtime_version: session.runtime_version.clone(),
-        health: session.health,
+        health: session.health.clone(),
     }
 }
 
 fn file_status(records: &Records) -> FileStatus {
     let file = records.file.as_ref();
     FileStatus {
-        path: file.and_then(|file| file.path.clone()),
+        roots: file.map(|file| file.source.roots.clone()).unwrap_or_default(),
         revision: file.map(|file| file.revision),
         applied_at: file.map(|file| file.at),
+        author: file.map(|file| file.author.clone()),
+        state: FileState::Unwatched,
+        message: "nobody watches the file".to_owned(),
+        diagnostics: Vec::new(),
     }
 }
 

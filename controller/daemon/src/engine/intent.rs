@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use vm_agent_plan::{End, Learnt, Mode};
 use vm_agent_schemas::api::{ApplyRequest, ChangeRequest, CreateRequest, Problem, ProblemCode, TaskRequest};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
+use vm_agent_schemas::fleet::{AgentSpec, Fleet, PowerState, Reconcile, resolve_entry};
 use vm_agent_schemas::ids::{OverrideId, TaskId};
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
@@ -68,7 +68,13 @@ impl Voice<'_> {
 ///
 /// # Errors
 /// When the plan is no longer the one that was shown, and for a yes to no plan in particular.
-pub fn apply(records: &Records, request: &ApplyRequest, plan: &Plan, author: &str) -> Result<Vec<Change>, Problem> {
+pub fn apply(
+    records: &Records,
+    request: &ApplyRequest,
+    fleet: &Fleet,
+    plan: &Plan,
+    author: &str,
+) -> Result<Vec<Change>, Problem> {
     if request.plan.as_ref().is_some_and(|shown| *shown != plan.id) {
         return Err(Problem::new(ProblemCode::Conflict, "the plan is stale: since it was made, something changed")
             .remedy("look at the new plan: vm-agent plan"));
@@ -81,17 +87,20 @@ pub fn apply(records: &Records, request: &ApplyRequest, plan: &Plan, author: &st
     if request.approve {
         changes.extend(plan.approvals.iter().flat_map(|approval| approve(approval, author)));
     }
-    if records.file.as_ref().is_none_or(|file| file.text != request.source.text) {
+    if records.file.as_ref().is_none_or(|file| Some(&file.digest) != fleet.digest.as_ref()) {
         // A person who changed the file has dealt with what failed.
         changes.extend(records.backoffs.keys().cloned().map(Change::DropBackoff));
-        let summary = plan.summary();
-        let message = format!(
-            "{author} applied a fleet file: {} to create, {} to change, {} to destroy",
-            summary.create, summary.change, summary.destroy
-        );
+        let message = format!("{author} applied a fleet file: {}", summary(plan));
         changes.push(Change::Event(NewEvent::fleet(EventKind::FleetApplied, message)));
     }
     Ok(changes)
+}
+
+/// What a plan comes to, for a sentence.
+#[must_use]
+pub fn summary(plan: &Plan) -> String {
+    let summary = plan.summary();
+    format!("{} to create, {} to change, {} to destroy", summary.create, summary.change, summary.destroy)
 }
 
 /// Refuses what a person says of one agent while the whole fleet goes down.

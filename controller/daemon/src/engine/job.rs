@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vm_agent_drivers::{CreateOrder, DriverError, Target};
+use vm_agent_drivers::{CreateOrder, DriverError, Mounts, Target};
 use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
@@ -36,7 +36,7 @@ pub struct Job {
     pub operation: Operation,
     pub claim: Claim,
     /// The credential that the runtime is going to need, where it needs a new one.
-    pub enroll: Option<(Credential, Configuration)>,
+    pub enroll: Option<(Credential, Option<Configuration>)>,
     /// What the driver is asked for.
     pub work: Work,
     /// How long that may take.
@@ -48,8 +48,8 @@ pub struct Job {
 pub enum Work {
     /// To make an instance.
     Create(Box<CreateOrder>),
-    /// To start it, with this seed.
-    Start(Box<Seed>),
+    /// To start it, with this seed and these mounts.
+    Start(Box<Seed>, Mounts),
     /// To stop it.
     Stop,
     /// To give it these sizes.
@@ -103,16 +103,17 @@ pub fn prepare(
                 image: agent.spec.image.clone(),
                 sizes: Sizes::of(&agent.spec),
                 seed,
+                mounts: agent.spec.mounts.clone(),
             };
             changes.push(Change::Claim(Box::new(claim.clone())));
-            let enroll = credential.map(|credential| (credential, configuration_for(agent)));
+            let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             (claim, Work::Create(Box::new(order)), enroll)
         }
         Action::Start => {
             let (agent, claim) = (wanted?, known?.clone());
             let (seed, credential) = seed(&claim, records, hub, join_until);
-            let enroll = credential.map(|credential| (credential, configuration_for(agent)));
-            (claim, Work::Start(Box::new(seed)), enroll)
+            let enroll = credential.map(|credential| (credential, first_configuration(agent)));
+            (claim, Work::Start(Box::new(seed), agent.spec.mounts.clone()), enroll)
         }
         Action::Stop => {
             // Before the stop: should this life end in the middle of it, the next one must not
@@ -133,6 +134,13 @@ pub fn prepare(
     let message = format!("{action} began: {}", step.reason);
     changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
     Ok((Job { operation, claim, enroll, work, deadline: limit }, changes))
+}
+
+/// The configuration that a runtime gets with its welcome. One with secrets comes later: nothing that
+/// the hub keeps has their values.
+#[must_use]
+pub fn first_configuration(agent: &DeclaredAgent) -> Option<Configuration> {
+    agent.spec.secrets.is_empty().then(|| configuration_for(agent))
 }
 
 /// Why a step can't begin although the plan has it.
@@ -172,6 +180,7 @@ fn claim_for_create(
         proof: Proof::Pending,
         standing: Standing::Up,
         left_in_mass: false,
+        asleep: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
     };
@@ -404,7 +413,15 @@ mod tests {
 
     fn step(action: StepAction) -> Step {
         let agent = "web".parse().unwrap();
-        Step { agent, driver: DriverName::Qemu, action, reason: "a test".into(), cost: Cost::Live, waits_for: vec![] }
+        Step {
+            agent,
+            driver: DriverName::Qemu,
+            action,
+            reason: "a test".into(),
+            cost: Cost::Live,
+            disturbs: None,
+            waits_for: vec![],
+        }
     }
 
     /// Prepares a step for `web` and carries its changes out on the records.

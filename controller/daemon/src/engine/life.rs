@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use vm_agent_plan::{configuration_for, effective};
+use vm_agent_plan::effective;
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 
 use super::HubCall;
+use super::job::first_configuration;
 use super::records::{Change, Records};
 
 /// What the hub is told first: who may speak, and which accepted tasks are not over, in the order in
@@ -17,7 +18,7 @@ use super::records::{Change, Records};
 pub fn first_words(records: &Records, unfinished: Vec<Task>, now: Timestamp) -> Vec<HubCall> {
     let wanted = effective(&records.fleet, &records.overrides, now).wanted;
     let enroll = records.credentials.values().map(|credential| {
-        let configuration = wanted.get(&credential.agent).map(|agent| configuration_for(agent)).unwrap_or_default();
+        let configuration = wanted.get(&credential.agent).and_then(|agent| first_configuration(agent));
         HubCall::Enroll(Box::new(credential.clone()), configuration)
     });
     let stranded = stranded(&unfinished, |agent| records.claims.contains_key(agent));

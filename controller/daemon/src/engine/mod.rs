@@ -32,9 +32,12 @@ pub mod pass;
 pub mod records;
 pub mod sight;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::SecretSource;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::Configuration;
@@ -56,6 +59,9 @@ pub enum Effect {
     Accept(Vec<Change>),
     /// Tell the hub.
     Hub(HubCall),
+    /// Find out what the agent's secrets are, beside everything else, and give it this configuration
+    /// with them.
+    Configure(AgentName, Box<Configuration>, BTreeMap<String, SecretSource>),
     /// Carry a step out, beside everything else.
     Begin(Box<Job>),
     /// Remember that a step which began then brought a machine up.
@@ -67,8 +73,9 @@ pub enum Effect {
 /// One thing to tell the hub.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HubCall {
-    /// The agent's runtime may speak with this credential, which is stored already.
-    Enroll(Box<Credential>, Configuration),
+    /// The agent's runtime may speak with this credential, which is stored already. Without a
+    /// configuration it goes on with the one that it has, until it is told otherwise.
+    Enroll(Box<Credential>, Option<Configuration>),
     /// The agent's instance is no more.
     Revoke(AgentName),
     /// The agent has another configuration.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
 use vm_agent_schemas::event::{EventKind, NewEvent};
+use vm_agent_schemas::fleet::DeclaredAgent;
 use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::Run;
@@ -146,16 +148,18 @@ fn steps(
             }
             (StepAction::Configure, _) => {
                 let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
-                first.extend(
-                    wanted.map(|agent| Effect::Hub(HubCall::Configure(step.agent.clone(), configuration_for(agent)))),
-                );
+                first.extend(wanted.map(|agent| configure(&step.agent, agent)));
             }
             (_, None) => {}
         }
     }
+    let forgets = changes.iter().any(|change| matches!(change, Change::Unclaim(_)));
     let mut sequence = first;
     if !changes.is_empty() {
-        sequence.extend([Effect::Record(changes), Effect::Wake]);
+        sequence.push(Effect::Record(changes));
+    }
+    if forgets {
+        sequence.push(Effect::Wake);
     }
     for mut job in jobs {
         let enroll = job.enroll.take();
@@ -165,6 +169,15 @@ fn steps(
         sequence.push(Effect::Begin(Box::new(job)));
     }
     sequence
+}
+
+fn configure(name: &AgentName, agent: &DeclaredAgent) -> Effect {
+    let (configuration, secrets) = (configuration_for(agent), &agent.spec.secrets);
+    if secrets.is_empty() {
+        Effect::Hub(HubCall::Configure(name.clone(), configuration))
+    } else {
+        Effect::Configure(name.clone(), Box::new(configuration), secrets.clone())
+    }
 }
 
 /// A step that can't begin is a failure like others: it is told, and tried again after a pause.

@@ -2,12 +2,12 @@
 //! disk and back is [`disk`](crate::disk)'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_hub::Record;
 use vm_agent_plan::{FileTask, Inputs, Learnt, Mode};
+use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::NewEvent;
 use vm_agent_schemas::fleet::Fleet;
@@ -61,10 +61,12 @@ pub struct Records {
 pub struct AcceptedFile {
     /// Its number.
     pub revision: Revision,
-    /// Where it was.
-    pub path: Option<PathBuf>,
-    /// What it says.
-    pub text: String,
+    /// What it says, and where it was.
+    pub source: FleetSource,
+    /// The digest by which two files are the same.
+    pub digest: Digest,
+    /// Who applied it, or that the watcher did.
+    pub author: String,
     /// When it was accepted.
     pub at: Timestamp,
 }
@@ -111,14 +113,22 @@ pub enum Change {
 /// A fleet file to be accepted, read and resolved.
 #[derive(Debug, Clone)]
 pub struct NewFile {
-    /// Where it is.
-    pub path: Option<PathBuf>,
-    /// What it says.
-    pub text: String,
+    /// What it says, and where it is.
+    pub source: FleetSource,
     /// What that comes to.
     pub fleet: Fleet,
-    /// Who applied it.
+    /// Who applied it, or that the watcher did.
     pub author: String,
+    /// What it changes, in a sentence.
+    pub summary: String,
+}
+
+impl NewFile {
+    /// The digest by which two files are the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.fleet.digest.clone().unwrap_or_else(|| Digest::of_json(&self.source.files))
+    }
 }
 
 impl Records {
@@ -185,8 +195,10 @@ impl Records {
     /// The records once a fleet file is accepted as that revision.
     pub fn accept(&mut self, new: NewFile, revision: Revision, now: Timestamp) {
         let at = self.file.as_ref().filter(|file| file.revision == revision).map_or(now, |file| file.at);
+        let known = self.file.take().filter(|file| file.revision == revision);
+        let author = known.map_or(new.author.clone(), |file| file.author);
         self.owner = Some(new.fleet.name.clone());
-        self.file = Some(AcceptedFile { revision, path: new.path, text: new.text, at });
+        self.file = Some(AcceptedFile { revision, digest: new.digest(), source: new.source, author, at });
         self.fleet = Arc::new(new.fleet);
     }
 
@@ -279,6 +291,7 @@ pub(crate) fn file_task(task: &Task) -> Option<FileTask> {
             name: name.clone(),
             digest: digest.clone(),
             claim: *claim,
+            accepted_at: task.created_at,
             outcome: task.outcome().cloned(),
         }),
         TaskSource::Request { .. } => None,

@@ -12,7 +12,7 @@ use vm_agent_schemas::event::Event;
 use vm_agent_schemas::ids::{TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{ApprovalRequest, Plan};
+use vm_agent_schemas::plan::Plan;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::PROTOCOL;
 
@@ -417,7 +417,7 @@ async fn list_drift(State(controller): Asked) -> Answer<List<AgentDrift>> {
     Ok(Doc(List { items: controller.drift().await? }))
 }
 
-async fn list_approvals(State(controller): Asked) -> Answer<List<ApprovalRequest>> {
+async fn list_approvals(State(controller): Asked) -> Answer<List<Approval>> {
     Ok(Doc(List { items: controller.approvals().await? }))
 }
 
@@ -426,7 +426,7 @@ async fn approve(
     Extension(actor): By,
     Segment(ApprovalPrefix(id)): Segment<ApprovalPrefix>,
     OptionalBody(request): OptionalBody<ApproveRequest>,
-) -> Answer<ApprovalRequest> {
+) -> Answer<Approval> {
     Ok(Doc(controller.approve(&id, request, &actor).await?))
 }
 

@@ -1,29 +1,26 @@
 //! Revisions: every fleet file that was accepted.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
-
 use jiff::Timestamp;
 use rusqlite::{Connection, Row};
+use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::ids::{Digest, Revision};
 
-use super::{column, row};
+use super::{column, json, row, rows};
 use crate::StoreError;
 
 /// A fleet file to be accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRevision {
-    /// Where the file is.
-    pub path: Option<PathBuf>,
-    /// What it says.
-    pub text: String,
+    /// What it says, and where it is.
+    pub source: FleetSource,
     /// The digest by which two files are the same.
     pub digest: Digest,
     /// Who applied it.
     pub author: String,
     /// When.
     pub at: Timestamp,
+    /// What it changed, in a sentence.
+    pub summary: String,
 }
 
 /// A fleet file that was accepted.
@@ -31,16 +28,16 @@ pub struct NewRevision {
 pub struct StoredRevision {
     /// Its number.
     pub revision: Revision,
-    /// Where the file was when it was last applied.
-    pub path: Option<PathBuf>,
-    /// What it says.
-    pub text: String,
+    /// What it says, and where it was when it was last applied.
+    pub source: FleetSource,
     /// The digest by which two files are the same.
     pub digest: Digest,
     /// Who applied it first.
     pub author: String,
     /// When.
     pub at: Timestamp,
+    /// What it changed, in a sentence.
+    pub summary: String,
 }
 
 /// Stores a file as the latest revision. Is it the latest already, by its digest, then that one
@@ -49,17 +46,25 @@ pub struct StoredRevision {
 /// # Errors
 /// When the database fails.
 pub fn put(conn: &Connection, new: &NewRevision) -> Result<Revision, StoreError> {
-    let path = new.path.as_deref().map(path_bytes);
+    let source = json::encode("revisions", &new.source)?;
     if let Some(latest) = latest(conn)?.filter(|latest| latest.digest == new.digest) {
-        if latest.path != new.path {
-            conn.prepare_cached("UPDATE revisions SET path = ?2 WHERE revision = ?1")?
-                .execute((latest.revision.0, path))?;
+        if latest.source != new.source {
+            conn.prepare_cached("UPDATE revisions SET source = ?2 WHERE revision = ?1")?
+                .execute((latest.revision.0, source))?;
         }
         return Ok(latest.revision);
     }
-    conn.prepare_cached("INSERT INTO revisions (path, text, digest, author, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute((path, &new.text, new.digest.as_str(), &new.author, new.at.to_string()))?;
+    conn.prepare_cached("INSERT INTO revisions (source, digest, author, at, summary) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute((source, new.digest.as_str(), &new.author, new.at.to_string(), &new.summary))?;
     Ok(Revision(conn.last_insert_rowid().unsigned_abs()))
+}
+
+/// The revisions, newest first, at most so many.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest(conn: &Connection, most: u32) -> Result<Vec<StoredRevision>, StoreError> {
+    rows(conn, "SELECT * FROM revisions ORDER BY revision DESC LIMIT ?1", [most], read)
 }
 
 /// The latest revision.
@@ -81,14 +86,10 @@ pub fn get(conn: &Connection, revision: Revision) -> Result<Option<StoredRevisio
 fn read(row: &Row<'_>) -> Result<StoredRevision, StoreError> {
     Ok(StoredRevision {
         revision: Revision(row.get("revision")?),
-        path: row.get::<_, Option<Vec<u8>>>("path")?.map(|bytes| OsString::from_vec(bytes).into()),
-        text: row.get("text")?,
+        source: column("revisions", row, "source", |text: String| serde_json::from_str(&text))?,
         digest: Digest::from(row.get::<_, String>("digest")?),
         author: row.get("author")?,
         at: column("revisions", row, "at", |text: String| text.parse())?,
+        summary: row.get("summary")?,
     })
-}
-
-fn path_bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_encoded_bytes()
 }

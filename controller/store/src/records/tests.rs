@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
+use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::{ApiToken, Binding, Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DriverName, Field, Origin, PowerState};
+use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DriverName, Field, Origin, PowerState, SourceFile};
 use vm_agent_schemas::ids::{
     Boot, ClaimId, Digest, Epoch, Incarnation, Life, Nonce, OperationId, OverrideId, Revision, Secret, TaskId, TokenId,
 };
@@ -50,6 +51,7 @@ fn claim(name: &str) -> Claim {
         standing: Standing::Up,
         protect: false,
         left_in_mass: false,
+        asleep: false,
     }
 }
 
@@ -123,20 +125,12 @@ fn each_life_is_the_one_after() {
 
 #[test]
 fn a_revision_comes_back_as_it_was_put() {
-    use std::os::unix::ffi::OsStringExt as _;
     let conn = database();
     assert_eq!(revisions::latest(&conn).unwrap(), None);
-    let path = std::ffi::OsString::from_vec(b"/f\xff/fleet.yaml".to_vec());
-    let new = NewRevision {
-        path: Some(path.into()),
-        text: "agents: {}\n".into(),
-        digest: Digest::of(b"a"),
-        author: "ann".into(),
-        at: at(0),
-    };
+    let new = new_revision(b"a", "/f/fleet.yaml", "ann");
     let revision = revisions::put(&conn, &new).unwrap();
-    let NewRevision { path, text, digest, author, at } = new;
-    let stored = StoredRevision { revision, path, text, digest, author, at };
+    let NewRevision { source, digest, author, at, summary } = new;
+    let stored = StoredRevision { revision, source, digest, author, at, summary };
     assert_eq!(revisions::latest(&conn).unwrap(), Some(stored.clone()));
     assert_eq!(revisions::get(&conn, revision).unwrap(), Some(stored));
     assert_eq!(revisions::get(&conn, revision.next()).unwrap(), None);
@@ -145,18 +139,22 @@ fn a_revision_comes_back_as_it_was_put() {
 #[test]
 fn the_same_file_twice_is_one_revision_that_learns_the_path() {
     let conn = database();
-    let put = |digest: &[u8], path: &str, author: &str| {
-        let (path, text) = (Some(path.into()), String::new());
-        let new = NewRevision { path, text, digest: Digest::of(digest), author: author.into(), at: at(0) };
-        revisions::put(&conn, &new).unwrap()
-    };
+    let put = |digest: &[u8], path, author| revisions::put(&conn, &new_revision(digest, path, author)).unwrap();
     assert_eq!(put(b"a", "/one", "ann"), Revision(1));
     assert_eq!(put(b"a", "/two", "bob"), Revision(1));
     let latest = revisions::latest(&conn).unwrap().unwrap();
-    assert_eq!((latest.path, latest.author.as_str()), (Some("/two".into()), "ann"));
+    assert_eq!((latest.source.roots, latest.author.as_str()), (vec!["/two".into()], "ann"));
     assert_eq!(put(b"b", "/two", "ann"), Revision(2));
     // Going back to an earlier file is a new decision.
     assert_eq!(put(b"a", "/two", "ann"), Revision(3));
+    let newest = revisions::newest(&conn, 2).unwrap();
+    assert_eq!(newest.iter().map(|it| it.revision).collect::<Vec<_>>(), [Revision(3), Revision(2)]);
+}
+
+fn new_revision(digest: &[u8], path: &str, author: &str) -> NewRevision {
+    let file = SourceFile { name: path.into(), path: Some(path.into()), text: "agents: {}\n".into() };
+    let source = FleetSource { roots: vec![path.into()], files: vec![file] };
+    NewRevision { source, digest: Digest::of(digest), author: author.into(), at: at(0), summary: "1 to create".into() }
 }
 
 #[test]
