@@ -49,6 +49,9 @@ pub enum TaskSource {
         digest: Digest,
         /// The machine that it is for.
         claim: ClaimId,
+        /// The moment that it is for; nothing for a task that runs once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
     },
     /// A person or a program, through the API.
     Request {

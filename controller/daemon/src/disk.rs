@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_hub::Record;
-use vm_agent_plan::{FileTask, Mode};
+use vm_agent_plan::Mode;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet;
 use vm_agent_schemas::ids::{Life, Revision};
-use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::names::FleetName;
 use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_store::{self as store, StoreError};
 
-use crate::engine::records::{AcceptedFile, Change, NEVER_BLOWN, NewFile, Records, file_task};
+use crate::engine::records::{AcceptedFile, Change, NEVER_BLOWN, NewFile, Records};
 
 const FUSE_KEY: &str = "fuse";
 const PAUSE_KEY: &str = "pause";
@@ -29,14 +29,8 @@ pub fn read(
     conn: &rusqlite::Connection,
     life: Life,
 ) -> Result<(Records, Option<store::revisions::StoredRevision>), StoreError> {
-    let mut tasks: BTreeMap<AgentName, Vec<FileTask>> = BTreeMap::new();
-    for task in store::tasks::all_from_file(conn)? {
-        if let Some(entry) = file_task(&task) {
-            tasks.entry(task.agent).or_default().push(entry);
-        }
-    }
     let owner = store::meta::get(conn, FLEET_KEY)?.and_then(|name| name.parse().ok());
-    let records = Records {
+    let mut records = Records {
         life,
         fleet: Arc::default(),
         file: None,
@@ -45,7 +39,8 @@ pub fn read(
         claims: store::claims::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
         credentials: store::credentials::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
         operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
-        tasks,
+        tasks: BTreeMap::new(),
+        work: BTreeMap::new(),
         approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
         incarnations: store::claims::incarnations(conn)?,
         mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
@@ -53,6 +48,9 @@ pub fn read(
         pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),
         fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(NEVER_BLOWN),
     };
+    // In the order in which they were accepted: of the runs of one task the last one counts.
+    let open = store::tasks::unfinished(conn)?;
+    store::tasks::all_from_file(conn)?.iter().chain(&open).for_each(|task| records.note_task(task));
     Ok((records, store::revisions::latest(conn)?))
 }
 

@@ -237,6 +237,15 @@ impl Job {
         self.operation.action == Action::Create && unshown
     }
 
+    /// The folders of the host that the instance runs with once the step is done.
+    fn mounted(&self) -> Option<&Mounts> {
+        match &self.work {
+            Work::Create(order) => Some(&order.mounts),
+            Work::Start(_, mounts) => Some(mounts),
+            Work::Stop | Work::Resize(_) | Work::Destroy => None,
+        }
+    }
+
     fn resized_to(&self) -> Option<Sizes> {
         match &self.work {
             Work::Resize(sizes) => Some(*sizes),
@@ -368,6 +377,7 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
     }
     if reached {
         learnt.sizes = job.resized_to();
+        learnt.mounts = job.mounted().cloned();
     }
     learnt
 }

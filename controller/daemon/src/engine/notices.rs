@@ -46,6 +46,7 @@ pub fn event_of(notice: &Notice) -> Option<NewEvent> {
         }
         Notice::Health { .. }
         | Notice::Configured { .. }
+        | Notice::Activity { .. }
         | Notice::Log { .. }
         | Notice::TaskOutput { .. }
         | Notice::TaskUnknown { .. } => return None,

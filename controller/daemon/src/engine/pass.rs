@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::DeclaredAgent;
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy};
 use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
@@ -67,7 +67,8 @@ pub const fn at_rest() -> Change {
 
 fn is_down(inputs: &Inputs, planned: &Plan) -> bool {
     // Drift, not steps: a machine of which nothing is known has no step and may well run.
-    let settled = planned.agents.iter().all(|agent| agent.drift.is_empty());
+    let settled =
+        planned.agents.iter().all(|agent| agent.drift.iter().all(|drift| drift.policy != DriftPolicy::Correct));
     inputs.mode != Mode::Up && settled && inputs.operations.is_empty()
 }
 
@@ -89,7 +90,10 @@ fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> 
                 let message = "the instance went down, and nobody stopped it";
                 changes.push(Change::Event(NewEvent::of(&agent, EventKind::InstanceFailed, message)));
             }
-            Upkeep::Learnt(agent, learnt) => changes.push(Change::Learnt(agent, learnt)),
+            Upkeep::Learnt(agent, learnt) => {
+                changes.extend(sleep_event(&agent, learnt.asleep).map(Change::Event));
+                changes.push(Change::Learnt(agent, learnt));
+            }
             Upkeep::ForgetBackoff(agent) => changes.push(Change::DropBackoff(agent)),
             Upkeep::Interrupted(operation) => {
                 let message = format!("{} was under way when the controller went down", operation.action);
@@ -101,6 +105,16 @@ fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> 
     }
     changes.extend(fuse_changes(&inputs.fuse, &planned.fuse));
     changes
+}
+
+/// What there is to tell when an agent falls asleep, or wakes.
+fn sleep_event(agent: &AgentName, asleep: Option<bool>) -> Option<NewEvent> {
+    Some(match asleep? {
+        true => {
+            NewEvent::of(agent, EventKind::AgentAsleep, "it has nothing to do: its machine stops until there is work")
+        }
+        false => NewEvent::of(agent, EventKind::AgentAwake, "there is work for it: its machine starts"),
+    })
 }
 
 fn fuse_changes(before: &Fuse, after: &Fuse) -> Vec<Change> {
@@ -198,7 +212,7 @@ fn tasks<'a>(planned: &'a Plan, records: &'a Records, now: Timestamp) -> impl It
         let task = Task {
             id: TaskId::generate(),
             agent: step.agent.clone(),
-            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id },
+            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id, due: None },
             run: Run { argv: spec.exec.argv(), env: spec.env.clone(), cwd: spec.cwd.clone() },
             timeout: spec.timeout,
             attempt: 1,

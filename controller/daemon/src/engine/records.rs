@@ -11,7 +11,7 @@ use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::NewEvent;
 use vm_agent_schemas::fleet::Fleet;
-use vm_agent_schemas::ids::{Digest, Incarnation, Life, Revision};
+use vm_agent_schemas::ids::{Digest, Incarnation, Life, Revision, TaskId};
 use vm_agent_schemas::intent::{Override, OverridePath, Pause};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::observe::{Backoff, Claim, Operation};
@@ -42,6 +42,8 @@ pub struct Records {
     pub operations: BTreeMap<AgentName, Operation>,
     /// The tasks of the file that were ever accepted.
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    /// Tasks by hand that are not over.
+    pub work: BTreeMap<AgentName, BTreeSet<TaskId>>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// The latest incarnation of every name that ever had a claim.
@@ -145,6 +147,7 @@ impl Records {
             credentials: BTreeMap::new(),
             operations: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            work: BTreeMap::new(),
             approvals: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             mode: Mode::Up,
@@ -164,6 +167,7 @@ impl Records {
             claims: self.claims.clone(),
             operations: self.operations.clone(),
             tasks: self.tasks.clone(),
+            work: self.work.keys().cloned().collect(),
             approvals: self.approvals.clone(),
             unjoined: self.unjoined(now),
             mode: self.mode,
@@ -276,18 +280,30 @@ impl Records {
         self.overrides.retain(|entry| entry.agent != *agent || entry.change.path() != path);
     }
 
-    fn note_task(&mut self, task: &Task) {
-        let Some(entry) = file_task(task) else { return };
+    /// Takes note of a task: how far it is, when it is one of the file, and whether there is work to do.
+    pub(crate) fn note_task(&mut self, task: &Task) {
+        let Some(entry) = file_task(task) else { return self.note_work(task) };
         let known = self.tasks.entry(task.agent.clone()).or_default();
         known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
         known.push(entry);
     }
+
+    fn note_work(&mut self, task: &Task) {
+        if task.outcome().is_none() {
+            self.work.entry(task.agent.clone()).or_default().insert(task.id);
+        } else if let Some(open) = self.work.get_mut(&task.agent) {
+            open.remove(&task.id);
+            if open.is_empty() {
+                self.work.remove(&task.agent);
+            }
+        }
+    }
 }
 
 /// What a plan needs to know of a task of the file; nothing for one by hand.
-pub(crate) fn file_task(task: &Task) -> Option<FileTask> {
+fn file_task(task: &Task) -> Option<FileTask> {
     match &task.source {
-        TaskSource::File { name, digest, claim } => Some(FileTask {
+        TaskSource::File { name, digest, claim, .. } => Some(FileTask {
             name: name.clone(),
             digest: digest.clone(),
             claim: *claim,

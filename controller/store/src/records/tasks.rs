@@ -10,12 +10,15 @@ use crate::StoreError;
 
 const TABLE: &str = "tasks";
 
+/// Runs that are kept of a task on a schedule: a month of a daily one.
+const RUNS_KEPT: u32 = 30;
+
 /// Stores a task, new or in place of its earlier state. What is stored already is left as it is.
 ///
 /// # Errors
 /// [`StoreError::TaskEnded`] when the task has ended, and this is not the same end.
 /// [`StoreError::AlreadyExists`] when the id is that of another agent's task, or the machine was
-/// given this wording of this task of the file already, under another id.
+/// given this wording of this task of the file for this moment already, under another id.
 pub fn put(conn: &Connection, task: &Task) -> Result<(), StoreError> {
     match get(conn, task.id)? {
         None => insert(conn, task),
@@ -54,7 +57,7 @@ pub fn unfinished(conn: &Connection) -> Result<Vec<Task>, StoreError> {
 }
 
 /// Every task of the fleet file, in the order in which they were accepted, and without its output:
-/// there is at most one for each agent, machine (its claim), name and wording (its digest).
+/// there is at most one for each agent, machine (its claim), name, wording (its digest) and moment.
 ///
 /// # Errors
 /// When the database fails.
@@ -64,20 +67,30 @@ pub fn all_from_file(conn: &Connection) -> Result<Vec<Task>, StoreError> {
 }
 
 fn insert(conn: &Connection, task: &Task) -> Result<(), StoreError> {
-    let (claim, name, digest) = match &task.source {
-        TaskSource::File { name, digest, claim } => {
-            (Some(claim.to_string()), Some(name.as_str()), Some(digest.as_str()))
+    let (claim, name, digest, due) = match &task.source {
+        TaskSource::File { name, digest, claim, due } => {
+            (Some(claim.to_string()), Some(name.as_str()), Some(digest.as_str()), *due)
         }
-        TaskSource::Request { .. } => (None, None, None),
+        TaskSource::Request { .. } => (None, None, None, None),
     };
-    let sql = "INSERT INTO tasks (id, agent, ended, claim, name, digest, record, output)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let sql = "INSERT INTO tasks (id, agent, ended, claim, name, digest, due, record, output)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     let (id, ended) = (task.id.to_string(), task.outcome().is_some());
-    let params = (id, task.agent.as_str(), ended, claim, name, digest, record(task)?, &task.output);
+    let due = due.map(|due| due.to_string()).unwrap_or_default();
+    let params = (id, task.agent.as_str(), ended, &claim, name, digest, due, record(task)?, &task.output);
     conn.prepare_cached(sql)?.execute(params).map_err(|error| {
         let key = format!("`{}` on `{}`", name.unwrap_or_default(), task.agent);
         already(error, "a task of this wording", &key)
     })?;
+    forget_runs(conn, task.agent.as_str(), claim.as_deref(), name)
+}
+
+/// Drops the oldest runs of a task of the file beyond those that are kept.
+fn forget_runs(conn: &Connection, agent: &str, claim: Option<&str>, name: Option<&str>) -> Result<(), StoreError> {
+    let sql = "DELETE FROM tasks WHERE rowid IN (
+                   SELECT rowid FROM tasks WHERE agent = ?1 AND claim = ?2 AND name = ?3 AND due <> '' AND ended = 1
+                   ORDER BY rowid DESC LIMIT -1 OFFSET ?4)";
+    conn.prepare_cached(sql)?.execute((agent, claim, name, RUNS_KEPT))?;
     Ok(())
 }
 

@@ -299,7 +299,7 @@ fn a_task_of_the_file_is_accepted_once_for_each_machine_and_wording() {
     let conn = database();
     let (machine, wording) = (ClaimId::generate(), Digest::of(b"make test"));
     let of_file = |claim: ClaimId, digest: &Digest| {
-        task("web", TaskSource::File { name: "build".parse().unwrap(), digest: digest.clone(), claim })
+        task("web", TaskSource::File { name: "build".parse().unwrap(), digest: digest.clone(), claim, due: None })
     };
     let first = of_file(machine, &wording);
     tasks::put(&conn, &first).unwrap();

@@ -24,3 +24,9 @@ FROM revisions;
 
 DROP TABLE revisions;
 ALTER TABLE sources RENAME TO revisions;
+
+-- A task on a schedule runs once for each of its moments.
+ALTER TABLE tasks ADD COLUMN due TEXT NOT NULL DEFAULT '';
+DROP INDEX one_task_per_machine_and_wording;
+CREATE UNIQUE INDEX one_task_per_machine_wording_and_moment
+    ON tasks (agent, claim, name, digest, due) WHERE claim IS NOT NULL;
