@@ -1,6 +1,7 @@
 //! The controller as its doors see it: every question and every command that there is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
@@ -12,7 +13,7 @@ use vm_agent_schemas::api::{
     TaskRequest, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
-use vm_agent_schemas::event::Event;
+use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{self, Fleet, PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
@@ -473,13 +474,15 @@ impl Controller {
     /// the process.
     ///
     /// # Errors
-    /// When there is no such agent, nothing to run, or its runtime is not connected.
+    /// When there is no such agent, nothing to run, its runtime is not connected, or it was asleep and did
+    /// not come up in time.
     pub async fn exec(&self, name: &AgentName, run: Run, stdin: bool, actor: &Actor) -> Result<Stream, Problem> {
         self.known(name)?;
         if run.argv.first().is_none_or(String::is_empty) {
             return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
         }
         tracing::debug!(agent.name = %name, actor = actor.name, "A process is run in an agent");
+        self.awaken(name, actor).await?;
         self.core.hub.open_stream(name.clone(), run, stdin).await.map_err(|error| match error {
             OpenError::Offline => {
                 Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
@@ -487,6 +490,36 @@ impl Controller {
             }
             OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
         })
+    }
+
+    /// Wakes an agent that is asleep, and waits until its runtime is heard.
+    async fn awaken(&self, name: &AgentName, actor: &Actor) -> Result<(), Problem> {
+        let records = self.core.ledger.records();
+        let changes = intent::awaken(&records, name, &actor.name);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut events = self.core.ledger.subscribe();
+        self.record(changes, Timestamp::now()).await?;
+        self.core.wake();
+        let driver = records.claims.get(name).and_then(|claim| self.core.observers.get(&claim.driver));
+        let limit = driver.map_or(Duration::ZERO, |observer| {
+            let deadlines = observer.driver().capabilities().deadlines;
+            deadlines.start.get() + deadlines.connect.get()
+        });
+        let connected = async {
+            loop {
+                match events.recv().await {
+                    Ok(event) if event.agent.as_ref() != Some(name) => {}
+                    Ok(event) if event.kind != EventKind::RuntimeConnected => {}
+                    // Whoever missed some may have missed that one: opening the stream tells.
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        // Too late is told by the stream that can't be opened.
+        let _ = tokio::time::timeout(limit, connected).await;
+        Ok(())
     }
 
     /// Makes a token for the API over TCP. It is shown this one time.

@@ -9,7 +9,7 @@ use vm_agent_schemas::fleet::{AgentSpec, Fleet, PowerState, Reconcile, resolve_e
 use vm_agent_schemas::ids::{OverrideId, TaskId};
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::Standing;
+use vm_agent_schemas::observe::{Claim, Standing};
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::units::Span;
@@ -160,10 +160,11 @@ pub fn set_power(
     // people. Does its machine run already, then the next look at it says so.
     let mut changes = vec![Change::DropBackoff(agent.clone())];
     if let Some(claim) = records.claims.get(agent).filter(|_| wanted == PowerState::Running) {
-        let learnt = Learnt { standing: Some(Standing::Down), ..Learnt::of(claim) };
+        let learnt = Learnt { standing: Some(Standing::Down), asleep: Some(false), ..Learnt::of(claim) };
         changes.push(Change::Learnt(agent.clone(), learnt));
     }
-    if wanted == covers {
+    // An agent whose time to live is over is down although the file says that it should run.
+    if wanted == covers && !(wanted == PowerState::Running && is_aged(records, agent, said.now)) {
         changes.extend(clear(records, agent, OverridePath::Power, said));
         return Ok(Intent { changes, overridden: None });
     }
@@ -173,6 +174,21 @@ pub fn set_power(
     changes.push(Change::Override(Box::new(entry.clone())));
     changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
     Ok(Intent { changes, overridden: Some(entry) })
+}
+
+fn is_aged(records: &Records, agent: &AgentName, now: Timestamp) -> bool {
+    let ttl = written(records, agent, |spec| spec.ttl).flatten();
+    let end = |claim: &Claim| ttl.and_then(|ttl| claim.created_at.checked_add(ttl.get()).ok());
+    records.claims.get(agent).and_then(end).is_some_and(|end| end <= now)
+}
+
+/// Work has come for an agent that is asleep: the changes that wake it. None when it is not.
+#[must_use]
+pub fn awaken(records: &Records, agent: &AgentName, author: &str) -> Vec<Change> {
+    let Some(claim) = records.claims.get(agent).filter(|claim| claim.asleep) else { return Vec::new() };
+    let learnt = Learnt { asleep: Some(false), ..Learnt::of(claim) };
+    let event = NewEvent::of(agent, EventKind::AgentAwake, format!("{author} wants to run something in it"));
+    vec![Change::Learnt(agent.clone(), learnt), Change::Event(event)]
 }
 
 /// `pause` and `resume` of one agent.
