@@ -24,6 +24,7 @@ impl Notices {
             if self.waiting.is_empty() { self.sender.try_send(notice) } else { Err(TrySendError::Full(notice)) };
         if let Err(TrySendError::Full(notice)) = refused
             && !notice.may_be_dropped()
+            && !(notice.is_wakeup() && self.waiting.contains(&notice))
         {
             self.waiting.push_back(notice);
         }
@@ -50,5 +51,37 @@ impl Notices {
         while !self.waiting.is_empty() {
             self.pass_on().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activity(agent: &str) -> Notice {
+        Notice::Activity { agent: agent.parse().unwrap() }
+    }
+
+    #[tokio::test]
+    async fn of_wakeups_that_wait_one_for_each_agent_is_kept() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut notices = Notices::new(sender);
+        let heard = Notice::SessionHeard { agent: "web".parse().unwrap() };
+        notices.push(heard.clone());
+        for _ in 0..3 {
+            notices.push(activity("web"));
+            notices.push(activity("db"));
+            notices.push(heard.clone());
+        }
+        let mut told = Vec::new();
+        let passing_on = notices.finish();
+        let receiving = async {
+            while told.len() < 6 {
+                told.extend(receiver.recv().await);
+            }
+        };
+        tokio::join!(passing_on, receiving);
+        let waited = [activity("web"), activity("db"), heard.clone(), heard.clone(), heard.clone()];
+        assert_eq!(told, [vec![heard], waited.to_vec()].concat());
     }
 }

@@ -316,6 +316,13 @@ pub enum Notice {
         agent: AgentName,
         /// The configuration's digest; nothing when it has none.
         digest: Option<Digest>,
+        /// What of it could not be done, in sentences.
+        problems: Vec<String>,
+    },
+    /// What an agent does has changed: it became busy or idle, or one of its services changed its state.
+    Activity {
+        /// The agent.
+        agent: AgentName,
     },
     /// A task has begun.
     TaskStarted(Task),
@@ -355,6 +362,13 @@ impl Notice {
                 | Self::Configured { .. }
                 | Self::TaskUnknown { .. }
         )
+    }
+
+    /// Whether the notice only says that there is something new to see: of several that wait, one is
+    /// enough.
+    #[must_use]
+    pub const fn is_wakeup(&self) -> bool {
+        matches!(self, Self::Activity { .. })
     }
 }
 
@@ -402,4 +416,15 @@ pub struct SessionInfo {
     pub health: Option<HealthReport>,
     /// The digest of the configuration that the runtime works with.
     pub configured: Option<Digest>,
+    /// What of that configuration could not be done, in sentences.
+    pub problems: Vec<String>,
+    /// Tasks for the agent that are not over: queued here, sent or running.
+    pub tasks: u32,
+    /// Open streams of clients.
+    pub streams: u32,
+    /// Whether there are such tasks or streams.
+    pub busy: bool,
+    /// When the agent was last busy, as of the hub's last look at the clock; when the session was
+    /// accepted, if it has not been busy in it.
+    pub active_at: Timestamp,
 }

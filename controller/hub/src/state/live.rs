@@ -9,7 +9,8 @@ use vm_agent_schemas::wire::{
     StreamSignal, TaskEnded, TaskOrder, TaskRef,
 };
 
-use super::handshake::{Refusal, is_sha256};
+use super::handshake::Refusal;
+use super::reports::{check_configured, check_health, services_differ};
 use super::sessions::check_sender;
 use super::streams::{Owner, STREAMS_MAX};
 use super::tasks::{Ended, Started, fits, reference};
@@ -46,16 +47,19 @@ impl Hub {
                 return Err(Refusal::protocol("the handshake is over: a session has one hello"));
             }
             FromRuntime::Health(report) => {
-                session.health = Some(report.clone());
-                self.notify(Notice::Health { agent, report });
+                check_health(&report)?;
+                let news = services_differ(session.health.replace(report.clone()).as_ref(), &report);
+                self.notify(Notice::Health { agent: agent.clone(), report });
+                if news {
+                    self.notify(Notice::Activity { agent });
+                }
             }
             FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
             FromRuntime::Configured(configured) => {
-                if !configured.digest.as_ref().is_none_or(is_sha256) {
-                    return Err(Refusal::protocol("`digest` is not a SHA-256 digest in hexadecimal"));
-                }
+                check_configured(&configured)?;
                 session.configured.clone_from(&configured.digest);
-                self.notify(Notice::Configured { agent, digest: configured.digest });
+                session.problems.clone_from(&configured.problems);
+                self.notify(Notice::Configured { agent, digest: configured.digest, problems: configured.problems });
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
             FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
@@ -64,7 +68,7 @@ impl Hub {
                     self.effects.push(Effect::Client { key, event: StreamEvent::Opened });
                 }
             }
-            FromRuntime::StreamEnded(ended) => self.stream_ended(conn, ended)?,
+            FromRuntime::StreamEnded(ended) => self.stream_ended(conn, &agent, ended, now)?,
             FromRuntime::StreamTaken(taken) => {
                 if let Some(key) = session.streams.input_taken(taken)? {
                     let event = StreamEvent::Taken { offset: taken.offset };
@@ -86,6 +90,7 @@ impl Hub {
             self.finish(over);
         }
         self.deliver(&agent, now);
+        self.look_at(&agent, now);
     }
 
     /// Sends the agent's next task, when it is its turn and the agent is there.
@@ -146,6 +151,7 @@ impl Hub {
         }
         self.send(conn, FromHub::TaskAck(task));
         self.deliver(agent, now);
+        self.look_at(agent, now);
     }
 
     /// Stores the ends again that could not be stored.
@@ -179,12 +185,19 @@ impl Hub {
         Ok(())
     }
 
-    fn stream_ended(&mut self, conn: ConnId, ended: StreamEnded) -> Result<(), Refusal> {
+    fn stream_ended(
+        &mut self,
+        conn: ConnId,
+        agent: &AgentName,
+        ended: StreamEnded,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let Some(session) = self.session_mut(conn) else { return Ok(()) };
         if let Some(Owner::Client(key)) = session.streams.owner(ended.stream)? {
             session.streams.close(ended.stream);
             self.clients.remove(&key);
             self.effects.push(Effect::Client { key, event: StreamEvent::Ended(ended.outcome) });
+            self.look_at(agent, now);
         }
         Ok(())
     }
@@ -192,7 +205,7 @@ impl Hub {
     // Streams, from clients. An event of a client whose stream is over comes too late, and means
     // nothing.
 
-    pub(super) fn open_stream(&mut self, key: StreamKey, agent: &AgentName, run: Run, stdin: bool) {
+    pub(super) fn open_stream(&mut self, key: StreamKey, agent: &AgentName, run: Run, stdin: bool, now: Timestamp) {
         let live = self.live(agent).filter(|_| !self.shutting_down);
         let Some((conn, session)) = live.and_then(|conn| Some((conn, self.session_mut(conn)?))) else {
             let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
@@ -209,14 +222,15 @@ impl Hub {
         self.clients.insert(key, (conn, stream));
         self.effects.push(Effect::Opening { key, answer: Ok(()) });
         self.send(conn, FromHub::StreamOpen(StreamOpen { stream, run, stdin }));
+        self.look_at(agent, now);
     }
 
-    pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes) {
+    pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes, now: Timestamp) {
         let Some(&(conn, stream)) = self.clients.get(&key) else { return };
         let Some(session) = self.session_mut(conn) else { return };
         if let Err(why) = session.streams.input(stream, offset, end, data.len() as u64) {
             self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_owned()) });
-            return self.close_stream(key);
+            return self.close_stream(key, now);
         }
         let mut offset = offset;
         loop {
@@ -248,11 +262,13 @@ impl Hub {
         }
     }
 
-    pub(super) fn close_stream(&mut self, key: StreamKey) {
+    pub(super) fn close_stream(&mut self, key: StreamKey, now: Timestamp) {
         let Some((conn, stream)) = self.clients.remove(&key) else { return };
         if let Some(session) = self.session_mut(conn) {
             session.streams.close(stream);
+            let agent = session.agent.clone();
             self.send(conn, FromHub::StreamClose(StreamRef { stream }));
+            self.look_at(&agent, now);
         }
     }
 }

@@ -21,6 +21,7 @@
 mod event;
 mod handshake;
 mod live;
+mod reports;
 mod sessions;
 mod streams;
 mod tasks;
@@ -137,11 +138,11 @@ impl Hub {
             Event::Revoke(agent) => self.revoke(&agent, now),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
             Event::Submit(task) => self.submit(task, now),
-            Event::OpenStream { key, agent, run, stdin } => self.open_stream(key, &agent, run, stdin),
-            Event::Input { key, offset, end, data } => self.input(key, offset, end, data),
+            Event::OpenStream { key, agent, run, stdin } => self.open_stream(key, &agent, run, stdin, now),
+            Event::Input { key, offset, end, data } => self.input(key, offset, end, data, now),
             Event::Taken { key, channel, offset } => self.taken(key, channel, offset),
             Event::Signal { key, signal } => self.signal(key, signal),
-            Event::CloseStream { key } => self.close_stream(key),
+            Event::CloseStream { key } => self.close_stream(key, now),
             Event::Shutdown => self.shutdown(),
         }
         std::mem::take(&mut self.effects)
@@ -151,7 +152,7 @@ impl Hub {
     #[must_use]
     pub fn sessions(&self) -> Vec<SessionInfo> {
         let live = self.agents.values().filter_map(|agent| self.session(agent.live?));
-        live.filter(|session| session.durable).map(Session::info).collect()
+        live.filter(|session| session.durable).map(|session| session.info(self.open_tasks(&session.agent))).collect()
     }
 
     fn session(&self, conn: ConnId) -> Option<&Session> {
@@ -170,6 +171,11 @@ impl Hub {
 
     fn live(&self, agent: &AgentName) -> Option<ConnId> {
         self.agents.get(agent)?.live
+    }
+
+    /// How many tasks of an agent are not over.
+    fn open_tasks(&self, agent: &AgentName) -> u32 {
+        self.tasks.get(agent).map_or(0, TaskQueue::open)
     }
 
     fn send(&mut self, conn: ConnId, body: FromHub) {

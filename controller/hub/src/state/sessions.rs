@@ -39,7 +39,11 @@ pub(super) struct Session {
     runtime_version: String,
     pub(super) health: Option<HealthReport>,
     pub(super) configured: Option<Digest>,
+    pub(super) problems: Vec<String>,
     pub(super) streams: Streams,
+    /// Whether the agent was busy at the last look.
+    busy: bool,
+    active_at: Timestamp,
     /// Whether the record that makes this a session is stored.
     pub(super) durable: bool,
     silent: bool,
@@ -57,7 +61,10 @@ impl Session {
             runtime_version,
             health: None,
             configured: None,
+            problems: Vec::new(),
             streams: Streams::default(),
+            busy: false,
+            active_at: now,
             durable: false,
             silent: false,
         }
@@ -69,7 +76,21 @@ impl Session {
         std::mem::take(&mut self.silent)
     }
 
-    pub(super) fn info(&self) -> SessionInfo {
+    /// Takes note of whether the agent is busy, with so many tasks that are not over. Answers whether
+    /// that has changed.
+    fn looked_at(&mut self, tasks: u32, now: Timestamp) -> bool {
+        let busy = self.is_busy(tasks);
+        if busy || self.busy {
+            self.active_at = now;
+        }
+        std::mem::replace(&mut self.busy, busy) != busy
+    }
+
+    fn is_busy(&self, tasks: u32) -> bool {
+        tasks > 0 || self.streams.clients().next().is_some()
+    }
+
+    pub(super) fn info(&self, tasks: u32) -> SessionInfo {
         SessionInfo {
             agent: self.agent.clone(),
             incarnation: self.incarnation,
@@ -80,6 +101,11 @@ impl Session {
             runtime_version: self.runtime_version.clone(),
             health: self.health.clone(),
             configured: self.configured.clone(),
+            problems: self.problems.clone(),
+            tasks,
+            streams: u32::try_from(self.streams.clients().count()).unwrap_or(u32::MAX),
+            busy: self.is_busy(tasks),
+            active_at: self.active_at,
         }
     }
 }
@@ -203,6 +229,7 @@ impl Hub {
         }
         self.notify(Notice::SessionOpened { agent: hello.agent.clone(), epoch });
         self.deliver(&hello.agent, now);
+        self.look_at(&hello.agent, now);
     }
 
     /// Tells the peer why, closes the connection and forgets it.
@@ -250,6 +277,19 @@ impl Hub {
         }
         self.end_overdue_tasks(now);
         self.store_again();
+        for agent in self.agents.keys().cloned().collect::<Vec<_>>() {
+            self.look_at(&agent, now);
+        }
+    }
+
+    /// Takes note of whether an agent with a session is busy, and tells when that has changed. Whatever
+    /// begins or ends a task or a stream of a client ends with this; the ticks keep the time.
+    pub(super) fn look_at(&mut self, agent: &AgentName, now: Timestamp) {
+        let tasks = self.open_tasks(agent);
+        let session = self.live(agent).and_then(|conn| self.session_mut(conn));
+        if session.is_some_and(|session| session.looked_at(tasks, now)) {
+            self.notify(Notice::Activity { agent: agent.clone() });
+        }
     }
 
     fn judge_silence(&mut self, now: Timestamp) {
@@ -317,6 +357,7 @@ impl Hub {
         // Epochs go on growing through incarnations: each fences all before it.
         let former = self.agents.get(&agent).map_or(Epoch(0), |known| known.credential.epoch);
         let credential = Credential { epoch: credential.epoch.max(former), ..credential };
+        let configuration = configuration.filter(may_be_kept);
         let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
         if let Some(queue) = self.tasks.get_mut(&agent) {
             // Numbers of incarnations begin anew with a new claim: what took another's place is new
@@ -342,7 +383,7 @@ impl Hub {
         if enrolled.configuration.as_ref() == Some(&configuration) {
             return;
         }
-        enrolled.configuration = Some(configuration.clone()).filter(|configuration| configuration.secrets.is_empty());
+        enrolled.configuration = Some(&configuration).filter(|it| may_be_kept(it)).cloned();
         if let Some(conn) = enrolled.live {
             self.send(conn, FromHub::Configure(configuration));
         }
@@ -354,6 +395,11 @@ impl Hub {
             self.refuse(conn, going_down());
         }
     }
+}
+
+/// Secrets go to the runtime and stay nowhere else.
+fn may_be_kept(configuration: &Configuration) -> bool {
+    configuration.secrets.is_empty()
 }
 
 fn going_down() -> Refusal {

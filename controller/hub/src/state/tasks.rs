@@ -115,6 +115,11 @@ impl TaskQueue {
         self.entries.is_empty()
     }
 
+    /// How many tasks are not over.
+    pub(super) fn open(&self) -> u32 {
+        u32::try_from(self.entries.iter().filter(|entry| !entry.is_over()).count()).unwrap_or(u32::MAX)
+    }
+
     /// The task to send in this session now, if any: none while another may be running. It is to be
     /// stored before it is sent, also when it was sent before, since its first record may have failed.
     pub(super) fn next_to_send(&mut self, incarnation: Incarnation, epoch: Epoch, now: Timestamp) -> Option<Task> {

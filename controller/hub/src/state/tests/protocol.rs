@@ -130,7 +130,7 @@ fn the_example_of_a_handshake_holds() {
 }
 
 #[test]
-fn the_digest_of_a_configuration_is_the_one_of_the_example() {
+fn the_example_of_configured_says_back_the_mark_of_configure() {
     let configure = parsed::<Envelope<FromHub>>("from-hub").into_iter().find_map(|it| match it.body {
         FromHub::Configure(configuration) => Some(configuration.digest.clone()),
         _ => None,

@@ -55,12 +55,14 @@ fn a_task_runs_and_its_end_is_stored_before_it_is_acknowledged() {
         output: "out".to_owned(),
         ..running
     };
-    let [Effect::Store(record), Effect::Notify(notice), Effect::Send { body, .. }] = effects.as_slice() else {
+    let [Effect::Store(record), Effect::Notify(notice), Effect::Send { body, .. }, activity] = effects.as_slice()
+    else {
         panic!("{effects:?}");
     };
     assert_eq!(*record, Record::Task(over.clone()));
     assert_eq!(*notice, Notice::TaskEnded(over));
     assert_eq!(*body, FromHub::TaskAck(of(&task)));
+    assert_eq!(*activity, Effect::Notify(Notice::Activity { agent: name("web") }));
 }
 
 #[test]
@@ -69,13 +71,13 @@ fn that_a_task_is_sent_is_stored_before_it_is_each_time() {
     let task = task("web");
     let is_sent = Task { state: TaskState::Sent { incarnation: Incarnation(1) }, ..task.clone() };
     let effects = world.tell(Event::Submit(task.clone()));
-    let [Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }] = effects.as_slice() else {
+    let [Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }, _] = effects.as_slice() else {
         panic!("{effects:?}");
     };
     assert_eq!((record, order.task), (&Record::Task(is_sent.clone()), of(&task)));
     // The first record may have failed.
     let again = reconnect(&mut world, 2);
-    let [.., Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }] = again.as_slice() else {
+    let [.., Effect::Store(record), Effect::Send { body: FromHub::Task(order), .. }, _] = again.as_slice() else {
         panic!("{again:?}");
     };
     assert_eq!((record, order.task), (&Record::Task(is_sent), of(&task)));
