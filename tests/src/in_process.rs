@@ -66,7 +66,7 @@ pub async fn start(state: &Path, drivers: &[&Fake]) -> Running {
 pub async fn start_with(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>) -> Running {
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
     let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat };
-    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true };
+    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true, host: None };
     let drivers = drivers.iter().map(|fake| Arc::new(Fake::clone(fake)) as Arc<dyn Driver>).collect();
     Running::start(config, drivers).await.expect("the controller starts")
 }

@@ -642,7 +642,7 @@ impl Controller {
         let folder = tempfile::tempdir().expect("a folder");
         let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
         let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
-        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None, up: false };
+        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None, up: false, host: None };
         let fake = Fake::new(DriverName::Qemu, Fake::capabilities_default());
         let running = crate::Running::start(config, vec![Arc::new(fake)]).await.expect("a controller");
         let controller = running.controller().clone();

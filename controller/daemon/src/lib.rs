@@ -17,6 +17,7 @@ mod core;
 pub mod disk;
 #[doc(hidden)]
 pub mod engine;
+mod host;
 pub mod http;
 mod hub_storage;
 mod ledger;

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,6 +25,7 @@ use vm_agent_schemas::fleet::{DriverName, Fleet, HubSettings};
 use vm_agent_schemas::ids::Life;
 use vm_agent_schemas::names::FleetName;
 use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT};
+use vm_agent_schemas::observe::Host;
 use vm_agent_schemas::plan::Plan;
 use vm_agent_schemas::wire::HUB_PATH;
 use vm_agent_store::{self as store, StateDir, StateDirError, Store, StoreError};
@@ -34,8 +35,10 @@ use crate::core::Core;
 use crate::disk::LedgerError;
 use crate::engine::job::HubAddress;
 use crate::engine::life;
-use crate::engine::memory::{HEARTBEAT, silence};
+use crate::engine::memory::{HEARTBEAT, Memory, silence};
+
 use crate::engine::records::{Change, NEVER_BLOWN};
+use crate::host::host;
 use crate::http::{self, Door};
 use crate::hub_storage::HubStorage;
 use crate::ledger::Ledger;
@@ -78,6 +81,8 @@ pub struct Config {
     pub fleet: Option<FleetName>,
     /// Whether the fleet is wanted up, whatever an earlier life was told.
     pub up: bool,
+    /// What this host has that machines take; nothing, and no budget holds but those in the file.
+    pub host: Option<Host>,
 }
 
 /// Why a controller can't run.
@@ -147,7 +152,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let drivers = drivers(&options.state_dir, options.program.clone());
-    let config = Config { state_dir: options.state_dir, hub: options.hub, fleet: options.fleet, up: options.up };
+    let Options { state_dir, hub, fleet, up, .. } = options;
+    let config = Config { state_dir, hub, fleet, up, host: host() };
     let running = Running::start(config, drivers).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -273,7 +279,7 @@ impl Running {
             stop,
             logs: Logs::new(folder.join("logs")),
             metrics: Metrics::new()?,
-            memory: Default::default(),
+            memory: Mutex::new(Memory::of(config.host)),
             silence: silence(heartbeat),
             state_dir: folder.path().to_owned(),
             addresses,

@@ -9,7 +9,7 @@ use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::Claim;
+use vm_agent_schemas::observe::{Claim, Host};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::HealthReport;
 
@@ -38,6 +38,8 @@ pub struct Memory {
     last_success: Option<Timestamp>,
     /// The drivers that did not answer when it was last told.
     silent: BTreeSet<DriverName>,
+    /// What this host has.
+    host: Option<Host>,
 }
 
 /// What is seen and heard at one moment.
@@ -54,6 +56,12 @@ pub struct Moment {
 }
 
 impl Memory {
+    /// What a life on this host remembers when it begins.
+    #[must_use]
+    pub fn of(host: Option<Host>) -> Self {
+        Self { host, ..Self::default() }
+    }
+
     /// Everything that a plan is made from.
     pub fn inputs(&mut self, records: &Records, moment: Moment) -> Inputs {
         let Moment { drivers, sessions, silence, clock } = moment;
@@ -61,7 +69,8 @@ impl Memory {
         // Not before anything that is seen, even by a clock that was set back: else a crash would be
         // newer than the backoff that was set for it, and count again and again.
         let now = latest(&drivers).map_or(clock, |seen| seen.max(clock));
-        Inputs { drivers, sessions, last_success: self.last_success, silence, ..records.inputs(now) }
+        let (last_success, host) = (self.last_success, self.host);
+        Inputs { drivers, sessions, last_success, silence, host, ..records.inputs(now) }
     }
 
     /// The runtimes heard of: those connected now, and when the others were last heard.
@@ -79,12 +88,12 @@ impl Memory {
                 connected: true,
                 last_seen: session.last_seen,
                 configured: session.configured.clone(),
-                problems: Vec::new(),
+                problems: session.problems.clone(),
                 ailing: session.health.as_ref().is_some_and(is_ailing),
-                busy: false,
-                active_at: session.connected_at,
-                tasks: session.health.as_ref().map_or(0, |report| report.tasks),
-                streams: session.health.as_ref().map_or(0, |report| report.streams),
+                busy: session.busy,
+                active_at: session.active_at,
+                tasks: session.tasks,
+                streams: session.streams,
                 services: session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default(),
             };
             self.heard.insert(session.agent.clone(), seen);
