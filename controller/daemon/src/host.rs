@@ -7,8 +7,8 @@ use vm_agent_schemas::units::ByteSize;
 /// What this host has, or what the control group leaves of it that the controller runs in; nothing
 /// where that can't be found out.
 pub(crate) fn host() -> Option<Host> {
-    let system =
-        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(kind).ok()?;
     let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
     let memory = system.total_memory().min(limit);
     let cpus = std::thread::available_parallelism().ok()?.get();
