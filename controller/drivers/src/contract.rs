@@ -3,13 +3,16 @@
 //! A test runs each of [`CHECKS`] with a new driver that has no instances. A check that fails panics
 //! with what it expected and what it found.
 
+use std::fs;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+use vm_agent_schemas::fleet::Mount;
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
@@ -36,10 +39,29 @@ pub trait World: Send + Sync {
         Sizes { cpus: if larger { 2 } else { 1 }, memory, disk: ByteSize::from_gib(5 * factor) }
     }
 
+    /// A new, empty folder of the host that may be mounted. The world deletes it when it ends.
+    fn folder(&self) -> PathBuf;
+
+    /// A file of an instance, by a path as those of mounts are.
+    async fn read(&self, _instance: &InstanceName, _path: &str) -> Look {
+        Look::Unable
+    }
+
     /// How long an instance may take to show what was done to it.
     fn patience(&self) -> Duration {
         Duration::from_secs(10)
     }
+}
+
+/// What a look at a file of an instance showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing: the world can't look into instances.
+    Unable,
+    /// There is no such file.
+    Absent,
+    /// What is in it.
+    Content(String),
 }
 
 /// One promise, to be checked on a driver without instances.
@@ -86,6 +108,9 @@ pub const CHECKS: &[Check] = checks![
     creates_at_once_do_not_mix_up,
     starts_at_once_start_one_machine,
     the_nonce_can_be_read_back,
+    an_instance_has_the_mounts_of_its_last_start,
+    the_hosts_folders_outlive_the_instance,
+    a_folder_that_is_not_there_fails_the_start_until_it_is,
 ];
 
 /// An order for an instance of this name with a nonce of its own, for tests.
@@ -118,6 +143,12 @@ struct Subject<'a> {
 impl Subject<'_> {
     fn order(self, name: &str) -> CreateOrder {
         CreateOrder { image: self.world.image(), sizes: self.world.sizes(false), ..an_order(name) }
+    }
+
+    /// An order with a folder of the host in it, where the driver can mount any.
+    fn mounting(self, name: &str) -> CreateOrder {
+        let folder = self.driver.capabilities().mounts.then(|| self.world.folder());
+        CreateOrder { mounts: folder.map(|folder| mounted(&folder)).unwrap_or_default(), ..self.order(name) }
     }
 
     async fn created(self, name: &str) -> CreateOrder {
@@ -157,6 +188,20 @@ impl Subject<'_> {
         }
     }
 
+    /// Expects the note of the mounted folder in the instance to say this, or not to be there.
+    async fn expect_note(self, order: &CreateOrder, content: Option<&str>) {
+        let expected = content.map_or(Look::Absent, |content| Look::Content(content.to_owned()));
+        let deadline = Instant::now() + self.world.patience();
+        loop {
+            let found = self.world.read(&order.instance, &format!("{PLACE}/{NOTE}")).await;
+            if found == expected || found == Look::Unable {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the note should be {expected:?}, and is {found:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Expects that no instance has this name.
     async fn expect_absent(self, name: &InstanceName) {
         let found = self.look(name).await;
@@ -175,6 +220,19 @@ macro_rules! expect_error {
             other => panic!("{} should be refused as {}, and gave {other:?}", $what, stringify!($kind)),
         }
     };
+}
+
+/// Where the checks mount, and the file that they look for there.
+const PLACE: &str = "shared/src";
+const NOTE: &str = "note.txt";
+
+fn mounted(folder: &Path) -> Mounts {
+    Mounts::from([(PLACE.to_owned(), Mount { source: folder.to_owned(), writable: true })])
+}
+
+/// Writes the note that is looked for into a folder of the host.
+fn note(folder: &Path, content: &str) {
+    fs::write(folder.join(NOTE), content).expect("the world's folders can be written");
 }
 
 fn with_other_nonce(order: &CreateOrder) -> CreateOrder {
@@ -370,7 +428,9 @@ async fn a_destroy_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_
 }
 
 async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Subject<'_>) {
-    let order = subject.created("web").await;
+    let order = subject.mounting("web");
+    order.mounts.values().for_each(|mount| note(&mount.source, "seen"));
+    ok("creating it", subject.driver.create(&order).await);
     let (target, driver) = (order.target(), subject.driver);
     for polls in 1..=GIVE_UP_POINTS {
         let stopped = give_up_after(polls, driver.stop(&target)).await;
@@ -382,6 +442,7 @@ async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Su
         let started = give_up_after(polls, driver.start(&target, &order.seed, &order.mounts)).await;
         ok("starting after a start that was given up", driver.start(&target, &order.seed, &order.mounts).await);
         subject.expect(&order, InstanceState::Running).await;
+        subject.expect_note(&order, driver.capabilities().mounts.then_some("seen")).await;
         if stopped && started {
             return;
         }
@@ -417,6 +478,79 @@ async fn the_nonce_can_be_read_back(subject: Subject<'_>) {
     }
     let target = Target { nonce: order.seed.nonce.clone(), ..order.target() };
     ok("stopping with the nonce", subject.driver.stop(&target).await);
+}
+
+async fn an_instance_has_the_mounts_of_its_last_start(subject: Subject<'_>) {
+    let (driver, folders) = (subject.driver, [subject.world.folder(), subject.world.folder()]);
+    note(&folders[0], "first");
+    note(&folders[1], "second");
+    let order = CreateOrder { mounts: mounted(&folders[0]), ..subject.order("web") };
+    let created = driver.create(&order).await;
+    if !driver.capabilities().mounts {
+        expect_error!("mounting what can't be mounted", created, Unsupported);
+        return subject.expect_absent(&order.instance).await;
+    }
+    ok("creating it with a mount", created);
+    subject.expect_note(&order, Some("first")).await;
+    note(&folders[0], "changed");
+    subject.expect_note(&order, Some("changed")).await;
+    for (mounts, content) in
+        [(mounted(&folders[1]), Some("second")), (Mounts::new(), None), (order.mounts.clone(), Some("changed"))]
+    {
+        ok("stopping", driver.stop(&order.target()).await);
+        ok("starting with other mounts", driver.start(&order.target(), &order.seed, &mounts).await);
+        subject.expect(&order, InstanceState::Running).await;
+        subject.expect_note(&order, content).await;
+    }
+}
+
+async fn the_hosts_folders_outlive_the_instance(subject: Subject<'_>) {
+    if !subject.driver.capabilities().mounts {
+        return;
+    }
+    let folder = subject.world.folder();
+    let inner = folder.join("inner");
+    fs::create_dir(&inner).expect("the world's folders can be written");
+    note(&inner, "in a folder");
+    note(&folder, "kept");
+    let order = CreateOrder { mounts: mounted(&folder), ..subject.order("web") };
+    for stop in [false, true] {
+        ok("creating it with a mount", subject.driver.create(&order).await);
+        if stop {
+            ok("stopping", subject.driver.stop(&order.target()).await);
+        }
+        ok("destroying", subject.driver.destroy(&order.target()).await);
+        for (path, content) in [(inner.join(NOTE), "in a folder"), (folder.join(NOTE), "kept")] {
+            let found = fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(found, content, "{} should be as it was", path.display());
+        }
+    }
+}
+
+async fn a_folder_that_is_not_there_fails_the_start_until_it_is(subject: Subject<'_>) {
+    let driver = subject.driver;
+    if !driver.capabilities().mounts {
+        return;
+    }
+    let folder = subject.world.folder().join("later");
+    let appears = || {
+        fs::create_dir(&folder).expect("the world's folders can be written");
+        note(&folder, "there now");
+    };
+    let order = CreateOrder { mounts: mounted(&folder), ..subject.order("web") };
+    expect_error!("creating with a folder that is not there", driver.create(&order).await, Failed);
+    appears();
+    ok("creating once the folder is there", driver.create(&order).await);
+    subject.expect(&order, InstanceState::Running).await;
+    ok("stopping", driver.stop(&order.target()).await);
+    fs::remove_dir_all(&folder).expect("the world's folders can be deleted");
+    let started = driver.start(&order.target(), &order.seed, &order.mounts).await;
+    expect_error!("starting with a folder that is not there", started, Failed);
+    subject.expect(&order, InstanceState::Stopped).await;
+    appears();
+    ok("starting once the folder is there", driver.start(&order.target(), &order.seed, &order.mounts).await);
+    subject.expect(&order, InstanceState::Running).await;
+    subject.expect_note(&order, Some("there now")).await;
 }
 
 /// Drives calls side by side until all have succeeded.

@@ -44,8 +44,8 @@ pub trait Driver: Send + Sync {
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError>;
 
     /// Starts an instance, with a new seed where the driver can hand one over, and with these mounts and
-    /// no others. Already running:
-    /// nothing happens. A seed with another nonce than the target's is refused.
+    /// no others. Already running: nothing happens. A seed with another nonce than the target's is
+    /// refused.
     async fn start(&self, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<(), DriverError>;
 
     /// Stops an instance: first by asking it, then by the hard means. Already stopped: nothing
@@ -88,7 +88,9 @@ pub struct CreateOrder {
     pub mounts: Mounts,
 }
 
-/// Folders of the host in an instance, by the path that they have there.
+/// Folders of the host in an instance, by the path that they have there: absolute, or below the work
+/// folder. One that is not on the host fails the start. A driver without [`Capabilities::mounts`]
+/// refuses any as [`DriverError::Unsupported`].
 pub type Mounts = BTreeMap<String, Mount>;
 
 impl CreateOrder {

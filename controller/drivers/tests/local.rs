@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
-use vm_agent_drivers::contract::{self, CHECKS, World, an_order};
+use vm_agent_drivers::contract::{self, CHECKS, Look, World, an_order};
 use vm_agent_drivers::local::{Local, RuntimeProgram};
-use vm_agent_drivers::{CreateOrder, Driver, DriverError};
+use vm_agent_drivers::{CreateOrder, Driver, DriverError, Mounts};
+use vm_agent_schemas::fleet::Mount;
 use vm_agent_schemas::ids::Nonce;
-use vm_agent_schemas::layout::{INSTANCE_VARIABLE, LOCK_FILE, LOG_FILE, SEED_FILE};
+use vm_agent_schemas::layout::{INSTANCE_VARIABLE, LOCK_FILE, LOG_FILE, SEED_FILE, WORK_DIR};
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::InstanceState;
 
@@ -77,6 +78,15 @@ impl World for Ground {
     async fn crash(&self, instance: &InstanceName) {
         let text = fs::read_to_string(self.local.folder(instance).join(LOCK_FILE)).unwrap();
         kill(Pid::from_raw(text.parse().unwrap()).unwrap()).await;
+    }
+
+    fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(&self.root).unwrap().keep()
+    }
+
+    async fn read(&self, instance: &InstanceName, path: &str) -> Look {
+        let read = fs::read_to_string(self.local.folder(instance).join(WORK_DIR).join(path));
+        read.map_or(Look::Absent, Look::Content)
     }
 }
 
@@ -258,6 +268,46 @@ async fn a_start_hands_over_a_new_seed_and_a_running_runtime_keeps_its_own() {
     ground.local.start(&order.target(), &seed, &order.mounts).await.unwrap();
     assert_eq!(token(), renewed);
     ground.local.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_no_more_fails_the_start_in_a_sentence_and_loses_nothing() {
+    let ground = Ground::new(&[]);
+    let order = ground.created().await;
+    ground.local.stop(&order.target()).await.unwrap();
+    let renewed = contract::an_order("web").seed.join_token;
+    let seed = vm_agent_schemas::wire::Seed { join_token: renewed, ..order.seed.clone() };
+    // What can't be written: a folder where a file should be, and on Linux a device that is always full.
+    let in_the_way = ground.file("seed.json.new");
+    let mut obstacles = vec![("Is a directory", None)];
+    if cfg!(target_os = "linux") {
+        obstacles.push(("No space left on device", Some("/dev/full")));
+    }
+    for (words, device) in obstacles {
+        match device {
+            None => fs::create_dir(&in_the_way).unwrap(),
+            Some(device) => std::os::unix::fs::symlink(device, &in_the_way).unwrap(),
+        }
+        let error = ground.local.start(&order.target(), &seed, &order.mounts).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("{}: {words}", ground.file(SEED_FILE).display())), "{error}");
+        assert_eq!(ground.state().await, InstanceState::Stopped);
+        assert_eq!(ground.local.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+        if device.is_some() { fs::remove_file(&in_the_way) } else { fs::remove_dir(&in_the_way) }.unwrap();
+    }
+    ground.local.start(&order.target(), &seed, &order.mounts).await.unwrap();
+    ground.local.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_work_folder_that_is_none_fails_a_start_with_mounts_and_names_it() {
+    let ground = Ground::new(&[]);
+    let order = ground.created().await;
+    ground.local.stop(&order.target()).await.unwrap();
+    fs::write(ground.file(WORK_DIR), "").unwrap();
+    let mounts = Mounts::from([("src".to_owned(), Mount { source: ground.folder(), writable: false })]);
+    let error = ground.local.start(&order.target(), &order.seed, &mounts).await.unwrap_err().to_string();
+    assert!(error.contains(&ground.file(WORK_DIR).display().to_string()), "{error}");
+    assert_eq!(ground.state().await, InstanceState::Stopped);
 }
 
 #[cfg(target_os = "linux")]

@@ -63,6 +63,9 @@ impl fmt::Debug for Fake {
 struct State {
     instances: BTreeMap<InstanceName, Instance>,
     script: Script,
+    /// What each instance that ever came up was last started with.
+    mounts: BTreeMap<InstanceName, Mounts>,
+    folders_are_real: bool,
     nonces: NonceSight,
     calls: Vec<(Call, Option<InstanceName>)>,
     under_way: usize,
@@ -86,6 +89,8 @@ impl Fake {
     pub fn new(name: DriverName, capabilities: Capabilities) -> Self {
         let state = State {
             instances: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            folders_are_real: false,
             script: Script::default(),
             nonces: NonceSight::Listed,
             calls: Vec::new(),
@@ -97,8 +102,8 @@ impl Fake {
         Self { name, capabilities, world: Arc::new(Mutex::new(state)) }
     }
 
-    /// What a plain driver of machines can do: images, sizes that need a stop, four lanes, and
-    /// deadlines of a minute.
+    /// What a plain driver of machines can do: images, sizes that need a stop and are taken of this
+    /// host, mounts, four lanes, and deadlines of a minute.
     #[must_use]
     pub fn capabilities_default() -> Capabilities {
         let minute = Span::from_secs(60);
@@ -110,8 +115,8 @@ impl Fake {
             live_snapshot: false,
             clone_from_snapshot: false,
             labels: false,
-            mounts: false,
-            uses_host: false,
+            mounts: true,
+            uses_host: true,
             calls_outlive_controller: false,
             lanes: 4,
             deadlines: Deadlines {
@@ -141,6 +146,12 @@ impl Fake {
         self.state().nonces = sight;
     }
 
+    /// Has the fake look, from now on, whether the folders that it is to mount are on this host. Until
+    /// then any folder will do.
+    pub fn folders_are_real(&self) {
+        self.state().folders_are_real = true;
+    }
+
     /// Calls `hook` with the seed of each machine that comes up from now on, so that a test can
     /// attach a simulated runtime. The world may be looked at and changed from within.
     pub fn on_up(&self, hook: UpHook) {
@@ -156,6 +167,14 @@ impl Fake {
     #[must_use]
     pub fn instances(&self) -> Vec<Instance> {
         self.state().instances.values().cloned().collect()
+    }
+
+    /// What an instance was last started with; nothing for one that never came up.
+    #[must_use]
+    pub fn mounts(&self, instance: &str) -> Option<Mounts> {
+        let world = self.state();
+        let found = world.mounts.iter().find(|(name, _)| name.as_str() == instance);
+        found.map(|(_, mounts)| mounts.clone())
     }
 
     /// Puts an instance into the world, in the place of one of the same name: a foreign one, say.
@@ -200,7 +219,7 @@ impl Fake {
         let removed = {
             let mut world = self.state();
             let name = world.instances.keys().find(|name| name.as_str() == instance).cloned();
-            name.and_then(|name| world.instances.remove(&name))
+            name.and_then(|name| world.take(&name))
         };
         self.tell(removed.map_or(Effect::None, |removed| went_down(&removed)));
     }
@@ -322,6 +341,13 @@ impl Fake {
         let reason = "its new seed is that of another instance".to_owned();
         Err(self.failure(Call::Start, Some(&target.instance), reason))
     }
+
+    fn check_mounts(&self, mounts: &Mounts) -> Result<(), DriverError> {
+        if self.capabilities.mounts || mounts.is_empty() {
+            return Ok(());
+        }
+        Err(DriverError::Unsupported { driver: self.name, what: "mount folders of the host".to_owned() })
+    }
 }
 
 /// A call that changes something, from its begin until it is answered or given up.
@@ -361,20 +387,26 @@ impl State {
         }
     }
 
-    fn bring_up(&mut self, call: Call, target: &Target, seed: &Seed) -> Result<Effect, DriverError> {
+    fn bring_up(&mut self, call: Call, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<Effect, DriverError> {
+        let name = target.instance.clone();
+        let absent = mounts.values().find(|mount| self.folders_are_real && !mount.source.is_dir());
         let found = self.ours(target)?;
-        match found.state {
-            InstanceState::Running => Ok(Effect::None),
-            InstanceState::Deleted => Err(DriverError::Failed {
-                action: call.verb(),
-                instance: target.instance.clone(),
-                reason: "it is deleted and still holds its name".to_owned(),
-            }),
-            _ => {
+        let problem = match (found.state, absent) {
+            (InstanceState::Running, _) => return Ok(Effect::None),
+            (InstanceState::Deleted, _) => "it is deleted and still holds its name".to_owned(),
+            (_, Some(absent)) => format!("there is no folder {} on the host", absent.source.display()),
+            (_, None) => {
                 found.state = InstanceState::Running;
-                Ok(Effect::Up(seed.clone()))
+                self.mounts.insert(name, mounts.clone());
+                return Ok(Effect::Up(seed.clone()));
             }
-        }
+        };
+        Err(DriverError::Failed { action: call.verb(), instance: name, reason: problem })
+    }
+
+    fn take(&mut self, instance: &InstanceName) -> Option<Instance> {
+        self.mounts.remove(instance);
+        self.instances.remove(instance)
     }
 
     fn bring_down(&mut self, target: &Target) -> Result<Effect, DriverError> {
@@ -409,16 +441,20 @@ impl Driver for Fake {
 
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
         let sizes = self.capabilities.sizes.then_some(order.sizes);
-        let make = |world: &mut State| world.make(order, sizes);
-        let start = |world: &mut State| world.bring_up(Call::Create, &order.target(), &order.seed);
+        let make = |world: &mut State| {
+            self.check_mounts(&order.mounts)?;
+            world.make(order, sizes)
+        };
+        let start = |world: &mut State| world.bring_up(Call::Create, &order.target(), &order.seed, &order.mounts);
         self.call(Call::Create, Some(&order.instance), &[&make, &start]).await
     }
 
-    async fn start(&self, target: &Target, seed: &Seed, _mounts: &Mounts) -> Result<(), DriverError> {
+    async fn start(&self, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<(), DriverError> {
         let start = |world: &mut State| {
             world.ours(target)?;
             self.check_seed(target, seed)?;
-            world.bring_up(Call::Start, target, seed)
+            self.check_mounts(mounts)?;
+            world.bring_up(Call::Start, target, seed, mounts)
         };
         self.call(Call::Start, Some(&target.instance), &[&start]).await
     }
@@ -449,7 +485,7 @@ impl Driver for Fake {
             Err(DriverError::Missing { .. }) => Ok(Effect::None),
             found => {
                 let effect = went_down(found?);
-                world.instances.remove(&target.instance);
+                world.take(&target.instance);
                 Ok(effect)
             }
         };
@@ -467,19 +503,50 @@ impl Driver for Fake {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
+    use vm_agent_schemas::fleet::Mount;
+
     use super::*;
-    use crate::contract::{self, an_order};
+    use crate::contract::{self, Look, an_order};
 
     fn a_fake() -> Fake {
         Fake::new(DriverName::Multipass, Fake::capabilities_default())
     }
 
+    /// A fake on a host of its own.
+    struct Ground {
+        fake: Fake,
+        host: tempfile::TempDir,
+    }
+
+    impl Ground {
+        fn new(capabilities: Capabilities, sight: NonceSight) -> Self {
+            let fake = Fake::new(DriverName::Qemu, capabilities);
+            fake.show_nonces(sight);
+            fake.folders_are_real();
+            Self { fake, host: tempfile::tempdir().unwrap() }
+        }
+    }
+
     #[async_trait]
-    impl contract::World for Fake {
+    impl contract::World for Ground {
         async fn crash(&self, instance: &InstanceName) {
-            Fake::crash(self, instance.as_str());
+            self.fake.crash(instance.as_str());
+        }
+
+        fn folder(&self) -> PathBuf {
+            tempfile::tempdir_in(&self.host).unwrap().keep()
+        }
+
+        async fn read(&self, instance: &InstanceName, path: &str) -> Look {
+            let mounts = self.fake.mounts(instance.as_str()).unwrap_or_default();
+            let inside = |(target, mount): (&String, &Mount)| {
+                let rest = Path::new(path).strip_prefix(target).ok()?;
+                std::fs::read_to_string(mount.source.join(rest)).ok()
+            };
+            mounts.iter().find_map(inside).map_or(Look::Absent, Look::Content)
         }
     }
 
@@ -492,13 +559,13 @@ mod tests {
     async fn the_fake_keeps_the_contract_with_all_capabilities() {
         let running = Capabilities { resize_running: true, ..Fake::capabilities_default() };
         let sizeless = Capabilities { sizes: false, ..Fake::capabilities_default() };
-        for capabilities in [Fake::capabilities_default(), running, sizeless] {
+        let mountless = Capabilities { mounts: false, ..Fake::capabilities_default() };
+        for capabilities in [Fake::capabilities_default(), running, sizeless, mountless] {
             for sight in [NonceSight::Listed, NonceSight::Proved, NonceSight::Hidden] {
                 for check in contract::CHECKS {
-                    let fake = Fake::new(DriverName::Qemu, capabilities.clone());
-                    fake.show_nonces(sight);
-                    check.run(&fake, &fake).await;
-                    assert_eq!(fake.under_way(), 0, "{}", check.name);
+                    let ground = Ground::new(capabilities.clone(), sight);
+                    check.run(&ground.fake, &ground).await;
+                    assert_eq!(ground.fake.under_way(), 0, "{}", check.name);
                 }
             }
         }
@@ -573,9 +640,28 @@ mod tests {
         fake.create(&order).await.unwrap();
         fake.tombstone("web");
         assert_eq!(fake.list().await.unwrap()[0].state, InstanceState::Deleted);
-        assert!(matches!(fake.start(&order.target(), &order.seed, &order.mounts).await, Err(DriverError::Failed { .. })));
+        assert!(matches!(
+            fake.start(&order.target(), &order.seed, &order.mounts).await,
+            Err(DriverError::Failed { .. })
+        ));
         fake.destroy(&order.target()).await.unwrap();
         assert_eq!(fake.instances(), []);
+    }
+
+    #[tokio::test]
+    async fn what_an_instance_was_last_started_with_is_remembered_while_it_exists() {
+        let (fake, mut order) = (a_fake(), an_order("web"));
+        let mounts = Mounts::from([("src".to_owned(), Mount { source: "/made/up".into(), writable: false })]);
+        order.mounts = mounts.clone();
+        assert_eq!(fake.mounts("web"), None);
+        fake.create(&order).await.unwrap();
+        fake.start(&order.target(), &order.seed, &Mounts::new()).await.unwrap();
+        assert_eq!(fake.mounts("web"), Some(mounts), "a start of what runs changes nothing");
+        fake.stop(&order.target()).await.unwrap();
+        fake.start(&order.target(), &order.seed, &Mounts::new()).await.unwrap();
+        assert_eq!(fake.mounts("web"), Some(Mounts::new()));
+        fake.destroy(&order.target()).await.unwrap();
+        assert_eq!(fake.mounts("web"), None);
     }
 
     #[tokio::test]

@@ -55,7 +55,8 @@ impl Folder {
         &self.path
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// A file or folder in it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -165,17 +166,22 @@ impl Folder {
         result
     }
 
-    /// Writes the seed, unless it is there already. A crash leaves the old one or the new one.
+    /// Writes the seed, unless it is there already.
     pub(super) fn write_seed(&self, seed: &Seed) -> io::Result<()> {
-        let path = self.file(layout::SEED_FILE);
-        let bytes = serde_json::to_vec_pretty(seed)?;
+        self.write(layout::SEED_FILE, &serde_json::to_vec_pretty(seed)?)
+    }
+
+    /// Writes a file that only the owner may read, unless it says this already. A crash leaves the old
+    /// one or the new one.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.file(name);
         if fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
         }
         let new = path.with_extension("json.new");
         let write = || {
             let mut file = create_private(&new)?;
-            file.write_all(&bytes)?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&new, &path)
         };
@@ -282,7 +288,8 @@ fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-fn private_dirs(path: &Path) -> io::Result<()> {
+/// Makes a folder that only the owner may enter, and those on the way to it.
+pub(super) fn private_dirs(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
 }
 
@@ -292,7 +299,7 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Puts the path before the operating system's words, which don't tell it.
-fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -374,12 +381,14 @@ mod tests {
         let (root, folder) = a_folder();
         let kept = tempfile::tempdir().unwrap();
         fs::write(kept.path().join("kept"), "").unwrap();
+        fs::set_permissions(kept.path(), Permissions::from_mode(0o500)).unwrap();
         let inner = folder.path.join("cache/inner");
         fs::create_dir_all(&inner).unwrap();
         std::os::unix::fs::symlink(kept.path(), inner.join("link")).unwrap();
         fs::set_permissions(&inner, Permissions::from_mode(0o500)).unwrap();
         open_up(&folder.path);
-        assert_eq!(fs::metadata(&inner).unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&inner), mode(kept.path())), (0o700, 0o500));
         remove_tree(&folder.path).unwrap();
         remove_tree(&folder.path).unwrap();
         assert_eq!(entries(root.path()).unwrap(), []);

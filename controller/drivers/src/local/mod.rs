@@ -7,6 +7,8 @@
 //!                   runtime.lock   locked as long as a runtime lives; its pid
 //!                   stopped        it is down because it was stopped
 //!                   runtime.log    what the runtime writes
+//!                   work/          where tasks and sessions run; mounts are links in it
+//!                   mounts.json    the links in it that are this driver's
 //! <root>/.making-<instance>.*      being made; renamed when whole
 //! <root>/.gone-<instance>.*        being deleted; the name is free already
 //! ```
@@ -15,6 +17,11 @@
 //! is Running; else `stopped` tells Stopped from Failed. Every process of an instance carries the
 //! nonce in its environment, so that what a killed runtime leaves behind is found and ended.
 //!
+//! A mount is a symbolic link in the work folder to the folder of the host. **`writable: false` is not
+//! enforced**: a runtime that is the controller's own user may write wherever that user may, mounted or
+//! not. For the same reason there is no place for a mount outside of the work folder: `/src` would be
+//! the host's own. Deleting an instance deletes its links and never what they lead to.
+//!
 //! One root belongs to one [`Local`]: it lies in the controller's state folder, which is locked.
 //! Calls on one instance wait for each other, and a call that its caller gave up counts until the
 //! piece of work is over that it was in.
@@ -22,6 +29,7 @@
 mod folder;
 mod hold;
 mod launch;
+mod mounts;
 mod process;
 
 use std::error::Error;
@@ -91,14 +99,23 @@ impl Local {
         }
     }
 
-    /// Has a runtime run in the folder.
-    async fn bring_up(&self, act: Act<'_>, hold: &Hold, folder: &Folder, nonce: &Nonce) -> Result<(), DriverError> {
+    /// Has a runtime run in the folder, with these mounts in it.
+    async fn bring_up(
+        &self,
+        act: Act<'_>,
+        hold: &Hold,
+        folder: &Folder,
+        nonce: &Nonce,
+        mounts: &Mounts,
+    ) -> Result<(), DriverError> {
         let looked = folder.clone();
         if hold.blocking(move || looked.is_held()).await.map_err(|error| act.failed(&error))? {
             return Ok(());
         }
         // A runtime that was killed has left the processes of its tasks behind.
         process::sweep(hold, nonce).await.map_err(|error| act.failed(&error))?;
+        let (mounted, mounts) = (folder.clone(), mounts.clone());
+        hold.blocking(move || mounts::apply(&mounted, &mounts)).await.map_err(|error| act.failed(&error))?;
         let launched = launch::launch(hold, &self.program, folder, nonce).await;
         launched.map_err(|error| act.failed(&error))
     }
@@ -134,7 +151,8 @@ impl Driver for Local {
             live_snapshot: false,
             clone_from_snapshot: false,
             labels: false,
-            mounts: false,
+            mounts: true,
+            // Its processes take what they take of the host: there are no sizes to count.
             uses_host: false,
             // A call is made of short pieces of work in this process.
             calls_outlive_controller: false,
@@ -174,10 +192,10 @@ impl Driver for Local {
         if !ours {
             return Err(DriverError::Foreign { instance: order.instance.clone() });
         }
-        self.bring_up(act, &hold, &folder, &order.seed.nonce).await
+        self.bring_up(act, &hold, &folder, &order.seed.nonce, &order.mounts).await
     }
 
-    async fn start(&self, target: &Target, seed: &Seed, _mounts: &Mounts) -> Result<(), DriverError> {
+    async fn start(&self, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<(), DriverError> {
         let act = Act("start", &target.instance);
         let (hold, folder) = self.hold(act, target).await?;
         if seed.nonce != target.nonce {
@@ -186,7 +204,7 @@ impl Driver for Local {
         let (seeded, seed) = (folder.clone(), seed.clone());
         let seeded = hold.blocking(move || if seeded.is_held()? { Ok(()) } else { seeded.write_seed(&seed) }).await;
         seeded.map_err(|error| act.failed(&error))?;
-        self.bring_up(act, &hold, &folder, &target.nonce).await
+        self.bring_up(act, &hold, &folder, &target.nonce, mounts).await
     }
 
     async fn stop(&self, target: &Target) -> Result<(), DriverError> {
