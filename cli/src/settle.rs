@@ -200,6 +200,7 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::Capacity { .. }
         | WaitsFor::Window { .. }
         | WaitsFor::Unsupported { .. }
+        | WaitsFor::Problem { .. }
         | WaitsFor::TaskFailed { .. } => true,
         WaitsFor::EarlierStep
         | WaitsFor::Operation { .. }

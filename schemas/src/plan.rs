@@ -514,6 +514,14 @@ pub enum WaitsFor {
         task: TaskName,
         /// How it ended.
         outcome: String,
+        /// When it runs again as it is; nothing when it does not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<Timestamp>,
+    },
+    /// Somebody to look at something in the machine that does not work.
+    Problem {
+        /// What, in a sentence without its full stop.
+        what: String,
     },
 }
 
@@ -531,7 +539,11 @@ impl fmt::Display for WaitsFor {
             }
             Self::Lane { driver } => write!(f, "a free place in the lane of driver {driver}"),
             Self::Backoff { until, failures, last } => {
-                write!(f, "the next attempt at {until:.0} after {failures} {}; the last: {last}", if *failures == 1 { "failure" } else { "failures" })
+                write!(
+                    f,
+                    "the next attempt at {until:.0} after {failures} {}; the last: {last}",
+                    if *failures == 1 { "failure" } else { "failures" }
+                )
             }
             Self::Approval { id } => write!(f, "an approval ({})", id.short()),
             Self::Paused { fleet: true } => f.write_str("somebody to resume the fleet, which is paused"),
@@ -561,9 +573,14 @@ impl fmt::Display for WaitsFor {
             Self::UnknownState => f.write_str("the instance's state to become known"),
             Self::Runtime => f.write_str("the runtime to connect"),
             Self::TaskRunning { task } => write!(f, "task `{task}`, which is running"),
-            Self::TaskFailed { task, outcome } => {
-                write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again when its text changes")
+            Self::TaskFailed { task, outcome, next } => {
+                write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again ")?;
+                match next {
+                    Some(next) => write!(f, "at {next:.0}"),
+                    None => f.write_str("when its text changes"),
+                }
             }
+            Self::Problem { what } => write!(f, "somebody to look at it: {what}"),
         }
     }
 }

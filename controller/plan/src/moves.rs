@@ -214,7 +214,7 @@ fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
             }
             Standing::Failed(task) => {
                 let outcome = task.outcome.as_ref().map_or_else(String::new, ToString::to_string);
-                moves.wait(WaitsFor::TaskFailed { task: name.clone(), outcome });
+                moves.wait(WaitsFor::TaskFailed { task: name.clone(), outcome, next: None });
             }
         }
     }
