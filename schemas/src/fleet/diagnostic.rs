@@ -34,6 +34,9 @@ pub struct Diagnostic {
     pub excerpt: Option<String>,
 }
 
+/// Most findings that are told. Who has more has something else wrong than a hundred single things.
+pub(super) const FINDINGS_MAX: usize = 100;
+
 /// Most characters of a line that are shown.
 const EXCERPT_MAX: usize = 160;
 

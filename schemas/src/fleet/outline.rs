@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle};
 
-use super::diagnostic::{Finding, Place, Spot};
+use super::diagnostic::{FINDINGS_MAX, Finding, Place, Spot};
 use super::source::FILE_MAX;
 use super::syntax;
 
@@ -23,6 +23,8 @@ pub(super) struct Outline<'t> {
     root: Option<usize>,
     /// What is wrong though it can be read: keys that stand twice, tags, keys that are no texts.
     pub(super) findings: Vec<Finding>,
+    /// Whether there is a map that another is laid under.
+    pub(super) merges: bool,
 }
 
 #[derive(Debug)]
@@ -379,7 +381,7 @@ impl<'t> Builder<'t> {
             return;
         };
         let path = self.path();
-        self.outline.findings.push(Finding { path, ..finding });
+        self.note(Finding { path, ..finding });
     }
 
     /// A key with no name: it is told at its map.
@@ -393,10 +395,11 @@ impl<'t> Builder<'t> {
     }
 
     fn check_merge(&mut self, key: usize, value: usize) {
-        let is_map = |node: usize| matches!(self.outline.nodes[self.outline.meant(node)].kind, Kind::Map(_));
         if self.outline.word(key) != Some(MERGE) {
             return;
         }
+        self.outline.merges = true;
+        let is_map = |node: usize| matches!(self.outline.nodes[self.outline.meant(node)].kind, Kind::Map(_));
         let right = match &self.outline.nodes[self.outline.meant(value)].kind {
             Kind::Map(_) => true,
             Kind::List(items) => items.iter().all(|item| is_map(*item)),
@@ -407,7 +410,7 @@ impl<'t> Builder<'t> {
             let mut path = self.path();
             path.push(MERGE.to_owned());
             let finding = Finding { path, ..Finding::in_text(self.outline.nodes[value].place, message) };
-            self.outline.findings.push(finding.advised("write `<<: *name`, and `&name` at the map meant".to_owned()));
+            self.note(finding.advised("write `<<: *name`, and `&name` at the map meant".to_owned()));
         }
     }
 
@@ -419,7 +422,14 @@ impl<'t> Builder<'t> {
         let message = format!("the tag `{}` has no meaning in a fleet file", tag.original());
         let finding = Finding { path: self.path(), ..Finding::in_text(place, message) };
         let hint = "a text that begins with `!` is written in quotes";
-        self.outline.findings.push(finding.advised(hint.to_owned()));
+        self.note(finding.advised(hint.to_owned()));
+    }
+
+    /// What is told is bounded, and so is what is remembered.
+    fn note(&mut self, finding: Finding) {
+        if self.outline.findings.len() < FINDINGS_MAX {
+            self.outline.findings.push(finding);
+        }
     }
 
     /// The path of what comes next, or of the key that has just come.

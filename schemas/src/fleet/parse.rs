@@ -7,12 +7,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-pub(crate) use super::diagnostic::{Finding, nearest};
-
-use super::diagnostic::{Diagnostic, Place, Spot};
+use super::diagnostic::{Diagnostic, FINDINGS_MAX, Finding, Place, Spot};
 use super::file::FleetFile;
 use super::outline::Outline;
-use super::read::{self, FINDINGS_MAX, Report};
+use super::read::{self, Report};
 use super::resolve::{Fleet, resolve};
 use super::source::{SourceFile, lines, sound};
 use super::unite::{Repeat, unite};
@@ -113,9 +111,17 @@ fn fleet(parts: &mut [Part<'_>]) -> Option<Fleet> {
         Err(contradictions) => contradictions,
     };
     let removed: Vec<Vec<String>> = parts.iter().flat_map(|part| part.report.removed.clone()).collect();
+    let mut told = BTreeSet::new();
     for finding in contradictions.into_iter().filter(|finding| !read::follows(finding, &removed)) {
-        let finding =
-            layer::where_written(&file, finding, |path| parts.iter().map(|part| part.outline.reach(path)).max());
+        if told.len() > FINDINGS_MAX {
+            break;
+        }
+        let reach = |path: &[String]| parts.iter().map(|part| part.outline.reach(path)).max();
+        let finding = layer::where_written(&file, finding, reach);
+        // What is wrong in a layer is wrong in every agent that it lies under.
+        if !told.insert((finding.path.clone(), finding.message.clone())) {
+            continue;
+        }
         // Of several that reach as far the first, which `max_by_key` alone would not take.
         if let Some(part) = parts.iter_mut().rev().max_by_key(|part| part.outline.reach(&finding.path)) {
             let path = part.outline.narrowed(&finding.path, &read::named(&finding.message));

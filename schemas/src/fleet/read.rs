@@ -10,13 +10,10 @@ use serde::de::{VariantAccess, Visitor};
 use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
-use super::diagnostic::{Finding, Place};
+use super::diagnostic::{FINDINGS_MAX, Finding, Place};
 use super::file::FleetFile;
 use super::outline::{MERGE, Outline};
 use super::words::{self, Complaint};
-
-/// Most findings of one file. Who has more has something else wrong than a hundred single things.
-pub(super) const FINDINGS_MAX: usize = 100;
 
 /// What was found wrong, and what was taken out for it.
 #[derive(Debug, Default)]
@@ -41,11 +38,12 @@ impl Report {
 
 /// Reads a text of known shape. Nothing when nothing of it can be used.
 pub(super) fn read(text: &str, outline: &Outline<'_>, report: &mut Report) -> Option<FleetFile> {
-    let repeats = report.findings.len() < outline.findings.len();
-    report.findings.extend(outline.findings.iter().take(FINDINGS_MAX).cloned());
-    let untyped = Untyped { keep_first: repeats };
+    let odd = !outline.findings.is_empty();
+    report.findings.extend(outline.findings.iter().cloned());
+    let untyped = Untyped { keep_first: odd };
     let root = match untyped.deserialize(serde_yaml::Deserializer::from_str(text)) {
-        Ok(root) => tidy(root),
+        Ok(root) if odd || outline.merges => tidy(root),
+        Ok(root) => root,
         Err(error) => {
             report.note(of_library(&error));
             return None;
@@ -214,7 +212,7 @@ impl Reader<'_, '_> {
             .map(str::to_owned)
             .collect();
         let whole = self.written_path(path);
-        for key in &strange {
+        for key in strange.iter().take(FINDINGS_MAX) {
             let path: Vec<String> = whole.iter().chain([key]).cloned().collect();
             self.report.note(words::unknown_key(&path, key, known));
             self.report.removed.push(path);
@@ -231,20 +229,22 @@ impl Reader<'_, '_> {
         let before = element.clone();
         let findings = self.report.findings.len();
         let mut quote = |value: &mut Value, path: &[String]| {
-            let written = self.outline.plain_text(path).filter(|_| value.is_bool() || value.is_number());
-            let Some(written) = written.map(str::to_owned) else { return };
+            let written = self.outline.plain_text(path).map(str::to_owned);
+            let Some(written) = written.filter(|_| !self.report.is_full()) else { return };
             self.report.note(words::unexpected(path, "a text", value, Some(&written)));
             *value = Value::String(written);
         };
+        let is_word = |value: &Value| value.is_bool() || value.is_number();
         match &mut *element {
             Value::Sequence(items) => {
-                for (index, item) in items.iter_mut().enumerate() {
+                for (index, item) in items.iter_mut().enumerate().filter(|(_, item)| is_word(item)) {
                     let index = self.lists.get(&whole).map_or(index, |left| left[index]);
                     let path: Vec<String> = whole.iter().cloned().chain([index.to_string()]).collect();
                     quote(item, &path);
                 }
             }
-            other => quote(other, &whole),
+            other if is_word(other) => quote(other, &whole),
+            _ => return false,
         }
         if *element == before {
             return false;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::diagnostic::{FINDINGS_MAX, Finding, nearest};
 use super::file::{
     AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
     TaskEntry,
@@ -16,7 +17,6 @@ use super::file::{
 use super::keys::{
     DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, TaskWhen, Window,
 };
-use super::parse::{Finding, nearest};
 use crate::ids::Digest;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::units::{ByteSize, Span};
@@ -513,11 +513,7 @@ fn texts_of(map: &BTreeMap<String, String>) -> usize {
     map.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
-fn check_variables<'a>(
-    at: &[&str],
-    keys: impl Iterator<Item = &'a String>,
-    find: &mut impl FnMut(&[&str], String),
-) {
+fn check_variables<'a>(at: &[&str], keys: impl Iterator<Item = &'a String>, find: &mut impl FnMut(&[&str], String)) {
     for key in keys.filter(|key| !is_variable(key)) {
         let path: Vec<&str> = at.iter().copied().chain([key.as_str()]).collect();
         find(&path, format!("`{key}` is no name for an environment variable"));
@@ -562,7 +558,7 @@ fn name_dependencies(
             Arc::make_mut(agent).spec.depends_on = DependsOn(named);
         }
     }
-    for (declared, wanted) in missing {
+    for (declared, wanted) in missing.into_iter().take(FINDINGS_MAX) {
         let path = ["agents".to_owned(), declared.to_string(), "dependsOn".to_owned()];
         let hint = nearest(wanted.as_str(), known.iter().chain(sets.keys()).map(AgentName::as_str));
         findings.push(Finding::at(&path, format!("there is no agent `{wanted}` to depend on")).hinted(hint));

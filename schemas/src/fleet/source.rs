@@ -28,6 +28,7 @@ pub struct SourceFile {
 ///
 /// # Errors
 /// The first byte that is not UTF-8, with its place.
+#[expect(clippy::result_large_err, reason = "it is made once for a file, and callers keep it beside others")]
 pub fn decode(name: &str, bytes: &[u8]) -> Result<String, Diagnostic> {
     let wrong = match std::str::from_utf8(bytes) {
         Ok(text) => return Ok(text.to_owned()),
@@ -48,9 +49,9 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<String, Diagnostic> {
     Err(Finding::of_file(message).advised(encoding.to_owned()).told(name, Some(place), "", &shown))
 }
 
-/// The lines of a text, at the ends that YAML knows.
+/// The lines of a text.
 pub(super) fn lines(text: &str) -> Vec<&str> {
-    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r')).collect()
+    text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).collect()
 }
 
 /// The place of the character at a byte.
@@ -68,18 +69,23 @@ pub(super) fn sound(text: &str) -> Result<&str, Finding> {
         return Err(Finding::of_file(format!("the file has {} bytes; at most {FILE_MAX} are read", text.len())));
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let Some((index, stray)) = text.char_indices().find(|(_, c)| is_stray(*c)) else { return Ok(text) };
+    let Some((index, stray)) = text.char_indices().find(|&(at, c)| is_stray(c, &text[at..])) else { return Ok(text) };
     let place = place_of(text, index);
     let message = format!("the character U+{:04X} can't be seen and may not stand here", u32::from(stray));
     let hint = format!("remove it, or write it in double quotes as \"\\u{:04X}\"", u32::from(stray));
     Err(Finding::in_text(place, message).advised(hint))
 }
 
-/// YAML forbids control characters. The separators U+0085, U+2028 and U+2029 end a line in YAML 1.1 and
-/// not in YAML 1.2; a byte order mark inside a text is part of a word that looks like another.
-fn is_stray(c: char) -> bool {
-    let control = c.is_control() && !matches!(c, '\t' | '\n' | '\r');
-    control || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+/// YAML forbids control characters. U+0085, U+2028 and U+2029 end a line in YAML 1.1 and not in YAML 1.2,
+/// a lone carriage return does so for few programs, and a byte order mark inside a text makes a word
+/// that looks like another.
+fn is_stray(c: char, rest: &str) -> bool {
+    match c {
+        '\t' | '\n' => false,
+        '\r' => !rest.starts_with("\r\n"),
+        '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => true,
+        other => other.is_control(),
+    }
 }
 
 #[cfg(test)]
@@ -107,8 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_as_in_yaml() {
-        assert_eq!(lines("a\r\nb\rc\n"), ["a", "b", "c", ""]);
+    fn a_place_counts_lines_of_either_kind_and_characters() {
+        assert_eq!(lines("a\r\nb\nc\n"), ["a", "b", "c", ""]);
+        assert_eq!(place_of("é\r\näb", "é\r\nä".len()), Place { line: 2, column: 2 });
     }
 
     proptest::proptest! {

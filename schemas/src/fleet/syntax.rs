@@ -22,7 +22,7 @@ pub(super) fn in_words(error: &ScanError, text: &str, bracket: Option<usize>) ->
     ) {
         return misplaced_key(place, before);
     }
-    let indent = before.rsplit(['\n', '\r']).next().unwrap_or_default();
+    let indent = before.rsplit('\n').next().unwrap_or_default();
     if after.starts_with('\t') || indent.trim().is_empty() && indent.contains('\t') {
         return indented_by_tab(place);
     }

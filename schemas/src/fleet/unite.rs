@@ -52,16 +52,26 @@ pub(super) fn unite(files: Vec<(FleetFile, Vec<&str>)>) -> (FleetFile, Vec<Repea
 /// Takes the keys that a file has. A key of [`FleetFile`] that is missing here does not compile.
 fn take(united: &mut FleetFile, file: FleetFile, keys: &[&str]) {
     let FleetFile { name, agents: _, defaults, profiles: _, limits, prune, hub, windows, webhooks } = file;
-    for key in keys {
-        match *key {
-            "name" => united.name.clone_from(&name),
-            "defaults" => united.defaults.clone_from(&defaults),
-            "limits" => united.limits = limits.clone(),
-            "prune" => united.prune = prune,
-            "hub" => united.hub = hub.clone(),
-            "windows" => united.windows = windows.clone(),
-            "webhooks" => united.webhooks = webhooks.clone(),
-            _ => {}
-        }
+    let has = |key: &str| keys.contains(&key);
+    if has("name") {
+        united.name = name;
+    }
+    if has("defaults") {
+        united.defaults = defaults;
+    }
+    if has("limits") {
+        united.limits = limits;
+    }
+    if has("prune") {
+        united.prune = prune;
+    }
+    if has("hub") {
+        united.hub = hub;
+    }
+    if has("windows") {
+        united.windows = windows;
+    }
+    if has("webhooks") {
+        united.webhooks = webhooks;
     }
 }

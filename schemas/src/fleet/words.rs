@@ -1,6 +1,7 @@
 //! What the libraries say of a wrong value, in the words of the fleet file: texts, lists and maps, and
 //! not the types of the program.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use serde_yaml::Value;
@@ -45,11 +46,6 @@ impl Complaint {
             return Self::Expected(message.to_owned());
         }
         Self::Said(message.to_owned())
-    }
-
-    /// Whether a text was expected, so that a word in quotes might have been meant.
-    pub(super) fn wants_text(&self) -> bool {
-        matches!(self, Self::Expected(what) if what == TEXT)
     }
 }
 
@@ -102,18 +98,29 @@ pub(super) fn unknown_key(path: &[String], key: &str, known: &[String]) -> Findi
     }
 }
 
-/// Keys that are only planned are known, and are not recommended.
+/// Keys that are only planned are known, and are not recommended: the schema does not have them.
 fn list_of_keys(known: &[String]) -> Option<String> {
-    let schema = schema().to_string();
-    let real: Vec<&str> =
-        known.iter().map(String::as_str).filter(|key| schema.contains(&format!("\"{key}\":"))).collect();
-    (!real.is_empty()).then(|| format!("the keys here are {}", real.join(", ")))
+    static REAL: OnceLock<BTreeSet<&str>> = OnceLock::new();
+    let real = REAL.get_or_init(|| properties(schema()).collect());
+    let keys: Vec<&str> = known.iter().map(String::as_str).filter(|key| real.contains(key)).collect();
+    (!keys.is_empty()).then(|| format!("the keys here are {}", keys.join(", ")))
 }
 
 /// The schema of the fleet file: it knows where each key belongs.
 fn schema() -> &'static serde_json::Value {
     static SCHEMA: OnceLock<serde_json::Value> = OnceLock::new();
     SCHEMA.get_or_init(|| super::json_schema().to_value())
+}
+
+/// The keys of all maps in a schema.
+fn properties(schema: &serde_json::Value) -> Box<dyn Iterator<Item = &str> + '_> {
+    let own = schema.get("properties").and_then(serde_json::Value::as_object);
+    let own = own.into_iter().flat_map(|keys| keys.keys().map(String::as_str));
+    match schema {
+        serde_json::Value::Object(parts) => Box::new(own.chain(parts.values().flat_map(properties))),
+        serde_json::Value::Array(parts) => Box::new(own.chain(parts.iter().flat_map(properties))),
+        _ => Box::new(own),
+    }
 }
 
 /// A word that is none of those that there are.
