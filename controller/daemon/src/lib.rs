@@ -10,6 +10,7 @@
 //! reconciler puts them side by side in every pass. Doors ([`http`]) reach all of it through
 //! [`Controller`] alone.
 
+mod clock;
 mod conditions;
 pub mod controller;
 mod core;
@@ -27,6 +28,7 @@ mod notices;
 mod observer;
 mod reconciler;
 mod run;
+mod secrets;
 pub mod source;
 mod view;
 
