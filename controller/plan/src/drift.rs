@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass};
-use vm_agent_schemas::wire::Configuration;
+use vm_agent_schemas::wire::{Configuration, ServiceReport, ServiceState};
 
-use crate::inputs::FileTask;
+use crate::inputs::Mode;
 use crate::situation::Situation;
+use crate::standing::{Standing, outages, standings};
 use crate::table::{Link, Seen, Want};
 
-/// Each difference, in the order in which people read fields.
+/// Each difference, in the order in which people read fields, and what is to be done about it. What is
+/// to be ignored is not there.
 pub(crate) fn drift_of(situation: &Situation<'_>) -> Vec<Drift> {
     let mut drift = Vec::new();
     drift.extend(existence(situation));
@@ -21,13 +23,52 @@ pub(crate) fn drift_of(situation: &Situation<'_>) -> Vec<Drift> {
     if matches!(situation.want, Want::Running | Want::Stopped) && is_ours(situation.seen) {
         birth(situation, &mut drift);
         sizes(situation, &mut drift);
+        drift.extend(mounts(situation));
     }
     drift.extend(runtime(situation));
     if situation.want == Want::Running {
         drift.extend(configuration(situation));
+        services(situation, &mut drift);
         tasks(situation, &mut drift);
     }
+    drift.retain_mut(|difference| {
+        difference.policy = policy(situation, difference.class);
+        difference.policy != DriftPolicy::Ignore
+    });
     drift
+}
+
+/// Whether there is drift of that class that is to be removed.
+pub(crate) fn corrects(drift: &[Drift], class: DriftClass) -> bool {
+    drift.iter().any(|difference| difference.class == class && difference.policy == DriftPolicy::Correct)
+}
+
+fn policy(situation: &Situation<'_>, class: DriftClass) -> DriftPolicy {
+    match class {
+        DriftClass::Power => power_policy(situation),
+        DriftClass::Cpus => situation.policy(DriftField::Cpus),
+        DriftClass::Memory => situation.policy(DriftField::Memory),
+        DriftClass::Disk => situation.policy(DriftField::Disk),
+        DriftClass::Image => situation.policy(DriftField::Image),
+        DriftClass::Driver => situation.policy(DriftField::Driver),
+        DriftClass::Mounts => situation.policy(DriftField::Mounts),
+        DriftClass::Provisioning | DriftClass::Service => situation.policy(DriftField::Provisioning),
+        DriftClass::Task => situation.policy(DriftField::Tasks),
+        DriftClass::Missing | DriftClass::Unexpected | DriftClass::RuntimeOffline | DriftClass::Unknown => {
+            DriftPolicy::Correct
+        }
+    }
+}
+
+/// The policy of power is about what others did to the machine. What a person says, a machine that comes
+/// to rest, and one that we ourselves took down, to start it again, are no such thing.
+pub(crate) fn power_policy(situation: &Situation<'_>) -> DriftPolicy {
+    let by_us = situation.want == Want::Running && situation.seen == Seen::Stopped;
+    if situation.told.is_some() || situation.rests.is_some() || situation.inputs.mode != Mode::Up || by_us {
+        DriftPolicy::Correct
+    } else {
+        situation.policy(DriftField::Power)
+    }
 }
 
 const fn is_ours(seen: Seen) -> bool {
@@ -35,7 +76,14 @@ const fn is_ours(seen: Seen) -> bool {
 }
 
 fn entry(class: DriftClass, path: &str, wanted: impl Into<Value>, observed: impl Into<Value>, cost: Cost) -> Drift {
-    Drift { class, path: path.to_owned(), wanted: wanted.into(), observed: observed.into(), cost, policy: DriftPolicy::Correct }
+    Drift {
+        class,
+        path: path.to_owned(),
+        wanted: wanted.into(),
+        observed: observed.into(),
+        cost,
+        policy: DriftPolicy::Correct,
+    }
 }
 
 fn existence(situation: &Situation<'_>) -> Option<Drift> {
@@ -107,6 +155,21 @@ fn sizes(situation: &Situation<'_>, drift: &mut Vec<Drift>) {
     }
 }
 
+/// Folders of the host, which a machine gets at its start. One that stays down has none.
+fn mounts(situation: &Situation<'_>) -> Option<Drift> {
+    let (agent, claim) = (situation.wanted?, situation.claim?);
+    let starts = || situation.want == Want::Running && power_policy(situation) == DriftPolicy::Correct;
+    let cost = match situation.seen {
+        _ if situation.unsupported().is_some() => Cost::Wait,
+        _ if !situation.view?.capabilities.mounts || agent.spec.mounts == claim.birth.mounts => return None,
+        Seen::Starting | Seen::Running if situation.want == Want::Running => Cost::Restart,
+        Seen::Stopped | Seen::ShutDown | Seen::Failed | Seen::Suspended if starts() => Cost::Start,
+        _ => return None,
+    };
+    let (wanted, observed) = (json!(agent.spec.mounts), json!(claim.birth.mounts));
+    Some(entry(DriftClass::Mounts, "mounts", wanted, observed, cost))
+}
+
 fn runtime(situation: &Situation<'_>) -> Option<Drift> {
     let observed = match (situation.want, situation.seen, situation.link) {
         (Want::Running, Seen::Running, Link::Awaited) => "connecting",
@@ -119,6 +182,7 @@ fn runtime(situation: &Situation<'_>) -> Option<Drift> {
     Some(entry(DriftClass::RuntimeOffline, "runtime", "connected", observed, Cost::Wait))
 }
 
+/// What the runtime has not been told yet, and else what of it the runtime could not bring about.
 fn configuration(situation: &Situation<'_>) -> Option<Drift> {
     let (agent, session) = (situation.wanted?, situation.session?);
     if !situation.is_reachable() {
@@ -126,10 +190,13 @@ fn configuration(situation: &Situation<'_>) -> Option<Drift> {
     }
     let wanted = configuration_digest(agent);
     let known = session.configured.as_ref();
-    (known != Some(&wanted)).then(|| {
+    if known != Some(&wanted) {
         let observed = known.map_or(Value::Null, |digest| json!(digest.short()));
-        entry(DriftClass::Provisioning, "env", wanted.short(), observed, Cost::Live)
-    })
+        return Some(entry(DriftClass::Provisioning, "env", wanted.short(), observed, Cost::Live));
+    }
+    let problems = &session.problems;
+    (!problems.is_empty())
+        .then(|| entry(DriftClass::Provisioning, "provisioning", "without problems", json!(problems), Cost::Wait))
 }
 
 /// What the runtime of an agent should work with, but for the values of its secrets: a plan knows only
@@ -148,51 +215,37 @@ pub fn configuration_for(agent: &DeclaredAgent) -> Configuration {
 }
 
 /// The mark by which controller and runtime tell whether they mean the same configuration.
-fn configuration_digest(agent: &DeclaredAgent) -> Digest {
+pub(crate) fn configuration_digest(agent: &DeclaredAgent) -> Digest {
     let spec = &agent.spec;
     Digest::of_json(&(&spec.env, &spec.labels, &spec.secrets, &spec.files, &spec.services))
-}
-
-/// Where a task of the file stands on the present machine.
-pub(crate) enum Standing<'a> {
-    /// It was never accepted.
-    Due,
-    /// It is accepted, and not over.
-    UnderWay,
-    /// It succeeded.
-    Done,
-    /// It ended otherwise.
-    Failed(&'a FileTask),
-}
-
-/// The tasks of the file, each with where it stands.
-pub(crate) fn standings<'a>(
-    situation: &Situation<'a>,
-) -> impl Iterator<Item = (&'a vm_agent_schemas::names::TaskName, Standing<'a>)> {
-    let (claim, accepted) = (situation.claim, situation.tasks);
-    situation.wanted.into_iter().flat_map(|agent| &agent.spec.tasks).map(move |(name, spec)| {
-        let digest = spec.digest();
-        let same = |task: &&FileTask| {
-            task.name == *name && task.digest == digest && claim.is_some_and(|claim| claim.id == task.claim)
-        };
-        let standing = match accepted.iter().find(same) {
-            None => Standing::Due,
-            Some(FileTask { outcome: None, .. }) => Standing::UnderWay,
-            Some(FileTask { outcome: Some(outcome), .. }) if outcome.is_success() => Standing::Done,
-            Some(failed) => Standing::Failed(failed),
-        };
-        (name, standing)
-    })
 }
 
 fn tasks(situation: &Situation<'_>, drift: &mut Vec<Drift>) {
     for (name, standing) in standings(situation) {
         let (observed, cost) = match standing {
             Standing::Done => continue,
-            Standing::Due => ("not run".to_owned(), Cost::Live),
+            Standing::Due(_) => ("not run".to_owned(), Cost::Live),
             Standing::UnderWay => ("under way".to_owned(), Cost::Wait),
-            Standing::Failed(task) => (task.outcome.as_ref().map_or_else(String::new, ToString::to_string), Cost::Wait),
+            Standing::Failed(task, _) => {
+                (task.outcome.as_ref().map_or_else(String::new, ToString::to_string), Cost::Wait)
+            }
         };
         drift.push(entry(DriftClass::Task, &format!("tasks.{name}"), "succeeded", observed, cost));
+    }
+}
+
+fn services(situation: &Situation<'_>, drift: &mut Vec<Drift>) {
+    for (name, _, report) in outages(situation) {
+        let path = format!("services.{name}");
+        drift.push(entry(DriftClass::Service, &path, ServiceState::Running.to_string(), told(report), Cost::Wait));
+    }
+}
+
+/// How a service is, in words.
+pub(crate) fn told(report: Option<&ServiceReport>) -> String {
+    match report {
+        None => "not heard of yet".to_owned(),
+        Some(ServiceReport { state, problem: None, .. }) => state.to_string(),
+        Some(ServiceReport { state, problem: Some(problem), .. }) => format!("{state}: {problem}"),
     }
 }

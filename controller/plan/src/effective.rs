@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vm_agent_schemas::fleet::{DeclaredAgent, Field, Fleet, Origin};
+use vm_agent_schemas::fleet::{DeclaredAgent, Field, Fleet, Origin, PowerState};
 use vm_agent_schemas::ids::OverrideId;
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
@@ -16,12 +16,14 @@ pub struct Effective {
     pub wanted: BTreeMap<AgentName, Arc<DeclaredAgent>>,
     /// Agents that a person said should go: their deletion needs no further approval.
     pub dismissed: Vec<AgentName>,
+    /// What a person said of an agent's power, beside what the file or its maker says.
+    pub told: BTreeMap<AgentName, PowerState>,
 }
 
 /// Lays the overrides that hold at `now` over the file spec.
 #[must_use]
 pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effective {
-    let mut effective = Effective { wanted: fleet.agents.clone(), dismissed: Vec::new() };
+    let mut effective = Effective { wanted: fleet.agents.clone(), ..Effective::default() };
     let holding = |o: &&Override| end_of(o, fleet, now).is_none();
     for entry in overrides.iter().filter(holding) {
         match &entry.change {
@@ -42,6 +44,7 @@ pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effec
                 let agent = Arc::make_mut(agent);
                 agent.spec.power = wanted;
                 agent.origins.insert(Field::Power, Origin::Override);
+                effective.told.insert(entry.agent.clone(), wanted);
             }
             Change::Reconcile { wanted, .. } => {
                 let agent = Arc::make_mut(agent);
@@ -53,6 +56,14 @@ pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effec
     }
     effective.dismissed.sort();
     effective
+}
+
+impl Effective {
+    /// Whether a person said that this very agent should go.
+    #[must_use]
+    pub fn is_dismissed(&self, agent: &AgentName) -> bool {
+        self.dismissed.binary_search(agent).is_ok()
+    }
 }
 
 /// Why an override has come to its end.

@@ -7,6 +7,8 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Backoff;
 use vm_agent_schemas::plan::Fuse;
 
+use crate::clock::after;
+
 /// Failures this close together count as at once: a sick host shows within a minute, and agents that
 /// fail minutes apart have reasons of their own.
 pub const FUSE_WINDOW: Duration = Duration::from_secs(60);
@@ -76,11 +78,6 @@ pub fn after_failure(agent: &AgentName, before: Option<&Backoff>, why: String, j
     let doubled = BACKOFF_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(BACKOFF_LONGEST);
     let pause = doubled.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0));
     Backoff { agent: agent.clone(), failures, failed_at: now, not_before: after(now, pause), last: why }
-}
-
-/// A time that much later.
-pub(crate) fn after(at: Timestamp, span: Duration) -> Timestamp {
-    at.checked_add(span).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

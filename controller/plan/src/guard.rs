@@ -2,10 +2,9 @@
 
 use vm_agent_schemas::fleet::Prune;
 use vm_agent_schemas::ids::Digest;
-use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{ApprovalRequest, StepAction, WaitsFor};
 
-use crate::inputs::{Inputs, Mode};
+use crate::inputs::Inputs;
 use crate::situation::Situation;
 use crate::table::{Seen, Want};
 
@@ -18,7 +17,6 @@ const REMOVAL_SHARE: usize = 30;
 /// Decides about deletions, and collects what has to be asked.
 pub(crate) struct Guard<'a> {
     inputs: &'a Inputs,
-    dismissed: &'a [AgentName],
     /// How many agents leave together, where that is more than `prune: auto` lets go.
     pub(crate) mass: Option<usize>,
     asked: Vec<ApprovalRequest>,
@@ -26,13 +24,10 @@ pub(crate) struct Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    pub(crate) fn new(inputs: &'a Inputs, dismissed: &'a [AgentName], situations: &[Situation<'_>]) -> Self {
-        let mut guard = Self { inputs, dismissed, mass: None, asked: Vec::new(), granted: Vec::new() };
-        let leaving =
-            situations.iter().filter(|s| s.want == Want::Absent && !guard.is_told(s.name) && leaves(s)).count();
+    pub(crate) fn new(inputs: &'a Inputs, situations: &[Situation<'_>]) -> Self {
+        let leaving = situations.iter().filter(|s| s.want == Want::Absent && !s.dismissed && leaves(s)).count();
         let limit = REMOVAL_LEAST.max(inputs.claims.len() * REMOVAL_SHARE / 100);
-        guard.mass = (leaving > limit).then_some(leaving);
-        guard
+        Self { inputs, mass: (leaving > limit).then_some(leaving), asked: Vec::new(), granted: Vec::new() }
     }
 
     /// What the deletion of an agent that should not exist waits for.
@@ -46,7 +41,7 @@ impl<'a> Guard<'a> {
         if !situation.is_proven() {
             return Some(WaitsFor::Proof);
         }
-        if self.is_told(situation.name) {
+        if situation.dismissed {
             return None;
         }
         let mass = self.mass.or(claim.left_in_mass.then_some(1));
@@ -95,11 +90,6 @@ impl<'a> Guard<'a> {
         }
         self.asked.push(ApprovalRequest { id: id.clone(), agent: situation.name.clone(), what });
         Some(WaitsFor::Approval { id })
-    }
-
-    /// Whether a person said that this very agent should go.
-    fn is_told(&self, agent: &AgentName) -> bool {
-        self.inputs.mode == Mode::Destroy || self.dismissed.binary_search(agent).is_ok()
     }
 }
 

@@ -13,7 +13,7 @@ use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Op
 use vm_agent_schemas::plan::Fuse;
 use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
-use crate::fuse::after;
+use crate::clock::after;
 
 /// How long after its deadline an operation of this life is still believed in: long enough for a last
 /// look at the instance and for a slow disk.
@@ -88,6 +88,15 @@ pub struct DriverView {
     pub listing: Listing,
 }
 
+impl DriverView {
+    /// The instance of a claim, if it is seen and is the one.
+    pub(crate) fn find(&self, claim: &Claim) -> Option<&Observed> {
+        let Listing::Seen(instances) = &self.listing else { return None };
+        let observed = instances.get(&claim.instance)?;
+        observed.instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce).then_some(observed)
+    }
+}
+
 /// What a driver sees.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Listing {
@@ -128,7 +137,8 @@ pub struct SessionSeen {
     pub ailing: bool,
     /// Whether anything is done in the machine for somebody: a task runs or a stream is open.
     pub busy: bool,
-    /// When it was last busy, and at the earliest when it connected.
+    /// When it was last busy, or one of its services [at work](crate::is_at_work), and at the earliest
+    /// when it connected.
     pub active_at: Timestamp,
     /// Tasks that run in it, or were sent to it.
     pub tasks: u32,
@@ -194,12 +204,21 @@ impl Inputs {
     pub fn operation(&self, agent: &AgentName) -> Option<&Operation> {
         self.operations.get(agent).filter(|operation| {
             let outlives = |view: &DriverView| view.capabilities.calls_outlive_controller;
-            if operation.life == self.life {
-                // Whoever carries it out ends it soon after its deadline, unless something broke.
-                self.now < after(operation.deadline, OVERDUE)
-            } else {
-                self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives)
-            }
+            let may_go_on = operation.life == self.life || self.drivers.get(&operation.driver).is_none_or(outlives);
+            may_go_on && self.now < self.believed_until(operation)
         })
+    }
+
+    /// Until when an operation may still have an effect.
+    pub(crate) fn believed_until(&self, operation: &Operation) -> Timestamp {
+        if operation.life != self.life {
+            return operation.deadline;
+        }
+        // Whoever carries it out ends it soon after its deadline, unless something broke. Their time stood
+        // still while the host slept.
+        let limit = Duration::try_from(operation.started_at.duration_until(operation.deadline)).unwrap_or_default();
+        let resumed = self.resumed_at.filter(|resumed| *resumed > operation.started_at);
+        let deadline = resumed.map_or(operation.deadline, |resumed| operation.deadline.max(after(resumed, limit)));
+        after(deadline, OVERDUE)
     }
 }

@@ -4,29 +4,39 @@
 //! no driver to act with. [`plan`] reads like the question it answers: what is each agent's situation,
 //! what differs, what would be done, what may be done now.
 
+mod budget;
+mod calendar;
+mod clock;
+mod dependencies;
 mod drift;
 mod effective;
 mod fuse;
 mod guard;
 mod inputs;
 mod moves;
+mod rest;
 mod schedule;
 mod situation;
+mod standing;
 pub mod table;
 mod upkeep;
 mod wake;
+mod windows;
 
 use std::collections::BTreeSet;
 
 use ring::digest::{Context, SHA256};
+use vm_agent_schemas::fleet::{DriftPolicy, Until};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, ApprovalRequest, Drift, Health, Plan, Step, StepAction, Sync, WaitsFor};
 
+pub use clock::SetBack;
 pub use drift::configuration_for;
 pub use effective::{Effective, End, effective, ended_overrides};
 pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
 pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
+pub use rest::is_at_work;
 pub use upkeep::{Learnt, Upkeep, upkeep};
 pub use wake::wake_at;
 
@@ -34,33 +44,32 @@ use guard::Guard;
 use moves::{Moves, moves_of};
 use schedule::Schedule;
 use situation::Situation;
+use windows::Windows;
 
 /// The steps that would make everything as wanted, what each of them waits for, and what is known of
 /// each agent.
 pub fn plan(inputs: &Inputs) -> Plan {
-    let Effective { wanted, dismissed } = effective(&inputs.fleet, &inputs.overrides, inputs.now);
-    let unwanted = inputs.claims.keys().filter(|name| !wanted.contains_key(*name));
-    let names: BTreeSet<&AgentName> = wanted.keys().chain(unwanted).collect();
-    let situations: Vec<Situation<'_>> =
-        names.into_iter().map(|name| Situation::of(inputs, name, wanted.get(name))).collect();
+    let effective = effective(&inputs.fleet, &inputs.overrides, inputs.now);
+    let situations = situations(inputs, &effective);
     let healths: Vec<Health> = situations.iter().map(Situation::health).collect();
 
     let fuse = fuse::judge(&inputs.fuse, inputs.backoffs.values(), situations.len(), inputs.last_success, inputs.now);
-    let healthy = |name: &AgentName| {
+    let ready = |name: &AgentName, until: Until| {
         let found = situations.binary_search_by(|situation| situation.name.cmp(name));
-        found.is_ok_and(|index| schedule::is_ready(healths[index]))
+        found.is_ok_and(|index| dependencies::is_ready(&situations[index], healths[index], until))
     };
-    let mut guard = Guard::new(inputs, &dismissed, &situations);
-    let mut schedule = Schedule::new(inputs, &fuse, &healthy);
+    let windows = Windows::at(&inputs.fleet.windows, inputs.now);
+    let mut guard = Guard::new(inputs, &situations);
+    let mut schedule = Schedule::new(inputs, &fuse, &ready);
     let mut steps = Vec::new();
     let mut agents: Vec<Option<AgentPlan>> = situations.iter().map(|_| None).collect();
-    for index in schedule::order(&situations) {
+    for index in dependencies::order(&situations) {
         let (situation, health) = (&situations[index], healths[index]);
         let drift = drift::drift_of(situation);
-        let Moves { steps: moves, waits_for, settling } = moves_of(inputs, situation, &drift, &mut guard);
+        let Moves { steps: moves, waits_for, settling } = moves_of(situation, &drift, &mut guard, windows);
         let from = steps.len();
         if let Some(driver) = situation.driver {
-            steps.extend(moves.into_iter().map(|step| schedule.step(situation, driver, step)));
+            steps.extend(schedule.steps(situation, driver, moves));
         }
         agents[index] = Some(agent_plan(situation, health, drift, waits_for, settling, &steps[from..]));
     }
@@ -80,6 +89,12 @@ pub fn plan(inputs: &Inputs) -> Plan {
         granted,
         fuse,
     }
+}
+
+/// Every agent that should exist or has a claim, by name.
+fn situations<'a>(inputs: &'a Inputs, effective: &'a Effective) -> Vec<Situation<'a>> {
+    let names: BTreeSet<&AgentName> = effective.wanted.keys().chain(inputs.claims.keys()).collect();
+    names.into_iter().map(|name| Situation::of(inputs, name, effective)).collect()
 }
 
 fn agent_plan(
@@ -106,7 +121,7 @@ fn agent_plan(
         drift,
         waits_for,
         held_back: false,
-        rests: None,
+        rests: situation.rests,
     }
 }
 
@@ -116,7 +131,7 @@ fn sync(situation: &Situation<'_>, drift: &[Drift], settling: bool, steps: &[Ste
         Sync::Reconciling
     } else if situation.seen == table::Seen::Unknown {
         Sync::Unknown
-    } else if drift.is_empty() {
+    } else if drift.iter().all(|difference| difference.policy != DriftPolicy::Correct) {
         Sync::Synced
     } else if steps.first().is_some_and(|step| step.waits_for.iter().all(soon)) {
         Sync::Drifted

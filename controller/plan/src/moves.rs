@@ -1,15 +1,18 @@
 //! From one agent's situation to the steps that would set it right, in order, before anything is said
 //! about when they may begin.
 
-use vm_agent_schemas::fleet::{AgentSpec, Reconcile};
+use vm_agent_schemas::fleet::{DriftField, DriftPolicy, Reconcile};
 use vm_agent_schemas::observe::{Action, Sizes};
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass, StepAction, WaitsFor};
 
-use crate::drift::{Standing, standings};
+use crate::drift::{corrects, power_policy, told};
 use crate::guard::Guard;
-use crate::inputs::{Inputs, Listing};
+use crate::inputs::Listing;
+use crate::rest::is_occupied;
 use crate::situation::Situation;
+use crate::standing::{Outage, Standing, outages, standings};
 use crate::table::{Decision, Link, Seen, Want, decide};
+use crate::windows::{Windows, is_disruptive};
 
 /// What would be done about one agent.
 #[derive(Debug, Default)]
@@ -39,10 +42,17 @@ impl Moves {
     fn wait(&mut self, waits_for: WaitsFor) {
         self.waits_for.push(waits_for);
     }
+
+    /// These steps after those that are here.
+    fn append(&mut self, others: Self) {
+        for step in others.steps {
+            self.push(step.action, step.reason, step.cost);
+        }
+    }
 }
 
 /// The steps for one agent.
-pub(crate) fn moves_of(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>) -> Moves {
+pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, windows: Windows) -> Moves {
     let mut moves = Moves::default();
     if situation.is_settled() {
         return moves;
@@ -52,6 +62,8 @@ pub(crate) fn moves_of(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drif
         return moves;
     }
     let restart = situation.wanted.map(|agent| agent.spec.restart).unwrap_or_default();
+    // Steps that take down what runs, only to start it again.
+    let mut again = Moves::default();
     match decide(situation.want, situation.seen, situation.link, situation.under(), restart) {
         Decision::AwaitOperation => {
             moves.settling = true;
@@ -76,6 +88,7 @@ pub(crate) fn moves_of(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drif
             let reason = if situation.wanted.is_some() { "the fleet is taken down" } else { "it is not wanted" };
             moves.push(StepAction::Destroy, reason, Cost::Destroy);
             moves.steps[0].waits_for.extend(guard.removal(situation));
+            hold(situation, windows, &mut moves);
             return moves;
         }
         Decision::AwaitTransition => {
@@ -88,28 +101,39 @@ pub(crate) fn moves_of(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drif
             moves.wait(WaitsFor::Runtime);
         }
         Decision::Restart => {
-            moves.push(StepAction::Stop, "its runtime never joined, and can't any more", Cost::Restart);
-            resize(situation, drift, &mut moves);
-            moves.push(StepAction::Start, "with a new seed", Cost::Restart);
+            again.push(StepAction::Stop, "its runtime never joined, and can't any more", Cost::Restart);
+            resize(situation, drift, &mut again);
+            again.push(StepAction::Start, "with a new seed", Cost::Restart);
         }
-        Decision::BlockedByPolicy => moves.wait(WaitsFor::RestartPolicy),
         Decision::Act(Action::Create) => create(situation, &mut moves),
-        Decision::Act(Action::Start) => {
+        Decision::Act(Action::Start) if corrects(drift, DriftClass::Power) => {
             resize(situation, drift, &mut moves);
-            moves.push(StepAction::Start, start_reason(situation.seen), Cost::Start);
+            moves.push(StepAction::Start, start_reason(situation), Cost::Start);
         }
-        Decision::Act(Action::Stop) => {
-            moves.push(StepAction::Stop, "it should not run", Cost::Stop);
+        Decision::Act(Action::Stop) if corrects(drift, DriftClass::Power) => {
+            moves.push(StepAction::Stop, stop_reason(situation), Cost::Stop);
             resize(situation, drift, &mut moves);
         }
-        Decision::Act(Action::Resize) | Decision::Nothing => resize_in_rest(situation, drift, &mut moves),
+        Decision::BlockedByPolicy if corrects(drift, DriftClass::Power) => moves.wait(WaitsFor::RestartPolicy),
+        // Its power is as it should be, or is left as it is.
+        Decision::Act(Action::Start | Action::Stop | Action::Resize)
+        | Decision::BlockedByPolicy
+        | Decision::Nothing => {
+            again = in_rest(situation, drift, &mut moves);
+        }
     }
+    moves.waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
+    // What can be done in place comes after a restart, unless that has to wait.
+    let later = windows.hold(situation).is_some().then(|| std::mem::take(&mut again.steps));
+    moves.append(again);
     if situation.want == Want::Running {
         live(situation, drift, &mut moves);
     }
-    replace(inputs, situation, drift, guard, &mut moves);
+    moves.steps.extend(later.into_iter().flatten());
+    replace(situation, drift, guard, windows, &mut moves);
     prove(situation, &mut moves);
     ask_first(situation, guard, &mut moves);
+    hold(situation, windows, &mut moves);
     moves
 }
 
@@ -138,27 +162,27 @@ fn obstacle(situation: &Situation<'_>) -> Option<WaitsFor> {
     })
 }
 
-fn start_reason(seen: Seen) -> &'static str {
-    match seen {
+fn start_reason(situation: &Situation<'_>) -> &'static str {
+    let idles = situation.wanted.is_some_and(|agent| agent.spec.idle.is_some());
+    match situation.seen {
         Seen::Failed => "it should run, and crashed",
         Seen::ShutDown => "it should run, and was shut down",
         Seen::Suspended => "it should run, and is suspended",
+        _ if idles && situation.told.is_none() && is_occupied(situation) => "there is work for it",
         _ => "it should run",
     }
+}
+
+fn stop_reason(situation: &Situation<'_>) -> String {
+    situation.rests.map_or_else(|| "it should not run".to_owned(), |rest| rest.to_string())
 }
 
 fn create(situation: &Situation<'_>, moves: &mut Moves) {
     let reason = if situation.claim.is_some() { "its instance is gone" } else { "it does not exist" };
     moves.push(StepAction::Create, reason, Cost::Create);
-    if situation.want == Want::Stopped {
+    if situation.want == Want::Stopped && power_policy(situation) == DriftPolicy::Correct {
         moves.push(StepAction::Stop, "it should not run", Cost::Stop);
     }
-}
-
-/// The sizes that an instance can be given: its disk never shrinks.
-fn reachable_sizes(spec: &AgentSpec, have: &Sizes) -> Sizes {
-    let want = Sizes::of(spec);
-    Sizes { disk: want.disk.max(have.disk), ..want }
 }
 
 /// A resize of an instance that is down, or that can be resized as it runs.
@@ -168,43 +192,89 @@ fn resize(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
     }
 }
 
-/// A resize of an instance whose power is as it should be.
-fn resize_in_rest(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
-    let Some((to, reason)) = resize_to(situation, drift) else { return };
-    let live = situation.view.is_some_and(|view| view.capabilities.resize_running);
-    if live || situation.want == Want::Stopped {
-        moves.push(StepAction::Resize { to }, reason, Cost::Live);
-    } else {
-        moves.push(StepAction::Stop, format!("to resize: {reason}"), Cost::Restart);
-        moves.push(StepAction::Resize { to }, reason, Cost::Restart);
-        moves.push(StepAction::Start, "it should run", Cost::Restart);
+/// What is done about an instance whose power stays as it is; answers what needs a restart.
+fn in_rest(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) -> Moves {
+    let mut again = Moves::default();
+    let in_place = !situation.runs() || situation.view.is_some_and(|view| view.capabilities.resize_running);
+    if in_place {
+        resize(situation, drift, moves);
     }
+    let resized = resize_to(situation, drift).filter(|_| !in_place);
+    let remounted = drift.iter().any(|d| d.class == DriftClass::Mounts && d.cost == Cost::Restart && is_corrected(d));
+    if situation.want != Want::Running || !situation.runs() || (resized.is_none() && !remounted) {
+        return again;
+    }
+    let resizes = resized.iter().map(|(_, reason)| format!("to resize: {reason}"));
+    let why: Vec<String> = resizes.chain(remounted.then(|| "to mount: mounts changed".to_owned())).collect();
+    again.push(StepAction::Stop, why.join(", and "), Cost::Restart);
+    if let Some((to, reason)) = resized {
+        again.push(StepAction::Resize { to }, reason, Cost::Restart);
+    }
+    again.push(StepAction::Start, "it should run", Cost::Restart);
+    again
 }
 
+/// The sizes that an instance is to be given, and why. Its disk never shrinks, and what is not to be
+/// corrected stays as it is.
 fn resize_to(situation: &Situation<'_>, drift: &[Drift]) -> Option<(Sizes, String)> {
-    let (spec, have) = (&situation.wanted?.spec, situation.sizes()?);
-    let sized = |d: &&Drift| matches!(d.class, DriftClass::Cpus | DriftClass::Memory | DriftClass::Disk);
-    let to = reachable_sizes(spec, &have);
-    if to == have {
-        return None;
+    let (want, mut to) = (Sizes::of(&situation.wanted?.spec), situation.sizes()?);
+    let mut paths = Vec::new();
+    for difference in drift.iter().filter(|d| d.policy == DriftPolicy::Correct && d.cost != Cost::Replace) {
+        match difference.class {
+            DriftClass::Cpus => to.cpus = want.cpus,
+            DriftClass::Memory => to.memory = want.memory,
+            DriftClass::Disk => to.disk = want.disk,
+            _ => continue,
+        }
+        paths.push(difference.path.as_str());
     }
-    let paths: Vec<&str> = drift.iter().filter(sized).filter(|d| d.cost != Cost::Replace).map(|d| &*d.path).collect();
     (!paths.is_empty()).then(|| (to, format!("{} changed", paths.join(", "))))
 }
 
-/// What the runtime is told and given to do.
+/// What the runtime is told and given to do, and what in the machine does not work.
 fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
-    let reachable = situation.is_reachable();
-    if drift.iter().any(|d| d.class == DriftClass::Provisioning) {
-        moves.push(StepAction::Configure, "its environment or labels changed", Cost::Live);
+    if drift.iter().any(|d| d.class == DriftClass::Provisioning && d.cost == Cost::Live && is_corrected(d)) {
+        moves.push(StepAction::Configure, "what its runtime works with changed", Cost::Live);
     }
+    if situation.policy(DriftField::Provisioning) == DriftPolicy::Correct {
+        problems(situation, moves);
+    }
+    if situation.policy(DriftField::Tasks) == DriftPolicy::Correct {
+        tasks(situation, moves);
+    }
+}
+
+fn is_corrected(drift: &Drift) -> bool {
+    drift.policy == DriftPolicy::Correct
+}
+
+fn problems(situation: &Situation<'_>, moves: &mut Moves) {
+    for (name, outage, report) in outages(situation) {
+        match outage {
+            Outage::Starting => moves.settling = true,
+            Outage::Failed => moves.wait(WaitsFor::Problem { what: format!("service `{name}` is {}", told(report)) }),
+        }
+    }
+    let session = situation.session.filter(|_| situation.is_reachable());
+    for problem in session.into_iter().flat_map(|session| &session.problems) {
+        moves.wait(WaitsFor::Problem { what: problem.clone() });
+    }
+}
+
+fn tasks(situation: &Situation<'_>, moves: &mut Moves) {
+    // While an agent sleeps its tasks are accepted for the moment when it has woken: those with moments
+    // would have missed them by then.
+    let asleep = situation.claim.is_some_and(|claim| claim.asleep);
     for (name, standing) in standings(situation) {
         match standing {
             Standing::Done => {}
-            Standing::Due => {
-                let waits_for_runtime = !reachable && moves.steps.is_empty();
-                moves.push(StepAction::Task { task: name.clone() }, "it has not run on this machine", Cost::Live);
-                if waits_for_runtime && let Some(step) = moves.steps.last_mut() {
+            Standing::Due(why) => {
+                let waits_for_runtime = !situation.is_reachable() && moves.steps.is_empty();
+                moves.push(StepAction::Task { task: name.clone() }, why, Cost::Live);
+                let Some(step) = moves.steps.last_mut() else { continue };
+                if asleep {
+                    step.waits_for.clear();
+                } else if waits_for_runtime {
                     step.waits_for.push(WaitsFor::Runtime);
                 }
             }
@@ -212,9 +282,9 @@ fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
                 moves.settling = true;
                 moves.wait(WaitsFor::TaskRunning { task: name.clone() });
             }
-            Standing::Failed(task) => {
+            Standing::Failed(task, next) => {
                 let outcome = task.outcome.as_ref().map_or_else(String::new, ToString::to_string);
-                moves.wait(WaitsFor::TaskFailed { task: name.clone(), outcome, next: None });
+                moves.wait(WaitsFor::TaskFailed { task: name.clone(), outcome, next });
             }
         }
     }
@@ -222,10 +292,10 @@ fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
 
 /// The replacement of an instance by one that has what only birth can give. Approved, it comes before
 /// all else; until then everything else goes on beside it.
-fn replace(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, moves: &mut Moves) {
+fn replace(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, windows: Windows, moves: &mut Moves) {
     let reasons: Vec<String> = drift
         .iter()
-        .filter(|d| d.cost == Cost::Replace)
+        .filter(|d| d.cost == Cost::Replace && is_corrected(d))
         .map(|d| format!("{} {} -> {}", d.path, d.observed, d.wanted))
         .collect();
     if reasons.is_empty() {
@@ -233,13 +303,13 @@ fn replace(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &
     }
     let why = reasons.join(", ");
     let waits_for = guard.replacement(situation, &why);
-    let approved = waits_for.is_none();
-    let waits_for = waits_for.or_else(|| successor_obstacle(inputs, situation));
+    let waits_for = waits_for.or_else(|| successor_obstacle(situation));
+    let may_begin = waits_for.is_none() && windows.hold(situation).is_none();
     let mut replacement = Moves::default();
     replacement.push(StepAction::Destroy, format!("to replace it: {why}"), Cost::Replace);
     replacement.push(StepAction::Create, format!("to replace it: {why}"), Cost::Create);
     replacement.steps[0].waits_for.extend(waits_for);
-    if approved && replacement.steps[0].waits_for.is_empty() {
+    if may_begin {
         moves.steps = replacement.steps;
     } else {
         moves.steps.extend(replacement.steps);
@@ -248,9 +318,9 @@ fn replace(inputs: &Inputs, situation: &Situation<'_>, drift: &[Drift], guard: &
 
 /// What stands in the way of the machine that is to replace this one, while that one still exists: a
 /// driver that is not there or does not answer, or a name that is taken.
-fn successor_obstacle(inputs: &Inputs, situation: &Situation<'_>) -> Option<WaitsFor> {
+fn successor_obstacle(situation: &Situation<'_>) -> Option<WaitsFor> {
     let driver = situation.wanted?.spec.driver.filter(|driver| Some(*driver) != situation.driver)?;
-    match inputs.drivers.get(&driver).map(|view| &view.listing) {
+    match situation.inputs.drivers.get(&driver).map(|view| &view.listing) {
         None => Some(WaitsFor::DriverMissing { driver }),
         Some(Listing::Unanswered { since, reason }) => {
             Some(WaitsFor::Driver { driver, since: *since, reason: reason.clone() })
@@ -268,6 +338,16 @@ fn ask_first(situation: &Situation<'_>, guard: &mut Guard<'_>, moves: &mut Moves
         let next = moves.steps.iter_mut().find(|step| step.action.on_instance().is_some() && step.waits_for.is_empty());
         if let Some(step) = next {
             step.waits_for.extend(guard.step(situation, &step.action, &step.reason));
+        }
+    }
+}
+
+/// What disturbs a machine that runs waits until it may.
+fn hold(situation: &Situation<'_>, windows: Windows, moves: &mut Moves) {
+    let Some(window) = windows.hold(situation) else { return };
+    for step in &mut moves.steps {
+        if is_disruptive(situation, step) {
+            step.waits_for.push(window.clone());
         }
     }
 }

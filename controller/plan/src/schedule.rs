@@ -1,28 +1,32 @@
-//! When steps may begin: dependencies first, within the lanes, not before a backoff is over, and not
-//! while the fuse is blown.
+//! When steps may begin: dependencies first, within the host's room and the lanes, not before a backoff
+//! is over, and not while the fuse is blown.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use vm_agent_schemas::fleet::{DriverName, Reconcile};
+use vm_agent_schemas::fleet::{DriverName, Reconcile, Until};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{Cost, Fuse, Health, Step, StepAction, WaitsFor};
+use vm_agent_schemas::observe::Sizes;
+use vm_agent_schemas::plan::{Cost, Fuse, Step, StepAction, WaitsFor};
 
+use crate::budget::Budget;
 use crate::fuse::probe_at;
 use crate::inputs::{Inputs, Mode};
 use crate::moves::Move;
 use crate::situation::Situation;
 
-/// Hands out the places in each driver's lane, and the one that a blown fuse leaves.
+/// Hands out the room on the host, the places in each driver's lane, and the one that a blown fuse leaves.
 pub(crate) struct Schedule<'a> {
     inputs: &'a Inputs,
     fuse: &'a Fuse,
-    healthy: &'a dyn Fn(&AgentName) -> bool,
+    /// Whether an agent is so far.
+    ready: &'a dyn Fn(&AgentName, Until) -> bool,
+    budget: Budget<'a>,
     free: BTreeMap<DriverName, usize>,
     probe_free: bool,
 }
 
 impl<'a> Schedule<'a> {
-    pub(crate) fn new(inputs: &'a Inputs, fuse: &'a Fuse, healthy: &'a dyn Fn(&AgentName) -> bool) -> Self {
+    pub(crate) fn new(inputs: &'a Inputs, fuse: &'a Fuse, ready: &'a dyn Fn(&AgentName, Until) -> bool) -> Self {
         let mut free: BTreeMap<DriverName, usize> =
             inputs.drivers.iter().map(|(name, view)| (*name, lane(inputs, view.capabilities.lanes))).collect();
         let under_way = inputs.operations.keys().filter_map(|agent| inputs.operation(agent));
@@ -34,32 +38,43 @@ impl<'a> Schedule<'a> {
             }
         }
         let probe_free = !busy && probe_at(fuse, inputs.backoffs.values()).is_some_and(|at| at <= inputs.now);
-        Self { inputs, fuse, healthy, free, probe_free }
+        Self { inputs, fuse, ready, budget: Budget::new(inputs), free, probe_free }
     }
 
-    /// One step of an agent, with everything that it waits for.
-    pub(crate) fn step(&mut self, situation: &Situation<'_>, driver: DriverName, step: Move) -> Step {
-        let Move { action, reason, cost, mut waits_for } = step;
-        if action != StepAction::Forget {
+    /// The steps of one agent, each with everything that it waits for.
+    pub(crate) fn steps(&mut self, situation: &Situation<'a>, driver: DriverName, moves: Vec<Move>) -> Vec<Step> {
+        let sizes = sizes_after(situation, &moves);
+        moves.into_iter().map(|step| self.step(situation, driver, step, sizes)).collect()
+    }
+
+    fn step(&mut self, situation: &Situation<'a>, driver: DriverName, mut step: Move, sizes: Option<Sizes>) -> Step {
+        let mut waits_for = std::mem::take(&mut step.waits_for);
+        if step.action != StepAction::Forget {
             waits_for.extend(self.pause(situation));
         }
-        if action.on_instance().is_some() {
+        if step.action.on_instance().is_some() {
             // A stop that is there for a start to follow comes down only when it can come up again.
-            if brings_up(&action) || cost == Cost::Restart {
+            if brings_up(&step.action) || matches!(step.cost, Cost::Restart | Cost::Replace) {
                 waits_for.extend(self.dependencies(situation));
+                waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
             }
-            if !(self.inputs.mode == Mode::Destroy && action == StepAction::Destroy) {
+            if !(self.inputs.mode == Mode::Destroy && step.action == StepAction::Destroy) {
                 waits_for.extend(self.backoff(situation));
             }
-            // Only a step that could begin otherwise takes a place from the others.
+            // Only a step that could begin otherwise takes room or a place from the others.
             if waits_for.is_empty() {
-                waits_for.extend(self.fuse(&action, cost));
+                waits_for.extend(sizes.and_then(|sizes| self.budget.admit(situation, &step, sizes)));
+            }
+            if waits_for.is_empty() {
+                waits_for.extend(self.fuse(&step.action, step.cost));
             }
             if waits_for.is_empty() {
                 waits_for.extend(self.place(driver));
             }
         }
-        Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs: None, waits_for }
+        let Move { action, reason, cost, .. } = step;
+        let disturbs = situation.disturbance(&action);
+        Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs, waits_for }
     }
 
     /// A pause holds everything but what a person says when they take the fleet down.
@@ -75,7 +90,7 @@ impl<'a> Schedule<'a> {
     fn dependencies(&self, situation: &Situation<'_>) -> impl Iterator<Item = WaitsFor> {
         let wanted = situation.wanted.into_iter().flat_map(|agent| &agent.spec.depends_on.0);
         wanted
-            .filter(|(name, _)| !(self.healthy)(name))
+            .filter(|(name, until)| !(self.ready)(name, **until))
             .map(|(agent, until)| WaitsFor::Dependency { agent: agent.clone(), until: *until })
     }
 
@@ -105,6 +120,17 @@ impl<'a> Schedule<'a> {
     }
 }
 
+/// The sizes that the agent's machine has once its steps are over.
+fn sizes_after(situation: &Situation<'_>, moves: &[Move]) -> Option<Sizes> {
+    let made_anew = matches!(moves.first()?.action, StepAction::Create | StepAction::Destroy);
+    let spec = situation.wanted.filter(|_| made_anew).map(|agent| Sizes::of(&agent.spec));
+    let resized = moves.iter().find_map(|step| match step.action {
+        StepAction::Resize { to } => Some(to),
+        _ => None,
+    });
+    spec.or(resized).or_else(|| situation.sizes())
+}
+
 fn brings_up(action: &StepAction) -> bool {
     action.on_instance().is_some_and(vm_agent_schemas::observe::Action::brings_up)
 }
@@ -112,44 +138,4 @@ fn brings_up(action: &StepAction) -> bool {
 fn lane(inputs: &Inputs, bears: u32) -> usize {
     let wished = inputs.fleet.limits.parallelism.unwrap_or(bears);
     usize::try_from(wished.min(bears)).unwrap_or(usize::MAX)
-}
-
-/// The order in which agents come up: each after all that it depends on, else by name. Gives the
-/// indices of `situations`.
-pub(crate) fn order(situations: &[Situation<'_>]) -> Vec<usize> {
-    let depends = |s: &Situation<'_>| s.wanted.is_some_and(|agent| !agent.spec.depends_on.0.is_empty());
-    let mut indices: Vec<usize> = (0..situations.len()).collect();
-    if situations.iter().any(depends) {
-        let by_name: HashMap<&AgentName, usize> = situations.iter().enumerate().map(|(i, s)| (s.name, i)).collect();
-        let mut depths = vec![None; situations.len()];
-        for index in 0..situations.len() {
-            depth(index, situations, &by_name, &mut depths);
-        }
-        indices.sort_by_key(|index| depths[*index]);
-    }
-    indices
-}
-
-/// How many agents come before one. The fleet file has no cycles; an agent made by hand has no
-/// dependencies of its own.
-fn depth(
-    index: usize,
-    situations: &[Situation<'_>],
-    by_name: &HashMap<&AgentName, usize>,
-    depths: &mut [Option<usize>],
-) -> usize {
-    if let Some(depth) = depths[index] {
-        return depth;
-    }
-    depths[index] = Some(0);
-    let wanted = situations[index].wanted.into_iter().flat_map(|agent| agent.spec.depends_on.0.keys());
-    let deepest =
-        wanted.filter_map(|name| by_name.get(name)).map(|at| 1 + depth(*at, situations, by_name, depths)).max();
-    depths[index] = deepest.or(Some(0));
-    deepest.unwrap_or(0)
-}
-
-/// Whether an agent that others wait for is ready for them.
-pub(crate) const fn is_ready(health: Health) -> bool {
-    matches!(health, Health::Healthy)
 }

@@ -3,22 +3,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, PowerState};
-use vm_agent_schemas::ids::Life;
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, DriverName, PowerState};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
-use vm_agent_schemas::plan::Health;
+use vm_agent_schemas::observe::{Action, Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction};
 
-use crate::fuse::after;
+use crate::clock::{after, counted_from};
+use crate::effective::Effective;
 use crate::inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
+use crate::rest::rest_of;
+use crate::standing::{Outage, Standing as TaskStanding, outages, standings};
 use crate::table::{Link, Seen, Under, Want};
 
 /// Everything about one agent, side by side.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Situation<'a> {
+    pub(crate) inputs: &'a Inputs,
     pub(crate) name: &'a AgentName,
     /// The effective spec; nothing for an agent that should not exist.
     pub(crate) wanted: Option<&'a Arc<DeclaredAgent>>,
+    /// What a person said of its power, beside the file.
+    pub(crate) told: Option<PowerState>,
+    /// Whether a person said that this very agent should go.
+    pub(crate) dismissed: bool,
     pub(crate) claim: Option<&'a Claim>,
     /// The driver, as resolved; nothing where none can be.
     pub(crate) driver: Option<DriverName>,
@@ -30,24 +37,28 @@ pub(crate) struct Situation<'a> {
     pub(crate) session: Option<&'a SessionSeen>,
     pub(crate) tasks: &'a [FileTask],
     pub(crate) backoff: Option<&'a Backoff>,
-    /// The controller's life, whose watch alone counts.
-    life: Life,
     pub(crate) want: Want,
+    /// Why the machine is to be down although the spec says that it should run.
+    pub(crate) rests: Option<Rest>,
     pub(crate) seen: Seen,
     pub(crate) link: Link,
 }
 
 impl<'a> Situation<'a> {
-    pub(crate) fn of(inputs: &'a Inputs, name: &'a AgentName, wanted: Option<&'a Arc<DeclaredAgent>>) -> Self {
+    pub(crate) fn of(inputs: &'a Inputs, name: &'a AgentName, effective: &'a Effective) -> Self {
+        let wanted = effective.wanted.get(name);
         let claim = inputs.claims.get(name);
         let driver = resolve_driver(inputs, wanted, claim);
         let view = driver.and_then(|driver| inputs.drivers.get(&driver));
         let observed = view.and_then(|view| find_instance(inputs, view, name, claim));
         let session =
             inputs.sessions.get(name).filter(|session| claim.is_some_and(|c| c.incarnation == session.incarnation));
-        Self {
+        let mut situation = Self {
+            inputs,
             name,
             wanted,
+            told: effective.told.get(name).copied(),
+            dismissed: inputs.mode == Mode::Destroy || effective.is_dismissed(name),
             claim,
             driver,
             view,
@@ -56,11 +67,45 @@ impl<'a> Situation<'a> {
             session,
             tasks: inputs.tasks.get(name).map(Vec::as_slice).unwrap_or_default(),
             backoff: inputs.backoffs.get(name),
-            life: inputs.life,
             want: want(inputs.mode, wanted),
+            rests: None,
             seen: see(view, claim, observed),
             link: link(inputs, name, view, observed, session),
+        };
+        situation.rests = rest_of(&situation);
+        if situation.rests.is_some() {
+            situation.want = Want::Stopped;
         }
+        situation
+    }
+
+    /// What is wanted, leaving aside that its machine may rest.
+    pub(crate) fn want_of_spec(&self) -> Want {
+        want(self.inputs.mode, self.wanted)
+    }
+
+    /// What to do about drift of that kind.
+    pub(crate) fn policy(&self, field: DriftField) -> DriftPolicy {
+        self.wanted.and_then(|agent| agent.spec.drift.get(&field)).copied().unwrap_or_default()
+    }
+
+    /// Whether the machine is up, or coming up.
+    pub(crate) const fn runs(&self) -> bool {
+        matches!(self.seen, Seen::Starting | Seen::Running)
+    }
+
+    /// What a step would end in a machine that runs.
+    pub(crate) fn disturbance(&self, action: &StepAction) -> Option<Disturbance> {
+        let takes_down = matches!(action, StepAction::Stop | StepAction::Destroy);
+        let told = self.session.map(|session| Disturbance { tasks: session.tasks, sessions: session.streams });
+        (takes_down && self.runs()).then(|| told.unwrap_or_default())
+    }
+
+    /// What the spec asks for that the agent's driver can't do.
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
+        let asks = self.wanted.is_some_and(|agent| !agent.spec.mounts.is_empty());
+        let can = self.view.is_none_or(|view| view.capabilities.mounts);
+        (asks && !can && self.policy(DriftField::Mounts) == DriftPolicy::Correct).then_some("mount folders of the host")
     }
 
     pub(crate) fn under(&self) -> Under {
@@ -74,7 +119,7 @@ impl<'a> Situation<'a> {
         read_back
             || match claim.proof {
                 Proof::Pending => false,
-                Proof::Watched { life } => life == self.life,
+                Proof::Watched { life } => life == self.inputs.life,
                 Proof::Confirmed => true,
             }
     }
@@ -100,36 +145,46 @@ impl<'a> Situation<'a> {
     }
 
     pub(crate) fn health(&self) -> Health {
-        let making = self.operation.is_some_and(|operation| operation.action.brings_up());
-        match self.seen {
+        let action = self.operation.map(|operation| operation.action);
+        let making = action.is_some_and(Action::brings_up);
+        let health = match self.seen {
             Seen::Unknown => Health::Unknown,
             _ if making => Health::Starting,
             Seen::Starting => Health::Starting,
             Seen::Running => match self.link {
-                Link::Live if self.is_ailing() => Health::Degraded,
-                Link::Live => Health::Healthy,
+                Link::Live => self.health_inside(),
                 Link::Awaited => Health::Starting,
                 Link::Lost | Link::Unjoined => Health::Offline,
             },
             Seen::Absent | Seen::Foreign if self.backoff.is_some() => Health::Failed,
             Seen::Failed | Seen::Deleted => Health::Failed,
             Seen::Suspended => Health::Suspended,
+            Seen::Stopped | Seen::ShutDown if self.rests == Some(Rest::Idle) => Health::Suspended,
             Seen::Absent | Seen::Foreign | Seen::Stopping | Seen::Stopped | Seen::ShutDown => Health::Stopped,
+        };
+        let going_down = matches!(action, Some(Action::Stop | Action::Destroy));
+        if going_down && health == Health::Starting { Health::Stopped } else { health }
+    }
+
+    /// Whether all is well in a machine whose runtime is heard. What the file says to ignore does not
+    /// count.
+    fn health_inside(&self) -> Health {
+        let counts = |field| self.policy(field) != DriftPolicy::Ignore;
+        let session = self.session.filter(|_| counts(DriftField::Provisioning));
+        let problems = session.is_some_and(|session| !session.problems.is_empty());
+        let out = |of: Outage| session.is_some() && outages(self).any(|(_, outage, _)| outage == of);
+        let failed = || standings(self).any(|(_, standing)| matches!(standing, TaskStanding::Failed(..)));
+        if self.session.is_some_and(|session| session.ailing)
+            || problems
+            || out(Outage::Failed)
+            || (counts(DriftField::Tasks) && failed())
+        {
+            Health::Degraded
+        } else if out(Outage::Starting) {
+            Health::Starting
+        } else {
+            Health::Healthy
         }
-    }
-
-    fn is_ailing(&self) -> bool {
-        self.session.is_some_and(|session| session.ailing) || self.failed_tasks().next().is_some()
-    }
-
-    /// Tasks of the present wording that did not succeed on the present machine.
-    fn failed_tasks(&self) -> impl Iterator<Item = &FileTask> {
-        let declared = self.wanted.map(|agent| &agent.spec.tasks);
-        self.tasks.iter().filter(move |task| {
-            task.outcome.as_ref().is_some_and(|outcome| !outcome.is_success())
-                && self.claim.is_some_and(|claim| claim.id == task.claim)
-                && declared.and_then(|tasks| tasks.get(&task.name)).is_some_and(|spec| spec.digest() == task.digest)
-        })
     }
 }
 
@@ -188,7 +243,7 @@ fn link(
     observed: Option<&Observed>,
     session: Option<&SessionSeen>,
 ) -> Link {
-    let heard_within = |limit: Duration, since| after(since, limit) > inputs.now;
+    let heard_within = |limit: Duration, since| after(counted_from(inputs, since), limit) > inputs.now;
     match session {
         Some(session) if heard_within(inputs.silence, session.last_seen) => {
             if session.connected {

@@ -6,12 +6,15 @@ use vm_agent_schemas::fleet::Mount;
 use vm_agent_schemas::ids::{ClaimId, Digest};
 use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
 use vm_agent_schemas::plan::{AgentPlan, Plan, Sync};
 
-use crate::effective::{End, ended_overrides};
-use crate::fuse::{BACKOFF_FORGOTTEN, after};
-use crate::inputs::{Inputs, Listing, Observed};
+use crate::clock::{SetBack, after, backoff_set_back, fuse_set_back, override_set_back, pause_set_back};
+use crate::effective::{End, effective, ended_overrides};
+use crate::fuse::BACKOFF_FORGOTTEN;
+use crate::inputs::Inputs;
+use crate::rest::asleep;
+use crate::situation::Situation;
 
 /// One thing that the records should say.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +33,8 @@ pub enum Upkeep {
     Interrupted(Operation),
     /// A yes that nothing rests on any more.
     DropApproval(Digest),
+    /// The clock was set back, and this is to be written down in place of what it is dated later.
+    SetBack(SetBack),
 }
 
 /// What has been learnt of a claim's instance. What is not said stays as it is.
@@ -91,15 +96,53 @@ impl Learnt {
 #[must_use]
 pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     let mut upkeep = Vec::new();
+    upkeep.extend(what_people_said(inputs));
+    upkeep.extend(failures(inputs, plan));
+    upkeep.extend(claims(inputs, plan));
+    let over = inputs.operations.values().filter(|operation| inputs.operation(&operation.agent).is_none());
+    upkeep.extend(over.cloned().map(Upkeep::Interrupted));
+    let unused = inputs.approvals.iter().filter(|(id, agent)| is_unused(inputs, plan, id, agent));
+    upkeep.extend(unused.map(|(id, _)| Upkeep::DropApproval(id.clone())));
+    upkeep
+}
+
+/// Overrides and the pause: what has come to its end, and what is dated later than now.
+fn what_people_said(inputs: &Inputs) -> Vec<Upkeep> {
     let known = |agent: &AgentName| inputs.claims.contains_key(agent);
-    for (id, end) in ended_overrides(&inputs.fleet, &inputs.overrides, known, inputs.now) {
-        let ended = inputs.overrides.iter().find(|entry| entry.id == id);
-        upkeep.extend(ended.map(|entry| Upkeep::EndOverride(Box::new(entry.clone()), end)));
-    }
-    let over = |pause: &&Pause| pause.expires_at.is_some_and(|end| end <= inputs.now);
-    upkeep.extend(inputs.pause.iter().filter(over).cloned().map(Upkeep::EndPause));
+    let ended = ended_overrides(&inputs.fleet, &inputs.overrides, known, inputs.now);
+    let of_override = |entry: &Override| match ended.iter().find(|(id, _)| *id == entry.id) {
+        Some((_, end)) => Some(Upkeep::EndOverride(Box::new(entry.clone()), *end)),
+        None => override_set_back(inputs, entry).map(Upkeep::SetBack),
+    };
+    let of_pause = |pause: &Pause| match pause.expires_at {
+        Some(end) if end <= inputs.now => Some(Upkeep::EndPause(pause.clone())),
+        _ => pause_set_back(inputs, pause).map(Upkeep::SetBack),
+    };
+    inputs.overrides.iter().filter_map(of_override).chain(inputs.pause.iter().filter_map(of_pause)).collect()
+}
+
+/// Failures and the fuse. They come before what has failed since.
+fn failures(inputs: &Inputs, plan: &Plan) -> impl Iterator<Item = Upkeep> {
+    let of_backoff = |(agent, backoff): (&AgentName, &Backoff)| {
+        let gone = plan.agent(agent).is_none();
+        if gone || after(backoff.failed_at, BACKOFF_FORGOTTEN) <= inputs.now {
+            Some(Upkeep::ForgetBackoff(agent.clone()))
+        } else {
+            backoff_set_back(inputs, backoff).map(Upkeep::SetBack)
+        }
+    };
+    inputs.backoffs.iter().filter_map(of_backoff).chain(fuse_set_back(inputs).map(Upkeep::SetBack))
+}
+
+/// What is to be learnt of each claim's instance.
+fn claims(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
+    let mut upkeep = Vec::new();
+    let effective = effective(&inputs.fleet, &inputs.overrides, inputs.now);
     for claim in inputs.claims.values() {
-        let learnt = learnt(inputs, plan.agent(&claim.agent), claim);
+        let wanted = effective.wanted.get(&claim.agent);
+        let may_sleep = claim.asleep || wanted.is_some_and(|agent| agent.spec.idle.is_some());
+        let asleep = may_sleep.then(|| asleep(&Situation::of(inputs, &claim.agent, &effective))).flatten();
+        let learnt = learnt(inputs, plan.agent(&claim.agent), claim, asleep);
         if learnt.standing == Some(Standing::Fell) {
             upkeep.push(Upkeep::Crashed(claim.agent.clone()));
         }
@@ -107,16 +150,6 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
             upkeep.push(Upkeep::Learnt(claim.agent.clone(), learnt));
         }
     }
-    for (agent, backoff) in &inputs.backoffs {
-        let gone = plan.agent(agent).is_none();
-        if gone || after(backoff.failed_at, BACKOFF_FORGOTTEN) <= inputs.now {
-            upkeep.push(Upkeep::ForgetBackoff(agent.clone()));
-        }
-    }
-    let over = inputs.operations.values().filter(|operation| inputs.operation(&operation.agent).is_none());
-    upkeep.extend(over.cloned().map(Upkeep::Interrupted));
-    let unused = inputs.approvals.iter().filter(|(id, agent)| is_unused(inputs, plan, id, agent));
-    upkeep.extend(unused.map(|(id, _)| Upkeep::DropApproval(id.clone())));
     upkeep
 }
 
@@ -127,15 +160,8 @@ fn is_unused(inputs: &Inputs, plan: &Plan, id: &Digest, agent: &AgentName) -> bo
     plan.agent(agent).is_none_or(asks) && !plan.granted.contains(id)
 }
 
-/// The instance of a claim, if it is seen and is the one.
-fn observed<'a>(inputs: &'a Inputs, claim: &Claim) -> Option<&'a Observed> {
-    let Listing::Seen(instances) = &inputs.drivers.get(&claim.driver)?.listing else { return None };
-    let observed = instances.get(&claim.instance)?;
-    observed.instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce).then_some(observed)
-}
-
-fn learnt(inputs: &Inputs, plan: Option<&AgentPlan>, claim: &Claim) -> Learnt {
-    let observed = observed(inputs, claim);
+fn learnt(inputs: &Inputs, plan: Option<&AgentPlan>, claim: &Claim, asleep: Option<bool>) -> Learnt {
+    let observed = inputs.drivers.get(&claim.driver).and_then(|view| view.find(claim));
     let read_back = observed.is_some_and(|observed| observed.instance.nonce.is_some());
     // A runtime is heard only after it has shown the claim's nonce, and an incarnation is one life.
     let heard = inputs.sessions.get(&claim.agent).is_some_and(|session| session.incarnation == claim.incarnation);
@@ -163,5 +189,6 @@ fn learnt(inputs: &Inputs, plan: Option<&AgentPlan>, claim: &Claim) -> Learnt {
         Some(_) => Some(false),
         None => asked.then_some(true),
     };
-    Learnt { proof, standing, protect: wanted.map(|agent| agent.spec.protect), left_in_mass, ..Learnt::of(claim) }
+    let protect = wanted.map(|agent| agent.spec.protect);
+    Learnt { proof, standing, protect, left_in_mass, asleep, ..Learnt::of(claim) }
 }

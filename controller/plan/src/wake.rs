@@ -2,31 +2,42 @@
 
 use jiff::Timestamp;
 
-use crate::fuse::{BACKOFF_FORGOTTEN, after, probe_at};
+use crate::clock::{after, silence_ends};
+use crate::effective::effective;
+use crate::fuse::{BACKOFF_FORGOTTEN, probe_at};
 use crate::inputs::{Inputs, Listing};
+use crate::{rest, situations, standing, windows};
 
 /// The earliest time after `now` at which the same inputs may give another plan.
 #[must_use]
 pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
+    let now = inputs.now;
+    let effective = effective(&inputs.fleet, &inputs.overrides, now);
+    let situations = situations(inputs, &effective);
+    let of_agents = situations.iter().flat_map(|situation| rest::turns(situation).chain(standing::turns(situation)));
+    let all = of_records(inputs).chain(of_the_world(inputs)).chain(of_agents);
+    all.chain(windows::changes(&inputs.fleet.windows, now)).filter(|at| *at > now).min()
+}
+
+/// When what is written down comes to its time.
+fn of_records(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
     let backoffs = inputs.backoffs.values().flat_map(|b| [b.not_before, after(b.failed_at, BACKOFF_FORGOTTEN)]);
     let overrides = inputs.overrides.iter().filter_map(|entry| entry.expires_at);
     let pause = inputs.pause.iter().filter_map(|pause| pause.expires_at);
-    let silences = inputs.sessions.values().map(|session| after(session.last_seen, inputs.silence));
-    let operations = inputs.operations.values().map(|operation| operation.deadline);
-    let connects = inputs.drivers.values().flat_map(|view| {
+    let operations = inputs.operations.values().map(|operation| inputs.believed_until(operation));
+    backoffs.chain(overrides).chain(pause).chain(operations).chain(probe_at(&inputs.fuse, inputs.backoffs.values()))
+}
+
+/// When what is seen and heard has been so for too long.
+fn of_the_world(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
+    let silences = inputs.sessions.values().flat_map(|session| silence_ends(inputs, session.last_seen, inputs.silence));
+    let connects = inputs.drivers.values().flat_map(move |view| {
         let limit = view.capabilities.deadlines.connect.get();
         let observed = match &view.listing {
             Listing::Seen(instances) => Some(instances.values()),
             Listing::Unanswered { .. } => None,
         };
-        observed.into_iter().flatten().map(move |observed| after(observed.since, limit))
+        observed.into_iter().flatten().flat_map(move |observed| silence_ends(inputs, observed.since, limit))
     });
-    let all = backoffs
-        .chain(overrides)
-        .chain(pause)
-        .chain(silences)
-        .chain(operations)
-        .chain(connects)
-        .chain(probe_at(&inputs.fuse, inputs.backoffs.values()));
-    all.filter(|at| *at > inputs.now).min()
+    silences.chain(connects)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vm_agent_plan::{Inputs, Mode, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
+use vm_agent_plan::{Inputs, Mode, SetBack, Upkeep, after_failure, configuration_for, plan, upkeep, wake_at};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy};
 use vm_agent_schemas::ids::TaskId;
@@ -101,6 +101,12 @@ fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> 
                 changes.extend([Change::Close(operation, message), Change::Event(event)]);
             }
             Upkeep::DropApproval(id) => changes.push(Change::DropApproval(id)),
+            Upkeep::SetBack(anew) => changes.push(match anew {
+                SetBack::Backoff(backoff) => Change::Backoff(backoff),
+                SetBack::Fuse(fuse) => Change::Fuse(fuse),
+                SetBack::Override(entry) => Change::Override(entry),
+                SetBack::Pause(pause) => Change::Pause(Some(pause)),
+            }),
         }
     }
     changes.extend(fuse_changes(&inputs.fuse, &planned.fuse));

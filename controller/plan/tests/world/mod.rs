@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_plan::{
-    DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, Upkeep, after_failure, configuration_for, effective,
-    plan,
+    DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, SetBack, Upkeep, after_failure, configuration_for,
+    effective, plan,
 };
 use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
 use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce};
@@ -220,5 +220,12 @@ pub fn note(inputs: &mut Inputs, item: Upkeep) {
         Upkeep::ForgetBackoff(agent) => drop(inputs.backoffs.remove(&agent)),
         Upkeep::Interrupted(operation) => drop(inputs.operations.remove(&operation.agent)),
         Upkeep::DropApproval(id) => drop(inputs.approvals.remove(&id)),
+        Upkeep::SetBack(SetBack::Backoff(backoff)) => drop(inputs.backoffs.insert(backoff.agent.clone(), backoff)),
+        Upkeep::SetBack(SetBack::Fuse(fuse)) => inputs.fuse = fuse,
+        Upkeep::SetBack(SetBack::Override(entry)) => {
+            let place = inputs.overrides.iter_mut().find(|other| other.id == entry.id);
+            *place.expect("it is there") = *entry;
+        }
+        Upkeep::SetBack(SetBack::Pause(pause)) => inputs.pause = Some(pause),
     }
 }
