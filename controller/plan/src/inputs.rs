@@ -13,11 +13,6 @@ use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Op
 use vm_agent_schemas::plan::Fuse;
 use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
-use crate::clock::after;
-
-/// How long after its deadline an operation of this life is still believed in: long enough for a last
-/// look at the instance and for a slow disk.
-const OVERDUE: Duration = Duration::from_secs(120);
 
 /// What a plan is made from. Same inputs, same plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -198,27 +193,16 @@ impl Inputs {
         self.pause.as_ref().filter(|pause| pause.expires_at.is_none_or(|end| self.now < end))
     }
 
-    /// The operation under way on an agent, if it may still have an effect: one of an earlier life
-    /// only while its deadline has not passed and its driver's calls outlive a controller.
+    /// The operation under way on an agent, if it may still have an effect. One of this life has an end
+    /// of its own, which is not to be judged by a wall clock: that jumps when the host has slept, and the
+    /// call goes on. One of an earlier life counts only while its deadline has not passed and its
+    /// driver's calls outlive a controller.
     #[must_use]
     pub fn operation(&self, agent: &AgentName) -> Option<&Operation> {
         self.operations.get(agent).filter(|operation| {
             let outlives = |view: &DriverView| view.capabilities.calls_outlive_controller;
-            let may_go_on = operation.life == self.life || self.drivers.get(&operation.driver).is_none_or(outlives);
-            may_go_on && self.now < self.believed_until(operation)
+            operation.life == self.life
+                || self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives)
         })
-    }
-
-    /// Until when an operation may still have an effect.
-    pub(crate) fn believed_until(&self, operation: &Operation) -> Timestamp {
-        if operation.life != self.life {
-            return operation.deadline;
-        }
-        // Whoever carries it out ends it soon after its deadline, unless something broke. Their time stood
-        // still while the host slept.
-        let limit = Duration::try_from(operation.started_at.duration_until(operation.deadline)).unwrap_or_default();
-        let resumed = self.resumed_at.filter(|resumed| *resumed > operation.started_at);
-        let deadline = resumed.map_or(operation.deadline, |resumed| operation.deadline.max(after(resumed, limit)));
-        after(deadline, OVERDUE)
     }
 }

@@ -106,6 +106,10 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
             again.push(StepAction::Start, "with a new seed", Cost::Restart);
         }
         Decision::Act(Action::Create) => create(situation, &mut moves),
+        // Only a create finishes what a create has left half made. It acts on no instance but its own.
+        Decision::Act(Action::Start) if situation.is_half_made() => {
+            moves.push(StepAction::Create, "it is half made", Cost::Create);
+        }
         Decision::Act(Action::Start) if corrects(drift, DriftClass::Power) => {
             resize(situation, drift, &mut moves);
             moves.push(StepAction::Start, start_reason(situation), Cost::Start);
@@ -355,7 +359,8 @@ fn hold(situation: &Situation<'_>, windows: Windows, moves: &mut Moves) {
 /// Whatever touches an instance waits until the instance is proven to be ours.
 fn prove(situation: &Situation<'_>, moves: &mut Moves) {
     if situation.observed.is_some() && !situation.is_proven() {
-        let touching = moves.steps.iter_mut().filter(|step| step.action.on_instance().is_some());
+        let touches = |step: &&mut Move| step.action.on_instance().is_some_and(|action| action != Action::Create);
+        let touching = moves.steps.iter_mut().filter(touches);
         touching.filter(|step| step.waits_for.is_empty()).for_each(|step| step.waits_for.push(WaitsFor::Proof));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, DriverName, PowerState};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::observe::{Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing};
 use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction};
 
 use crate::clock::{after, counted_from};
@@ -69,7 +69,7 @@ impl<'a> Situation<'a> {
             backoff: inputs.backoffs.get(name),
             want: want(inputs.mode, wanted),
             rests: None,
-            seen: see(view, claim, observed),
+            seen: see(inputs, view, claim, observed),
             link: link(inputs, name, view, observed, session),
         };
         situation.rests = rest_of(&situation);
@@ -122,6 +122,12 @@ impl<'a> Situation<'a> {
                 Proof::Watched { life } => life == self.inputs.life,
                 Proof::Confirmed => true,
             }
+    }
+
+    /// Whether nobody has ever seen the instance whole, so that it may be what a create that went wrong
+    /// has left behind.
+    pub(crate) fn is_half_made(&self) -> bool {
+        self.claim.is_some_and(|claim| claim.proof == Proof::Pending) && !self.is_proven() && self.session.is_none()
     }
 
     /// The sizes that the instance has.
@@ -221,7 +227,7 @@ fn want(mode: Mode, wanted: Option<&Arc<DeclaredAgent>>) -> Want {
     }
 }
 
-fn see(view: Option<&DriverView>, claim: Option<&Claim>, observed: Option<&Observed>) -> Seen {
+fn see(inputs: &Inputs, view: Option<&DriverView>, claim: Option<&Claim>, observed: Option<&Observed>) -> Seen {
     let answers = view.is_some_and(|view| matches!(view.listing, Listing::Seen(_)));
     let Some(observed) = observed else { return if answers { Seen::Absent } else { Seen::Unknown } };
     let instance = &observed.instance;
@@ -229,11 +235,26 @@ fn see(view: Option<&DriverView>, claim: Option<&Claim>, observed: Option<&Obser
         Some(claim) if instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce) => {
             // An instance that never came up yet did not go down by itself either.
             let standing = if claim.proof == Proof::Pending { Standing::Down } else { claim.standing };
-            Seen::ours(instance.state, standing)
+            let limit = view.map_or(Duration::MAX, |view| transition(&view.capabilities));
+            match instance.state {
+                // It does not get on: whatever made or stopped it ended half-way.
+                InstanceState::Starting | InstanceState::Stopping
+                    if after(counted_from(inputs, observed.since), limit) <= inputs.now =>
+                {
+                    Seen::Stopped
+                }
+                state => Seen::ours(state, standing),
+            }
         }
         None if instance.state == InstanceState::Deleted => Seen::Deleted,
         Some(_) | None => Seen::Foreign,
     }
+}
+
+/// How long an instance may be on its way up or down when no step is under way.
+pub(crate) fn transition(capabilities: &Capabilities) -> Duration {
+    let deadlines = &capabilities.deadlines;
+    deadlines.create.max(deadlines.start).max(deadlines.stop).get()
 }
 
 fn link(

@@ -6,6 +6,7 @@ use crate::clock::{after, silence_ends};
 use crate::effective::effective;
 use crate::fuse::{BACKOFF_FORGOTTEN, probe_at};
 use crate::inputs::{Inputs, Listing};
+use crate::situation::transition;
 use crate::{rest, situations, standing, windows};
 
 /// The earliest time after `now` at which the same inputs may give another plan.
@@ -24,7 +25,7 @@ fn of_records(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
     let backoffs = inputs.backoffs.values().flat_map(|b| [b.not_before, after(b.failed_at, BACKOFF_FORGOTTEN)]);
     let overrides = inputs.overrides.iter().filter_map(|entry| entry.expires_at);
     let pause = inputs.pause.iter().filter_map(|pause| pause.expires_at);
-    let operations = inputs.operations.values().map(|operation| inputs.believed_until(operation));
+    let operations = inputs.operations.values().map(|operation| operation.deadline);
     backoffs.chain(overrides).chain(pause).chain(operations).chain(probe_at(&inputs.fuse, inputs.backoffs.values()))
 }
 
@@ -32,12 +33,14 @@ fn of_records(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
 fn of_the_world(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
     let silences = inputs.sessions.values().flat_map(|session| silence_ends(inputs, session.last_seen, inputs.silence));
     let connects = inputs.drivers.values().flat_map(move |view| {
-        let limit = view.capabilities.deadlines.connect.get();
+        let limits = [view.capabilities.deadlines.connect.get(), transition(&view.capabilities)];
         let observed = match &view.listing {
             Listing::Seen(instances) => Some(instances.values()),
             Listing::Unanswered { .. } => None,
         };
-        observed.into_iter().flatten().flat_map(move |observed| silence_ends(inputs, observed.since, limit))
+        observed.into_iter().flatten().flat_map(move |observed| {
+            limits.into_iter().flat_map(|limit| silence_ends(inputs, observed.since, limit))
+        })
     });
     silences.chain(connects)
 }

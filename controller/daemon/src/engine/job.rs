@@ -37,6 +37,8 @@ pub struct Job {
     pub claim: Claim,
     /// The credential that the runtime is going to need, where it needs a new one.
     pub enroll: Option<(Credential, Option<Configuration>)>,
+    /// Whether no instance had the name when the step was planned.
+    name_was_free: bool,
     /// What the driver is asked for.
     pub work: Work,
     /// How long that may take.
@@ -133,7 +135,8 @@ pub fn prepare(
     changes.push(Change::Open(operation.clone()));
     let message = format!("{action} began: {}", step.reason);
     changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
-    Ok((Job { operation, claim, enroll, work, deadline: limit }, changes))
+    let name_was_free = plan.agent(&step.agent).is_none_or(|agent| agent.observed.is_none());
+    Ok((Job { operation, claim, enroll, name_was_free, work, deadline: limit }, changes))
 }
 
 /// The configuration that a runtime gets with its welcome. One with secrets comes later: nothing that
@@ -366,7 +369,7 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
         let made = job.operation.action == Action::Create && job.claim.proof == Proof::Pending;
         if observed.instance.nonce.is_some() || proved.is_some() {
             learnt.proof = Some(Proof::Confirmed);
-        } else if made && matches!(called, Called::Done) {
+        } else if made && job.name_was_free && matches!(called, Called::Done) {
             // Its name was free when the create was planned, the driver says that it made this one,
             // and nobody has looked away since.
             learnt.proof = Some(Proof::Watched { life: job.operation.life });

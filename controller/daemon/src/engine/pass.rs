@@ -145,7 +145,10 @@ fn steps(
     hub: &HubAddress,
     jitter: &mut dyn FnMut() -> f64,
 ) -> Sequence {
-    let (mut first, mut changes, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    // What somebody asked of an agent that there is no more ends, and says so.
+    let orphaned = inputs.work.iter().filter(|agent| planned.agent(agent).is_none());
+    let mut first: Vec<Effect> = orphaned.cloned().map(HubCall::Revoke).map(Effect::Hub).collect();
+    let (mut changes, mut jobs) = (Vec::new(), Vec::new());
     for step in planned.ready() {
         match (&step.action, step.action.on_instance()) {
             (_, Some(action)) => {
