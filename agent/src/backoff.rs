@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt to connect.
+//! How long to wait before the next attempt.
 
 use std::time::Duration;
 
@@ -14,16 +14,30 @@ pub(crate) const LIVED: Duration = CAP;
 pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Exponential backoff with full jitter: many runtimes that lost the same hub come back spread out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
+    first: Duration,
+    cap: Duration,
     failures: u32,
 }
 
+impl Default for Backoff {
+    /// Between attempts to connect.
+    fn default() -> Self {
+        Self::new(FIRST, CAP)
+    }
+}
+
 impl Backoff {
+    /// Waits of up to `first`, then up to twice that, and so on up to `cap`.
+    pub(crate) const fn new(first: Duration, cap: Duration) -> Self {
+        Self { first, cap, failures: 0 }
+    }
+
     /// The next wait. `random` lies between 0 and 1 and is drawn anew for each call.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let ceiling = FIRST.saturating_mul(factor).min(CAP);
+        let ceiling = self.first.saturating_mul(factor).min(self.cap);
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(random.clamp(0.0, 1.0))
     }
@@ -56,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_thousand_failures_still_wait_the_cap() {
-        let mut backoff = Backoff { failures: 1000 };
+        let mut backoff = Backoff { failures: 1000, ..Backoff::default() };
         assert_eq!(backoff.next(1.0), CAP);
     }
 }

@@ -24,6 +24,9 @@ const JOINED_FILE: &str = "joined";
 const INCARNATION_FILE: &str = "incarnation";
 /// Stands in for the machine's id where the operating system keeps none in a file.
 const MACHINE_FILE: &str = "machine";
+/// Which files of the configuration the runtime wrote. They lie on the disk and not in the incarnation, so a
+/// new one keeps it.
+const FILES_FILE: &str = "files.json";
 /// The journals of tasks.
 const TASKS_DIR: &str = "tasks";
 
@@ -108,6 +111,11 @@ impl Folder {
     /// Where the journals of tasks lie.
     pub(crate) fn tasks(&self) -> PathBuf {
         self.path.join(TASKS_DIR)
+    }
+
+    /// Where it is noted which files of the configuration were written.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.path.join(FILES_FILE)
     }
 
     /// What the driver put here.
@@ -240,7 +248,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), FolderError> {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

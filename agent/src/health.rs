@@ -1,10 +1,12 @@
 //! How the machine is, read as cheaply as it goes: this is what an idle runtime spends its time on.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use vm_agent_schemas::names::ServiceName;
 use vm_agent_schemas::units::ByteSize;
-use vm_agent_schemas::wire::HealthReport;
+use vm_agent_schemas::wire::{HealthReport, ServiceReport};
 
 /// Reads the machine's state. What can't be read is reported as zero: a report that is not complete is
 /// worth more than none.
@@ -22,8 +24,13 @@ impl Health {
         Ok(Self { system, own: sysinfo::get_current_pid().ok(), folder: folder.to_owned() })
     }
 
-    /// A fresh report, with the counts that only the caller knows.
-    pub(crate) fn report(&mut self, tasks: u32, streams: u32) -> HealthReport {
+    /// A fresh report, with what only the caller knows.
+    pub(crate) fn report(
+        &mut self,
+        tasks: u32,
+        streams: u32,
+        services: BTreeMap<ServiceName, ServiceReport>,
+    ) -> HealthReport {
         self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let (disk_total, disk_used) = self.disk();
         let cpus =
@@ -39,7 +46,7 @@ impl Health {
             runtime_memory: ByteSize::from_bytes(self.own_memory()),
             tasks,
             streams,
-            services: std::collections::BTreeMap::new(),
+            services,
         }
     }
 
@@ -64,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_report_is_complete_and_makes_sense() {
-        let report = Health::new(Path::new("/")).unwrap().report(2, 3);
+        let report = Health::new(Path::new("/")).unwrap().report(2, 3, BTreeMap::new());
         assert!(report.cpus > 0 && report.uptime_secs > 0);
         assert!(report.memory_used > ByteSize::from_bytes(0) && report.memory_used < report.memory_total);
         assert!(report.disk_used > ByteSize::from_bytes(0) && report.disk_used <= report.disk_total);

@@ -4,11 +4,14 @@
 //! One loop (`runtime`) owns all state: sources (signals, the connection, ended tasks, log lines)
 //! are turned into events, and each event is handled by an ordinary function that never waits.
 //! Around it stand small parts: `folder` keeps what survives a restart, `connection` and
-//! `handshake` make a session, `session` lives with one, `streams` and `tasks` run processes
-//! by means of `process`.
+//! `handshake` make a session, `session` lives with one, `streams`, `tasks` and `services` run
+//! processes by means of `process`, and `configuration` puts into force what the hub asks for,
+//! `files` among it.
 
 mod backoff;
+mod configuration;
 mod connection;
+mod files;
 mod folder;
 mod handshake;
 mod health;
@@ -17,6 +20,8 @@ mod log_forward;
 mod outgoing;
 mod process;
 mod runtime;
+mod sentence;
+mod services;
 mod session;
 mod streams;
 mod tasks;

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::wire::{Run, Signal, TaskOutcome};
 
@@ -32,7 +32,7 @@ const LINGER_BYTES: usize = 1 << 20;
 const GROUP_POLL: Duration = Duration::from_millis(20);
 
 /// What every process finds around it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Surroundings {
     /// The folder that relative ones start from.
     pub(crate) work: PathBuf,
@@ -40,6 +40,8 @@ pub(crate) struct Surroundings {
     pub(crate) nonce: Nonce,
     /// The agent's environment.
     pub(crate) env: BTreeMap<String, String>,
+    /// More environment, over that. It is kept nowhere but here and in the processes.
+    pub(crate) secrets: BTreeMap<String, Secret>,
 }
 
 /// A process that has been started.
@@ -81,29 +83,38 @@ pub(crate) enum SpawnError {
 impl Surroundings {
     /// Starts a process in a group of its own. Without `stdin` it reads an empty input.
     pub(crate) fn spawn(&self, run: &Run, stdin: bool) -> Result<Process, SpawnError> {
+        let stdin = if stdin { Stdio::piped() } else { Stdio::null() };
+        let mut child =
+            self.start(run, |command| command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        Ok(Process {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take().expect("stdout was asked to be a pipe"),
+            stderr: child.stderr.take().expect("stderr was asked to be a pipe"),
+            leader: Leader::new(child),
+        })
+    }
+
+    /// Starts a process of which only the end matters.
+    pub(crate) fn spawn_silent(&self, run: &Run) -> Result<Leader, SpawnError> {
+        self.start(run, |command| command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+            .map(Leader::new)
+    }
+
+    fn start(&self, run: &Run, connect: impl FnOnce(&mut Command) -> &mut Command) -> Result<Child, SpawnError> {
         let (program, arguments) = run.argv.split_first().ok_or(SpawnError::NoProgram)?;
         let folder = run.cwd.as_ref().map_or_else(|| self.work.clone(), |cwd| self.work.join(cwd));
         if !folder.is_dir() {
             return Err(SpawnError::NoFolder(folder.display().to_string()));
         }
-        let mut child = self
-            .command(program, &folder)
+        let mut command = self.command(program, &folder);
+        command
             .args(arguments)
             .envs(&self.env)
+            .envs(self.secrets.iter().map(|(name, secret)| (name, secret.expose())))
             .envs(&run.env)
             .env(INSTANCE_VARIABLE, self.nonce.as_str())
-            .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(|error| SpawnError::new(program, error))?;
-        Ok(Process {
-            stdin: child.stdin.take(),
-            stdout: child.stdout.take().expect("stdout was asked to be a pipe"),
-            stderr: child.stderr.take().expect("stderr was asked to be a pipe"),
-            leader: Leader { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), child },
-        })
+            .process_group(0);
+        connect(&mut command).spawn().map_err(|error| SpawnError::new(program, error))
     }
 
     fn command(&self, program: &str, folder: &Path) -> Command {
@@ -126,6 +137,15 @@ impl SpawnError {
 }
 
 impl Leader {
+    fn new(child: Child) -> Self {
+        Self { group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())), child }
+    }
+
+    /// The process's group, which has its id; nothing once the process has been waited for.
+    pub(crate) const fn group(&self) -> Option<Pid> {
+        self.group
+    }
+
     /// Waits for the process to end. May be dropped and called again.
     pub(crate) async fn wait(&mut self) -> TaskOutcome {
         let status = self.child.wait().await;
@@ -143,19 +163,33 @@ impl Leader {
 
     /// Ends the whole group: asks it, and kills what is left of it after the grace.
     pub(crate) async fn end(&mut self, grace: Duration) -> TaskOutcome {
+        self.end_within(sleep(grace)).await
+    }
+
+    /// Ends the whole group: asks it, and kills what is left of it once `grace` is over.
+    pub(crate) async fn end_within(&mut self, grace: impl Future<Output = ()>) -> TaskOutcome {
         let Some(group) = self.group else { return self.wait().await };
-        send(group, Signal::Term);
-        let gone = async {
-            let _ = self.child.wait().await;
-            while test_kill_process_group(group).is_ok() {
-                sleep(GROUP_POLL).await;
-            }
-        };
-        if timeout(grace, gone).await.is_err() {
-            // The group's id is still its own: a member holds it.
-            send(group, Signal::Kill);
-        }
+        let _ = tokio::join!(self.child.wait(), end_group(group, grace));
         self.wait().await
+    }
+}
+
+/// Ends what is in a group: asks it, and kills what is left of it once `grace` is over. As long as it has
+/// a member, its id is its own; so for what a process left behind this comes right after its end.
+pub(crate) async fn end_group(group: Pid, grace: impl Future<Output = ()>) {
+    if test_kill_process_group(group).is_err() {
+        return;
+    }
+    send(group, Signal::Term);
+    let gone = async {
+        while test_kill_process_group(group).is_ok() {
+            sleep(GROUP_POLL).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = gone => {}
+        () = grace => send(group, Signal::Kill),
     }
 }
 
@@ -171,16 +205,19 @@ fn send(group: Pid, signal: Signal) {
     let _ = kill_process_group(group, signal);
 }
 
-/// Kills all processes that carry an environment variable with this value. What they do can't be followed
+/// Kills all processes that carry an environment variable with such a value. What they do can't be followed
 /// any more, so they are not asked. Where there is no `/proc` nothing is found: there the service
 /// manager has to end what a killed runtime leaves.
-pub(crate) fn kill_marked(variable: &str, value: &str) {
-    let mark = format!("{variable}={value}");
+pub(crate) fn kill_marked(variable: &str, such: impl Fn(&str) -> bool) {
+    let is_mark = |entry: &[u8]| {
+        let value = str::from_utf8(entry).ok().and_then(|entry| entry.strip_prefix(variable)?.strip_prefix('='));
+        value.is_some_and(&such)
+    };
     let Ok(processes) = std::fs::read_dir("/proc") else { return };
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     for process in ids.filter_map(Pid::from_raw) {
         let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
+        if environment.split(|byte| *byte == 0).any(is_mark) {
             // One that has ended meanwhile needs no signal.
             let _ = kill_process(process, rustix::process::Signal::KILL);
         }
@@ -244,7 +281,8 @@ mod tests {
 
     fn surroundings(folder: &Path) -> Surroundings {
         let env = BTreeMap::from([("SHARED".to_owned(), "agent".to_owned()), ("AGENT".to_owned(), "yes".to_owned())]);
-        Surroundings { work: folder.to_owned(), nonce: Nonce::from_text("the-nonce"), env }
+        let secrets = ["TOKEN", "SHARED", "AGENT"].map(|name| (name.to_owned(), Secret::from_text("secret")));
+        Surroundings { work: folder.to_owned(), nonce: Nonce::from_text("the-nonce"), env, secrets: secrets.into() }
     }
 
     fn shell(line: &str) -> Run {
@@ -259,12 +297,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_has_the_agents_environment_under_its_own_and_the_nonce() {
+    async fn a_process_has_the_agents_environment_under_its_secrets_under_its_own_and_the_nonce() {
         let place = tempfile::tempdir().unwrap();
-        let line = "echo $SHARED $AGENT $VM_AGENT_INSTANCE ${CARGO_MANIFEST_DIR:-clean}; pwd";
+        let line = "echo $SHARED $AGENT $TOKEN $VM_AGENT_INSTANCE ${CARGO_MANIFEST_DIR:-clean}; pwd";
         let mut process = surroundings(place.path()).spawn(&shell(line), false).unwrap();
         let folder = place.path().canonicalize().unwrap();
-        assert_eq!(output(&mut process).await, format!("run yes the-nonce clean\n{}\n", folder.display()));
+        assert_eq!(output(&mut process).await, format!("run secret secret the-nonce clean\n{}\n", folder.display()));
         assert_eq!(process.leader.wait().await, TaskOutcome::Exited { code: 0 });
     }
 

@@ -1,6 +1,5 @@
 //! The loop that owns everything: events come in one at a time, and each is handled without waiting.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -12,12 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::Incarnation;
-use vm_agent_schemas::wire::{
-    Channel, Configuration, Configured, FromHub, FromRuntime, LogLines, RefusalCode, Refused, Seed, TaskEnded, Welcome,
-};
+use vm_agent_schemas::wire::{Channel, FromHub, FromRuntime, LogLines, RefusalCode, Refused, Seed, TaskEnded, Welcome};
 
 use crate::RuntimeError;
 use crate::backoff::{Backoff, LIVED, REFUSED_PAUSE};
+use crate::configuration::InForce;
 use crate::connection::Socket;
 use crate::folder::{Folder, FolderError};
 use crate::handshake::{OpenError, open};
@@ -25,7 +23,6 @@ use crate::health::Health;
 use crate::identity::Identity;
 use crate::log_forward::LogQueue;
 use crate::outgoing::Outgoing;
-use crate::process::Surroundings;
 use crate::session::{Session, SessionEnd, SessionEvent};
 use crate::tasks::Tasks;
 
@@ -81,7 +78,7 @@ struct Runtime {
     folder: Folder,
     identity: Arc<Identity>,
     seed: Seed,
-    surroundings: Surroundings,
+    in_force: InForce,
     tasks: Tasks,
     /// Everything that looks after a process.
     processes: TaskTracker,
@@ -120,6 +117,8 @@ enum Event {
     TaskEnded(TaskEnded),
     /// The log has lines for the hub.
     Logged(LogLines),
+    /// A service is in another state.
+    ServiceChanged,
 }
 
 impl Link {
@@ -160,7 +159,7 @@ impl Runtime {
         folder.begin(&seed)?;
         Ok(Self {
             identity: Arc::new(Identity::load(&folder)?),
-            surroundings: Surroundings { work: folder.work(), nonce: seed.nonce.clone(), env: BTreeMap::new() },
+            in_force: InForce::nothing(&folder, &seed.nonce, logs.sender())?,
             tasks: Tasks::load(folder.tasks())?,
             processes: TaskTracker::new(),
             health,
@@ -179,6 +178,7 @@ impl Runtime {
             event = self.link.next() => event,
             ended = self.tasks.next_end() => Event::TaskEnded(ended),
             lines = self.logs.next(), if self.link.is_live() => Event::Logged(lines),
+            () = self.in_force.services.changed(), if self.link.is_live() => Event::ServiceChanged,
         }
     }
 
@@ -188,7 +188,7 @@ impl Runtime {
             Event::Due => self.connect(),
             Event::Opened(Ok(opened)) => {
                 let (socket, welcome) = *opened;
-                self.begin(socket, &welcome);
+                self.begin(socket, welcome);
             }
             Event::Opened(Err(error)) => self.not_opened(&error),
             Event::Session(event) => self.on_session(event),
@@ -198,6 +198,7 @@ impl Runtime {
                     outgoing.say(FromRuntime::Log(lines));
                 }
             }
+            Event::ServiceChanged => self.report(),
         }
         ControlFlow::Continue(())
     }
@@ -257,17 +258,36 @@ impl Runtime {
         }
     }
 
-    fn begin(&mut self, socket: Socket, welcome: &Welcome) {
+    fn begin(&mut self, socket: Socket, welcome: Welcome) {
         tracing::info!(session.id = %welcome.session, session.epoch = welcome.epoch.0, "connected to the hub");
         self.trouble = None;
         self.set_joined(Some(self.seed.incarnation));
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
-        if let Some(configuration) = &welcome.configuration {
-            configure(&mut self.surroundings, configuration, &session.outgoing);
-        }
-        self.tasks.resume(&session.outgoing);
+        let outgoing = session.outgoing.clone();
         self.link = Link::Live(Box::new(session));
+        if let Some(configuration) = welcome.configuration {
+            self.in_force.apply(configuration, &self.processes);
+        }
+        outgoing.say(FromRuntime::Configured(self.in_force.told()));
+        self.tasks.resume(&outgoing);
+    }
+
+    /// The heartbeat: puts right what drifted, and tells how things stand.
+    fn beat(&mut self) {
+        if self.in_force.mend()
+            && let Some(outgoing) = self.link.outgoing()
+        {
+            outgoing.say(FromRuntime::Configured(self.in_force.told()));
+        }
+        self.report();
+    }
+
+    fn report(&mut self) {
+        let Link::Live(session) = &mut self.link else { return };
+        let services = self.in_force.services.report();
+        let report = self.health.report(self.tasks.count(), session.streams.count(), services);
+        session.outgoing.say(FromRuntime::Health(report));
     }
 
     fn on_session(&mut self, event: SessionEvent) {
@@ -284,10 +304,7 @@ impl Runtime {
                 }
             }
             SessionEvent::Data(_) => tracing::warn!("the hub sent data on a channel that is the runtime's; ignored"),
-            SessionEvent::Heartbeat => {
-                let report = self.health.report(self.tasks.count(), session.streams.count());
-                session.outgoing.say(FromRuntime::Health(report));
-            }
+            SessionEvent::Heartbeat => self.beat(),
             SessionEvent::Over(end) => self.session_over(&end),
         }
     }
@@ -296,11 +313,14 @@ impl Runtime {
         let Link::Live(session) = &mut self.link else { return Ok(()) };
         let outgoing = &session.outgoing;
         match message {
-            FromHub::Configure(configuration) => configure(&mut self.surroundings, &configuration, outgoing),
-            FromHub::Task(order) => self.tasks.order(&order, &self.surroundings, outgoing, &self.processes),
+            FromHub::Configure(configuration) => {
+                self.in_force.apply(configuration, &self.processes);
+                outgoing.say(FromRuntime::Configured(self.in_force.told()));
+            }
+            FromHub::Task(order) => self.tasks.order(&order, &self.in_force.surroundings, outgoing, &self.processes),
             FromHub::TaskAck(task) => self.tasks.acknowledged(task),
             FromHub::StreamOpen(order) => {
-                session.streams.open(&order, &self.surroundings, outgoing, &self.processes);
+                session.streams.open(&order, &self.in_force.surroundings, outgoing, &self.processes);
             }
             FromHub::StreamSignal(order) => session.streams.signal(order.stream, order.signal),
             FromHub::StreamClose(order) => session.streams.close(order.stream),
@@ -335,6 +355,7 @@ impl Runtime {
     async fn stop(mut self) -> Result<(), RuntimeError> {
         tracing::info!("told to end");
         self.tasks.stop();
+        self.in_force.services.stop();
         if let Link::Live(session) = std::mem::replace(&mut self.link, Link::now()) {
             session.close(CLOSE_LIMIT).await;
         }
@@ -345,15 +366,6 @@ impl Runtime {
         self.tasks.settle();
         Ok(self.folder.mark_stopped()?)
     }
-}
-
-/// Works with another configuration from now on. What runs already keeps its environment.
-fn configure(surroundings: &mut Surroundings, configuration: &Configuration, outgoing: &Outgoing) {
-    surroundings.env.clone_from(&configuration.env);
-    outgoing.say(FromRuntime::Configured(Configured {
-        digest: Some(configuration.digest.clone()),
-        problems: Vec::new(),
-    }));
 }
 
 /// A random number between 0 and 1.

@@ -64,7 +64,8 @@ impl Tasks {
         for record in &interrupted {
             let id = record.task().task;
             tracing::warn!(task.id = %id, "the runtime went down while a task ran: it is interrupted");
-            kill_marked(TASK_VARIABLE, &id.to_string());
+            let mark = id.to_string();
+            kill_marked(TASK_VARIABLE, |value| value == mark);
             journal.write(record)?;
         }
         let (ends, ended) = mpsc::unbounded_channel();

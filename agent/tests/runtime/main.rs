@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint knows tests only where they are marked so")]
 
+mod files;
+mod services;
 mod session;
 mod streams;
 mod support;

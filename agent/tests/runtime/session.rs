@@ -11,7 +11,8 @@ use vm_agent_schemas::wire::{Configuration, FromHub, FromRuntime, RefusalCode, R
 async fn a_runtime_joins_and_is_who_its_seed_says() {
     let place = tempfile::tempdir().unwrap();
     let mut hub = Hub::plain().await;
-    hub.configuration.env.insert("A".to_owned(), "b".to_owned());
+    let configuration = Configuration { digest: Digest::of(b"first"), ..Configuration::default() };
+    hub.configuration = Some(configuration.clone());
     let seed = hub.seed(place.path(), None);
     let runtime = Runtime::start(place.path(), &seed);
     let (mut session, hello) = hub.session().await;
@@ -28,7 +29,7 @@ async fn a_runtime_joins_and_is_who_its_seed_says() {
             None => panic!("the connection was lost"),
         }
     }
-    assert_eq!(configured, Some(hub.configuration.digest.clone()));
+    assert_eq!(configured, Some(configuration.digest));
     assert!(health.is_some_and(|report| report.cpus > 0 && report.runtime_memory.bytes() > 0));
     let other = Configuration { digest: Digest::of(b"other"), ..Configuration::default() };
     session.say(FromHub::Configure(other.clone())).await;

@@ -48,14 +48,15 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 pub(crate) struct Hub {
     listener: TcpListener,
     tls: Option<(TlsAcceptor, Digest)>,
-    pub(crate) configuration: Configuration,
+    /// What `welcome` carries.
+    pub(crate) configuration: Option<Configuration>,
     pub(crate) heartbeat_ms: u64,
 }
 
 impl Hub {
     pub(crate) async fn plain() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { listener, tls: None, configuration: Configuration::default(), heartbeat_ms: 30_000 }
+        Self { listener, tls: None, configuration: Some(Configuration::default()), heartbeat_ms: 30_000 }
     }
 
     pub(crate) async fn encrypted() -> Self {
@@ -119,7 +120,7 @@ impl Hub {
                 session: SessionId::generate(),
                 epoch: Epoch(1),
                 heartbeat_ms: self.heartbeat_ms,
-                configuration: Some(self.configuration.clone()),
+                configuration: self.configuration.clone(),
             }))
             .await;
         (session, hello)
@@ -250,18 +251,37 @@ pub(crate) fn order(line: &str, stream: u32) -> TaskOrder {
 pub(crate) struct Runtime {
     pub(crate) child: Child,
     nonce: Nonce,
+    /// What it writes to stderr, where that is kept.
+    log: Option<std::thread::JoinHandle<String>>,
 }
 
 impl Runtime {
     pub(crate) fn start(folder: &Path, seed: &Seed) -> Self {
+        Self::start_with(folder, seed, Stdio::inherit())
+    }
+
+    /// Starts one of which [`Self::log`] tells what it said.
+    pub(crate) fn start_logged(folder: &Path, seed: &Seed) -> Self {
+        let mut runtime = Self::start_with(folder, seed, Stdio::piped());
+        let stderr = runtime.child.stderr.take().unwrap();
+        runtime.log = Some(std::thread::spawn(|| std::io::read_to_string(stderr).unwrap()));
+        runtime
+    }
+
+    /// What it wrote to stderr, once it has ended.
+    pub(crate) fn log(&mut self) -> String {
+        self.log.take().unwrap().join().unwrap()
+    }
+
+    fn start_with(folder: &Path, seed: &Seed, stderr: Stdio) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_vm-agent-runtime"))
             .arg(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(stderr)
             .spawn()
             .unwrap();
-        Self { child, nonce: seed.nonce.clone() }
+        Self { child, nonce: seed.nonce.clone(), log: None }
     }
 
     /// Kills it as a crash would.

@@ -93,7 +93,7 @@ impl Stream {
 
     /// A hub that is gone has no process to tell: [`next`](Stream::next) says so.
     fn tell(&self, event: Event) {
-        let _ = self.hub.send(Command::Event(event));
+        let _ = self.hub.send(Command::Event(Box::new(event)));
     }
 }
 

@@ -90,7 +90,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Pass this on.
-    Event(Event),
+    Event(Box<Event>),
     /// Open a stream.
     Open {
         agent: AgentName,
@@ -217,7 +217,7 @@ impl HubHandle {
 
     /// A hub that has gone down has nobody to tell.
     fn tell(&self, event: Event) {
-        let _ = self.commands.send(Command::Event(event));
+        let _ = self.commands.send(Command::Event(Box::new(event)));
     }
 }
 

@@ -101,10 +101,10 @@ impl Owner {
     fn command(&mut self, command: Command) {
         match command {
             Command::Event(event) => {
-                if let Event::CloseStream { key } = event {
+                if let Event::CloseStream { key } = *event {
                     self.clients.remove(&key);
                 }
-                self.handle(event);
+                self.handle(*event);
             }
             Command::Open { agent, run, stdin, hub, answer } => {
                 self.last_key += 1;
