@@ -1,0 +1,846 @@
+//! One life of a controller: it looks, lets the engine decide, and carries effects out, one at a time,
+//! each an event of its own. So the world goes on, and the life may end, between any two of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vm_agent_daemon::disk;
+use vm_agent_daemon::engine::job::{Called, HubAddress, Job, settle};
+use vm_agent_daemon::engine::memory::{HEARTBEAT, Memory, Moment, silence};
+use vm_agent_daemon::engine::notices::{event_of, looks_at, matters};
+use vm_agent_daemon::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
+use vm_agent_daemon::engine::records::{Change, NewFile, Records};
+use vm_agent_daemon::engine::sight::{OBSERVE_EVERY, Sight};
+use vm_agent_daemon::engine::{Effect, HubCall, Sequence, life};
+use vm_agent_drivers::DriverError;
+use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, Record};
+use vm_agent_plan::{Inputs, Listing, plan};
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::wire::FromHub;
+use vm_agent_store::{self as store, StoreError};
+
+use crate::clock::{Millis, SECOND};
+use crate::deed::{By, Deed};
+use crate::driver::{Asked, Call, Fate};
+use crate::world::{Event, World};
+
+/// How often the hub looks at the time. The real one does so twice as often, to no other end.
+const TICK: Millis = 2 * SECOND;
+
+/// The pause after a pass or an end of a step that the disk refused.
+const STORE_PAUSE: Millis = SECOND;
+
+/// A life of the controller.
+#[derive(Debug)]
+pub struct Life {
+    /// Which.
+    pub number: u64,
+    /// The records in memory.
+    pub records: Arc<Records>,
+    began: Timestamp,
+    memory: Memory,
+    /// The hub.
+    pub hub: Hub,
+    observers: BTreeMap<DriverName, Observer>,
+    pass: Pass,
+    woken: bool,
+    timer: u64,
+    strands: BTreeMap<u64, Strand>,
+    last_strand: u64,
+    jobs: BTreeMap<u64, Run>,
+    last_job: u64,
+    held: VecDeque<Held>,
+    storing: bool,
+    notices: Vec<Notice>,
+}
+
+/// How far the pass is.
+#[derive(Debug)]
+enum Pass {
+    Asleep,
+    Begins,
+    HasRecords(Arc<Records>),
+    CarriesOut,
+}
+
+#[derive(Debug, Default)]
+struct Observer {
+    sight: Sight,
+    begun: u64,
+    busy: bool,
+    asked: bool,
+    timer: u64,
+    /// Steps that wait for a listing that begins later, and for which.
+    waiting: Vec<(u64, u64)>,
+}
+
+/// A step that is carried out.
+#[derive(Debug)]
+struct Run {
+    job: Box<Job>,
+    call: Option<u64>,
+    called: Option<Called>,
+    listing: Option<Listing>,
+    proved: Option<Nonce>,
+}
+
+/// Effects that are being carried out.
+#[derive(Debug)]
+struct Strand {
+    todo: VecDeque<VecDeque<Do>>,
+    now: Timestamp,
+    whose: Whose,
+}
+
+#[derive(Debug)]
+enum Whose {
+    Pass(Arc<Inputs>, Option<Box<Act>>),
+    Step(u64),
+    Person,
+}
+
+/// What a strand does next.
+#[derive(Debug)]
+pub(super) enum Do {
+    Effect(Effect),
+    /// Accept a fleet file.
+    Accept(Box<NewFile>, Vec<Change>),
+}
+
+/// Effects of the hub that wait for their records to become durable.
+#[derive(Debug)]
+struct Held {
+    records: Vec<Record>,
+    dependent: Vec<HubEffect>,
+    later: Vec<HubEffect>,
+}
+
+/// Something that happens in a life.
+#[derive(Debug)]
+pub enum Within {
+    /// The next part of a pass.
+    Pass,
+    /// A pass is due, if nothing woke the loop since.
+    PassDue(u64),
+    /// The next effect of a strand.
+    Strand(u64),
+    /// The hub looks at the time.
+    Tick,
+    /// The hub's next records become durable.
+    Store,
+    /// What the hub told is taken note of.
+    Notices,
+    /// A driver is due to be looked at, if nobody asked since.
+    Observe(DriverName, u64),
+    /// A listing sees what is.
+    Lists(DriverName),
+    /// A listing has ended.
+    Listed(DriverName, Result<Vec<vm_agent_schemas::observe::Instance>, String>),
+    /// A step calls its driver.
+    Call(u64),
+    /// A call of a step was answered, or nobody waits for it any more.
+    Called(u64, Called),
+    /// A nonce was read back, or not.
+    Proved(u64, Option<Nonce>),
+    /// A step's end is written down.
+    Settle(u64),
+}
+
+impl World {
+    /// A life begins.
+    pub(super) fn begin_life(&mut self) {
+        if self.life.is_some() {
+            return;
+        }
+        let now = self.clock.wall();
+        let found = (|| {
+            let number = store::meta::next_life(&self.disk)?;
+            let (records, file) = disk::read(&self.disk, number)?;
+            Ok::<_, StoreError>((records, file))
+        })();
+        let (records, file) = found.expect("the database in memory reads");
+        let records = match file {
+            Some(file) => disk::with_file(records, file).expect("a file that was accepted reads"),
+            None => records,
+        };
+        let mut records = records;
+        if records.owner.is_none() {
+            let owner = vm_agent_schemas::names::FleetName::default();
+            disk::belong_to(&self.disk, &owner).expect("the database in memory writes");
+            records.owner = Some(owner);
+        }
+        let records = Arc::new(records);
+        let number = records.life.0;
+        self.trace(|| format!("life {number} begins"));
+        let left = self.left.take();
+        self.tell(Deed::Began { left, found: Arc::clone(&records) });
+        let observers = self.drivers.keys().map(|name| (*name, Observer::default())).collect();
+        let hub = Hub::new(records.owner.clone().unwrap_or_default(), HEARTBEAT);
+        self.life = Some(Life {
+            number,
+            records: Arc::clone(&records),
+            began: now,
+            memory: Memory::default(),
+            hub,
+            observers,
+            pass: Pass::Asleep,
+            woken: false,
+            timer: 0,
+            strands: BTreeMap::new(),
+            last_strand: 0,
+            jobs: BTreeMap::new(),
+            last_job: 0,
+            held: VecDeque::new(),
+            storing: false,
+            notices: Vec::new(),
+        });
+        let unfinished = store::tasks::unfinished(&self.disk).expect("the database in memory reads");
+        for call in life::first_words(&records, unfinished, now) {
+            self.tell_hub(call);
+        }
+        let mut changes = vec![life::began(&records)];
+        if self.rng.u8(..4) != 0 {
+            // Whoever starts a controller usually wants the fleet up.
+            changes.push(at_rest());
+        }
+        let _ = self.write(By::Person, changes, now);
+        for name in self.drivers.keys().copied().collect::<Vec<_>>() {
+            self.look_at(name);
+        }
+        self.within(0, Within::Tick);
+        self.wake();
+    }
+
+    /// The life ends, wherever it is.
+    pub(super) fn end_life(&mut self) {
+        let Some(life) = self.life.take() else { return };
+        self.trace(|| format!("life {} ends", life.number));
+        for run in life.jobs.values() {
+            self.tell(Deed::CallOver(run.job.operation.id));
+            if let Some(call) = run.call {
+                self.abandon(run.job.operation.driver, call);
+            }
+        }
+        self.left = Some(life.records);
+        self.cut_all(true);
+    }
+
+    /// Nobody waits for a call any more: it ends, unless its driver goes on by itself.
+    fn abandon(&mut self, driver: DriverName, call: u64) {
+        let Some(driver) = self.drivers.get_mut(&driver) else { return };
+        if driver.capabilities.calls_outlive_controller {
+            if let Some(call) = driver.calls.get_mut(&call) {
+                call.waited_for = false;
+            }
+        } else {
+            driver.calls.remove(&call);
+        }
+    }
+
+    /// Something happens in the life with that number, if it still goes on.
+    pub(super) fn happens_within(&mut self, number: u64, event: Within) {
+        if self.life.as_ref().is_none_or(|life| life.number != number) {
+            return;
+        }
+        match event {
+            Within::Pass => self.pass(),
+            Within::PassDue(timer) => {
+                if self.life().timer == timer {
+                    self.wake();
+                }
+            }
+            Within::Strand(id) => self.strand(id),
+            Within::Tick => {
+                self.hub(HubEvent::Tick);
+                self.within(TICK, Within::Tick);
+            }
+            Within::Store => self.store(),
+            Within::Notices => self.take_notices(),
+            Within::Observe(driver, timer) => {
+                if self.life().observers[&driver].timer == timer {
+                    self.look_at(driver);
+                }
+            }
+            Within::Lists(driver) => self.lists(driver),
+            Within::Listed(driver, answer) => self.listed(driver, answer),
+            Within::Call(job) => self.call(job),
+            Within::Called(job, called) => self.called(job, called),
+            Within::Proved(job, nonce) => {
+                if let Some(run) = self.life_mut().jobs.get_mut(&job) {
+                    run.proved = nonce;
+                    self.settle(job);
+                }
+            }
+            Within::Settle(job) => self.settle(job),
+        }
+    }
+
+    fn life(&self) -> &Life {
+        self.life.as_ref().expect("a life goes on")
+    }
+
+    fn life_mut(&mut self) -> &mut Life {
+        self.life.as_mut().expect("a life goes on")
+    }
+
+    /// Something is to happen in this life.
+    fn within(&mut self, delay: Millis, event: Within) {
+        let number = self.life().number;
+        self.after(delay, Event::Within(number, event));
+    }
+
+    // The loop.
+
+    /// Asks for a pass.
+    pub(super) fn wake(&mut self) {
+        let life = self.life_mut();
+        life.woken = true;
+        if matches!(life.pass, Pass::Asleep) {
+            life.woken = false;
+            life.pass = Pass::Begins;
+            life.timer += 1;
+            self.soon(Within::Pass);
+        }
+    }
+
+    fn soon(&mut self, event: Within) {
+        let delay = self.latency();
+        self.within(delay, event);
+    }
+
+    fn pass(&mut self) {
+        match std::mem::replace(&mut self.life_mut().pass, Pass::CarriesOut) {
+            Pass::Begins => {
+                let records = Arc::clone(&self.life().records);
+                self.life_mut().pass = Pass::HasRecords(records);
+                self.soon(Within::Pass);
+            }
+            Pass::HasRecords(records) => self.decide(&records),
+            asleep => self.life_mut().pass = asleep,
+        }
+    }
+
+    /// Everything that a plan is made from, were the records these.
+    pub(super) fn inputs(&mut self, records: &Records) -> Inputs {
+        let clock = self.clock.wall();
+        let life = self.life.as_mut().expect("a life goes on");
+        let drivers = &self.drivers;
+        let view = |(name, observer): (&DriverName, &Observer)| {
+            (*name, observer.sight.view(drivers[name].capabilities.clone(), life.began))
+        };
+        let moment = Moment {
+            drivers: life.observers.iter().map(view).collect(),
+            sessions: life.hub.sessions(),
+            silence: silence(HEARTBEAT),
+            clock,
+        };
+        life.memory.inputs(records, moment)
+    }
+
+    fn decide(&mut self, records: &Records) {
+        let inputs = Arc::new(self.inputs(records));
+        let mut rng = self.rng.fork();
+        let current = Arc::clone(&self.life().records);
+        match turn(&inputs, &current, &hub_address(), &mut || rng.f64()) {
+            Turn::Note(changes) => {
+                let whose = Whose::Pass(Arc::clone(&inputs), None);
+                self.begin_strand(vec![vec![Effect::Record(changes)]], inputs.now, whose);
+            }
+            Turn::Act(mut act) => {
+                self.tell(Deed::Acted { inputs: Arc::clone(&inputs), plan: Arc::new(act.plan.clone()) });
+                let life = self.life_mut();
+                let listings = life.observers.iter().map(|(name, it)| (*name, it.sight.listing.as_ref()));
+                let told = life.memory.driver_events(listings).into_iter().map(Change::Event).collect();
+                let mut sequences = vec![vec![Effect::Record(told)]];
+                sequences.append(&mut act.sequences);
+                let (now, whose) = (inputs.now, Whose::Pass(Arc::clone(&inputs), Some(act)));
+                self.begin_strand(sequences, now, whose);
+            }
+        }
+    }
+
+    fn sleep_until(&mut self, at: Option<Timestamp>) {
+        let until = |at: Timestamp| Duration::try_from(at.duration_since(self.clock.wall())).unwrap_or_default();
+        let pause = at.map_or(PASS_EVERY, |at| (until(at) + Duration::from_millis(1)).min(PASS_EVERY));
+        self.sleep_for(u64::try_from(pause.as_millis()).unwrap_or(STORE_PAUSE));
+    }
+
+    fn sleep_for(&mut self, pause: Millis) {
+        let life = self.life_mut();
+        life.pass = Pass::Asleep;
+        if life.woken {
+            return self.wake();
+        }
+        let timer = life.timer;
+        self.within(pause, Within::PassDue(timer));
+    }
+
+    // Effects.
+
+    fn begin_strand(&mut self, sequences: Vec<Sequence>, now: Timestamp, whose: Whose) {
+        let todo = sequences.into_iter().map(|it| it.into_iter().map(Do::Effect).collect()).collect();
+        self.begin_to_do(todo, now, whose);
+    }
+
+    fn begin_to_do(&mut self, todo: VecDeque<VecDeque<Do>>, now: Timestamp, whose: Whose) {
+        let life = self.life_mut();
+        life.last_strand += 1;
+        let id = life.last_strand;
+        life.strands.insert(id, Strand { todo, now, whose });
+        self.soon(Within::Strand(id));
+    }
+
+    /// What a person said is carried out.
+    pub(super) fn carry_out(&mut self, todo: Vec<Do>) {
+        let now = self.clock.wall();
+        self.begin_to_do(VecDeque::from([todo.into()]), now, Whose::Person);
+    }
+
+    /// The next effect of a strand.
+    fn strand(&mut self, id: u64) {
+        let Some(mut strand) = self.life_mut().strands.remove(&id) else { return };
+        while strand.todo.front().is_some_and(VecDeque::is_empty) {
+            strand.todo.pop_front();
+        }
+        let Some(next) = strand.todo.front_mut().and_then(VecDeque::pop_front) else {
+            return self.strand_is_over(strand.whose, true);
+        };
+        let by = match &strand.whose {
+            Whose::Pass(inputs, _) => By::Pass(Arc::clone(inputs)),
+            Whose::Step(_) => By::Step,
+            Whose::Person => By::Person,
+        };
+        match self.carry_out_one(next, by, strand.now) {
+            Ok(()) => {}
+            // What follows has been done.
+            Err(StoreError::AlreadyExists { .. }) => {
+                strand.todo.pop_front();
+            }
+            Err(_) => return self.strand_is_over(strand.whose, false),
+        }
+        if self.life.is_some() {
+            self.life_mut().strands.insert(id, strand);
+            self.soon(Within::Strand(id));
+        }
+    }
+
+    fn strand_is_over(&mut self, whose: Whose, done: bool) {
+        match whose {
+            Whose::Pass(_, None) if done => {
+                self.life_mut().pass = Pass::Begins;
+                self.soon(Within::Pass);
+            }
+            Whose::Pass(_, Some(act)) if done && act.down => {
+                let now = self.clock.wall();
+                let _ = self.write(By::Teller, vec![at_rest()], now);
+                self.trace(|| "the fleet is down".to_owned());
+                self.end_life();
+                self.start_again();
+            }
+            Whose::Pass(_, Some(act)) if done => self.sleep_until(act.wake_at),
+            Whose::Pass(..) => self.sleep_for(STORE_PAUSE),
+            Whose::Step(job) if done => {
+                self.life_mut().jobs.remove(&job);
+            }
+            Whose::Step(job) => self.within(STORE_PAUSE, Within::Settle(job)),
+            Whose::Person => {}
+        }
+    }
+
+    fn carry_out_one(&mut self, next: Do, by: By, now: Timestamp) -> Result<(), StoreError> {
+        match next {
+            Do::Effect(Effect::Record(changes)) => {
+                // A store that is full fails in its own way; nothing is known already.
+                let recorded = self.write(by, changes, now);
+                recorded.map_err(|error| match error {
+                    StoreError::AlreadyExists { what, key } => {
+                        panic!("what a pass records is new, and {what} {key} is not")
+                    }
+                    error => error,
+                })?;
+            }
+            Do::Effect(Effect::Accept(changes)) => self.write(by, changes, now)?,
+            Do::Effect(Effect::Hub(call)) => self.tell_hub(call),
+            // Nobody here has secrets: what they are is known at once.
+            Do::Effect(Effect::Configure(agent, configuration, _)) => {
+                self.tell_hub(HubCall::Configure(agent, *configuration));
+            }
+            Do::Effect(Effect::Begin(job)) => {
+                let life = self.life_mut();
+                life.last_job += 1;
+                let id = life.last_job;
+                life.jobs.insert(id, Run { job, call: None, called: None, listing: None, proved: None });
+                self.soon(Within::Call(id));
+            }
+            Do::Effect(Effect::BroughtUp(began)) => self.life_mut().memory.brought_up(began),
+            Do::Effect(Effect::Wake) => self.wake(),
+            Do::Accept(file, changes) => self.accept(*file, changes, now)?,
+        }
+        Ok(())
+    }
+
+    /// Makes changes durable, and then known.
+    fn write(&mut self, by: By, changes: Vec<Change>, now: Timestamp) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.transaction(|conn| disk::write(conn, &changes, now).map(drop))?;
+        let before = Arc::clone(&self.life().records);
+        let known = Arc::make_mut(&mut self.life_mut().records);
+        changes.iter().cloned().for_each(|change| known.apply(change));
+        self.recorded(by, before, changes, now);
+        Ok(())
+    }
+
+    fn accept(&mut self, file: NewFile, mut changes: Vec<Change>, now: Timestamp) -> Result<(), StoreError> {
+        changes.extend(self.life().records.protections(&file.fleet));
+        let (revision, _) = self.transaction(|conn| disk::accept(conn, &file, &changes, now))?;
+        let before = Arc::clone(&self.life().records);
+        let known = Arc::make_mut(&mut self.life_mut().records);
+        known.accept(file, revision, now);
+        changes.iter().cloned().for_each(|change| known.apply(change));
+        self.recorded(By::Person, before, changes, now);
+        Ok(())
+    }
+
+    fn recorded(&mut self, by: By, before: Arc<Records>, changes: Vec<Change>, at: Timestamp) {
+        for change in &changes {
+            self.trace(|| match change {
+                Change::Event(event) => {
+                    let agent = event.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+                    format!("event {:?} {agent}: {}", event.kind, event.message)
+                }
+                Change::Open(operation) => format!("open {} {}", operation.action, operation.agent),
+                Change::Close(operation, _) => format!("close {} {}", operation.action, operation.agent),
+                Change::Claim(claim) => format!("claim {} incarnation {}", claim.agent, claim.incarnation),
+                Change::Learnt(agent, learnt) => format!(
+                    "learnt {agent} proof {:?} standing {:?} protect {:?} mass {:?}",
+                    learnt.proof, learnt.standing, learnt.protect, learnt.left_in_mass
+                ),
+                Change::Override(entry) => format!("override {} {:?}", entry.agent, entry.change.path()),
+                other => {
+                    let text = format!("{other:?}");
+                    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+                }
+            });
+        }
+        let after = Arc::clone(&self.life().records);
+        self.tell(Deed::Recorded { by, before, after, changes: Arc::new(changes), at });
+    }
+
+    /// Writes, all or nothing.
+    fn transaction<T>(
+        &mut self,
+        write: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.disk_full_until > self.clock.mono {
+            return Err(StoreError::Panicked);
+        }
+        let run = |sql: &str| self.disk.execute_batch(sql).expect("the database in memory keeps transactions");
+        run("BEGIN");
+        let written = write(&self.disk);
+        run(if written.is_ok() { "COMMIT" } else { "ROLLBACK" });
+        written
+    }
+
+    // Drivers.
+
+    /// Asks for a look at a driver soon.
+    fn look_at(&mut self, driver: DriverName) {
+        let Some(observer) = self.life_mut().observers.get_mut(&driver) else { return };
+        if observer.busy {
+            observer.asked = true;
+            return;
+        }
+        (observer.busy, observer.asked) = (true, false);
+        observer.begun += 1;
+        observer.timer += 1;
+        let delay = self.rng.u64(1..60);
+        self.within(delay, Within::Lists(driver));
+    }
+
+    fn lists(&mut self, name: DriverName) {
+        let driver = &self.drivers[&name];
+        let limit = millis(driver.capabilities.deadlines.list);
+        let (delay, answer) = if driver.out_until > self.clock.mono {
+            if driver.hangs {
+                (limit, Err("a listing took too long".to_owned()))
+            } else {
+                (10, Err("it is down".to_owned()))
+            }
+        } else {
+            (self.rng.u64(1..150), Ok(driver.list()))
+        };
+        self.within(delay, Within::Listed(name, answer));
+    }
+
+    fn listed(&mut self, name: DriverName, answer: Result<Vec<vm_agent_schemas::observe::Instance>, String>) {
+        let now = self.clock.wall();
+        let Some(observer) = self.life_mut().observers.get_mut(&name) else { return };
+        observer.busy = false;
+        let sight = observer.sight.after(observer.begun, answer, now);
+        let differs = sight.listing != observer.sight.listing;
+        let (round, listing) = (sight.round, sight.listing.clone());
+        observer.sight = sight;
+        let (due, waiting) = std::mem::take(&mut observer.waiting).into_iter().partition(|(_, from)| round >= *from);
+        observer.waiting = waiting;
+        let (asked, timer) = (observer.asked, observer.timer);
+        if asked {
+            self.look_at(name);
+        } else {
+            self.within(u64::try_from(OBSERVE_EVERY.as_millis()).unwrap_or(SECOND), Within::Observe(name, timer));
+        }
+        if differs {
+            self.wake();
+        }
+        let due: Vec<(u64, u64)> = due;
+        for (job, _) in due {
+            self.looked(job, listing.clone());
+        }
+    }
+
+    // Steps.
+
+    /// A step calls its driver.
+    fn call(&mut self, id: u64) {
+        let Some(run) = self.life().jobs.get(&id) else { return };
+        let (job, limit) = (&run.job, u64::try_from(run.job.deadline.as_millis()).unwrap_or(SECOND));
+        let (name, asked, target) = (job.operation.driver, Asked::of(&job.work), job.target());
+        let operation = job.operation.clone();
+        let number = self.life().number;
+        let driver = &self.drivers[&name];
+        let now = self.clock.mono;
+        // By a clock that has jumped nobody can tell how long it may still go on.
+        let goes_on = |call: &&Call| call.goes_on(now) && call.jumps == self.clock.jumps;
+        let still = driver.calls.values().filter(goes_on).any(|call| call.target.instance == target.instance);
+        self.trace(|| format!("call {} {}", operation.action, operation.agent));
+        self.tell(Deed::Called {
+            driver: name,
+            operation: operation.id,
+            agent: operation.agent.clone(),
+            action: operation.action,
+            instance: target.instance.clone(),
+            nonce: target.nonce.clone(),
+            still,
+            records: Arc::clone(&self.life().records),
+        });
+        let now = self.clock.mono;
+        let driver = &self.drivers[&name];
+        let fate = if driver.out_until > now {
+            Fate { half: None, effect: None, answer: (!driver.hangs).then_some((now + 20, true)) }
+        } else {
+            driver.fate(&asked, now, limit, self.calm, &mut self.rng)
+        };
+        self.last_call += 1;
+        let call = self.last_call;
+        for (at, event) in [
+            (fate.half, Event::CallHalf(name, call)),
+            (fate.effect, Event::CallEffect(name, call)),
+            (fate.answer.map(|(at, _)| at), Event::CallAnswer(name, call, number, id)),
+        ] {
+            if let Some(at) = at {
+                self.at(at, event);
+            }
+        }
+        let entry = Call { target, asked, jumps: self.clock.jumps, waited_for: true, fate };
+        self.drivers.get_mut(&name).expect("it was just looked at").calls.insert(call, entry);
+        let run = self.life_mut().jobs.get_mut(&id).expect("it was just looked at");
+        run.call = Some(call);
+        let timed_out = Called::TimedOut(run.job.deadline);
+        self.within(limit, Within::Called(id, timed_out));
+    }
+
+    /// A call was answered, or its time is over. What comes second comes too late.
+    pub(super) fn called(&mut self, id: u64, called: Called) {
+        let Some(run) = self.life_mut().jobs.get_mut(&id).filter(|run| run.called.is_none()) else { return };
+        let text = match &called {
+            Called::Done => "done".to_owned(),
+            Called::Failed(error) => error.to_string(),
+            Called::TimedOut(_) => "timed out".to_owned(),
+        };
+        run.called = Some(called);
+        let (operation, call) = (run.job.operation.clone(), run.call);
+        self.trace(|| format!("called {} {}: {text}", operation.action, operation.agent));
+        self.tell(Deed::CallOver(operation.id));
+        if let Some(call) = call {
+            self.abandon(operation.driver, call);
+        }
+        let observer = self.life_mut().observers.get_mut(&operation.driver).expect("each driver is observed");
+        let from = observer.begun + 1;
+        observer.waiting.push((id, from));
+        self.look_at(operation.driver);
+    }
+
+    fn looked(&mut self, id: u64, listing: Option<Listing>) {
+        let Some(run) = self.life_mut().jobs.get_mut(&id) else { return };
+        run.listing = listing;
+        let proves = run.job.asks_for_proof(run.listing.as_ref());
+        let (driver, instance) = (run.job.operation.driver, run.job.claim.instance.clone());
+        if !proves {
+            return self.settle(id);
+        }
+        let driver = &self.drivers[&driver];
+        if driver.out_until > self.clock.mono {
+            let delay = if driver.hangs { millis(driver.capabilities.deadlines.list) } else { 10 };
+            return self.within(delay, Within::Proved(id, None));
+        }
+        let nonce = driver.prove(&instance);
+        self.soon(Within::Proved(id, nonce));
+    }
+
+    fn settle(&mut self, id: u64) {
+        let now = self.clock.wall();
+        let jitter = self.rng.f64();
+        let life = self.life();
+        let Some(run) = life.jobs.get(&id) else { return };
+        let Some(called) = &run.called else { return };
+        let before = life.records.backoffs.get(&run.job.operation.agent);
+        let settled = settle(&run.job, called, run.listing.as_ref(), run.proved.as_ref(), before, jitter, now);
+        let sequence = settled.into_effects(&run.job);
+        self.begin_strand(vec![sequence], now, Whose::Step(id));
+    }
+
+    // The hub.
+
+    fn tell_hub(&mut self, call: HubCall) {
+        self.hub(match call {
+            HubCall::Enroll(credential, configuration) => HubEvent::Enroll(*credential, configuration),
+            HubCall::Revoke(agent) => HubEvent::Revoke(agent),
+            HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
+            HubCall::Submit(task) => HubEvent::Submit(*task),
+        });
+    }
+
+    /// Something happens to the hub. Effects that wait for a record wait in line.
+    pub(super) fn hub(&mut self, event: HubEvent) {
+        let now = self.clock.wall();
+        let Some(life) = &mut self.life else { return };
+        let mut at_once = Vec::new();
+        let mut depends = false;
+        let mut effects = life.hub.handle(event, now).into_iter().peekable();
+        while let Some(effect) = effects.next() {
+            if let HubEffect::Store(record) = effect {
+                let mut records = vec![record];
+                while let Some(HubEffect::Store(record)) = effects.next_if(|next| matches!(next, HubEffect::Store(_))) {
+                    records.push(record);
+                }
+                life.held.push_back(Held { records, dependent: Vec::new(), later: Vec::new() });
+                depends = true;
+                continue;
+            }
+            match life.held.back_mut() {
+                Some(held) if depends => held.dependent.push(effect),
+                Some(held) => held.later.push(effect),
+                None => at_once.push(effect),
+            }
+        }
+        let begins = !life.held.is_empty() && !std::mem::replace(&mut life.storing, true);
+        if begins {
+            self.soon(Within::Store);
+        }
+        self.carry_out_hub(at_once);
+    }
+
+    fn store(&mut self) {
+        let Some(Held { records, mut dependent, later }) = self.life_mut().held.pop_front() else {
+            self.life_mut().storing = false;
+            return;
+        };
+        let now = self.clock.wall();
+        let stored = self.transaction(|conn| disk::note(conn, &records));
+        let event = if stored.is_ok() {
+            let known = Arc::make_mut(&mut self.life_mut().records);
+            known.note(&records);
+            self.tell(Deed::Stored(records.clone()));
+            HubEvent::Stored(records)
+        } else {
+            dependent.retain(|it| {
+                !matches!(it, HubEffect::Send { .. } | HubEffect::SendData { .. } | HubEffect::Notify(_))
+            });
+            HubEvent::StoreFailed(records)
+        };
+        let answer = self.life_mut().hub.handle(event, now);
+        self.carry_out_hub(answer);
+        self.carry_out_hub(dependent);
+        self.carry_out_hub(later);
+        if self.life().held.is_empty() {
+            self.life_mut().storing = false;
+        } else {
+            self.soon(Within::Store);
+        }
+    }
+
+    fn carry_out_hub(&mut self, effects: Vec<HubEffect>) {
+        for effect in effects {
+            match effect {
+                HubEffect::Send { conn, body, .. } => {
+                    if let FromHub::Welcome(welcome) = &body {
+                        self.welcomed(conn, welcome.epoch);
+                    }
+                    self.send_to_runtime(conn, body);
+                }
+                HubEffect::Close { conn } => self.close_from_hub(conn),
+                HubEffect::Notify(notice) => {
+                    let first = self.life().notices.is_empty();
+                    self.life_mut().notices.push(notice);
+                    if first {
+                        self.soon(Within::Notices);
+                    }
+                }
+                // Nobody opens streams here, and records wait in line.
+                _ => {}
+            }
+        }
+    }
+
+    fn take_notices(&mut self) {
+        let notices = std::mem::take(&mut self.life_mut().notices);
+        let wakes = notices.iter().any(matters);
+        for agent in notices.iter().filter_map(looks_at) {
+            if let Some(driver) = self.life().records.claims.get(agent).map(|claim| claim.driver) {
+                self.look_at(driver);
+            }
+        }
+        let events = notices.iter().filter_map(event_of).map(Change::Event).collect();
+        let now = self.clock.wall();
+        let _ = self.write(By::Teller, events, now);
+        if wakes {
+            self.wake();
+        }
+    }
+
+    /// What is seen and planned now.
+    pub(super) fn present(&mut self) -> Option<(Arc<Inputs>, Arc<vm_agent_schemas::plan::Plan>)> {
+        let records = Arc::clone(&self.life.as_ref()?.records);
+        let inputs = self.inputs(&records);
+        let plan = plan(&inputs);
+        Some((Arc::new(inputs), Arc::new(plan)))
+    }
+
+    /// Whether anything is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| {
+            life.jobs.is_empty() && life.held.is_empty() && life.strands.is_empty() && matches!(life.pass, Pass::Asleep)
+        })
+    }
+}
+
+fn hub_address() -> HubAddress {
+    HubAddress { url: "ws://127.0.0.1:9090/v1/runtime".to_owned(), pin: None }
+}
+
+fn millis(span: vm_agent_schemas::units::Span) -> Millis {
+    u64::try_from(span.get().as_millis()).unwrap_or(SECOND)
+}
+
+/// The answer that a driver gives when it has failed.
+pub(super) fn failed(call: &Call) -> Called {
+    Called::Failed(DriverError::Failed {
+        action: "act on",
+        instance: call.target.instance.clone(),
+        reason: "it went wrong".to_owned(),
+    })
+}

@@ -1,0 +1,131 @@
+//! What was done: all that invariants judge by.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use vm_agent_daemon::engine::records::{Change, Records};
+use vm_agent_hub::Record;
+use vm_agent_plan::Inputs;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::ids::{Boot, Epoch, Incarnation, Nonce, OperationId};
+use vm_agent_schemas::names::{AgentName, InstanceName};
+use vm_agent_schemas::observe::Action;
+use vm_agent_schemas::plan::{ApprovalRequest, Plan};
+use vm_agent_schemas::wire::TaskRef;
+
+/// Who had something written down.
+#[derive(Debug, Clone)]
+pub enum By {
+    /// A pass, by what it had seen.
+    Pass(Arc<Inputs>),
+    /// The end of a step.
+    Step,
+    /// A person.
+    Person,
+    /// Somebody who tells what happened.
+    Teller,
+}
+
+/// Something that was done, once it was.
+#[derive(Debug, Clone)]
+pub enum Deed {
+    /// Changes are durable.
+    Recorded {
+        /// Who.
+        by: By,
+        /// The records before.
+        before: Arc<Records>,
+        /// And after.
+        after: Arc<Records>,
+        /// What changed.
+        changes: Arc<Vec<Change>>,
+        /// When.
+        at: Timestamp,
+    },
+    /// Records of the hub are durable.
+    Stored(Vec<Record>),
+    /// A driver is asked for something that changes an instance.
+    Called {
+        /// The driver.
+        driver: DriverName,
+        /// The step.
+        operation: OperationId,
+        /// The agent.
+        agent: AgentName,
+        /// What it is asked for.
+        action: Action,
+        /// On which instance.
+        instance: InstanceName,
+        /// With which nonce.
+        nonce: Nonce,
+        /// What that driver still does on that instance for whoever asked before, although it is asked
+        /// by nobody any more.
+        still: bool,
+        /// The records.
+        records: Arc<Records>,
+    },
+    /// Nobody waits for that call any more.
+    CallOver(OperationId),
+    /// A machine exists.
+    Made {
+        /// By which driver.
+        driver: DriverName,
+        /// Its name.
+        instance: InstanceName,
+        /// Its nonce.
+        nonce: Nonce,
+        /// The agent that it was made for.
+        agent: AgentName,
+        /// Who else is there for that agent, by driver.
+        others: Vec<DriverName>,
+    },
+    /// A session was accepted.
+    Welcomed {
+        /// Who.
+        agent: AgentName,
+        /// Which life of its machine.
+        incarnation: Incarnation,
+        /// Which start of the runtime.
+        boot: Boot,
+        /// Which session.
+        epoch: Epoch,
+        /// The records.
+        records: Arc<Records>,
+    },
+    /// A runtime runs a task.
+    Ran(TaskRef),
+    /// A life of the controller began.
+    Began {
+        /// What the life before left in memory.
+        left: Option<Arc<Records>>,
+        /// What this one found.
+        found: Arc<Records>,
+    },
+    /// A pass came to what may begin.
+    Acted {
+        /// What it saw.
+        inputs: Arc<Inputs>,
+        /// What it planned.
+        plan: Arc<Plan>,
+    },
+    /// A person said yes to something that was shown.
+    Approved {
+        /// To what.
+        request: ApprovalRequest,
+        /// The records.
+        records: Arc<Records>,
+    },
+    /// The world came to rest, and nothing happens any more by itself.
+    Rest(Rest),
+}
+
+/// What is left when the world has come to rest.
+#[derive(Debug, Clone)]
+pub struct Rest {
+    /// What is seen.
+    pub inputs: Arc<Inputs>,
+    /// What is planned.
+    pub plan: Arc<Plan>,
+    /// The agents that have a task which is not over.
+    pub unfinished: Vec<AgentName>,
+}

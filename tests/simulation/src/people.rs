@@ -1,0 +1,336 @@
+//! People: they edit the fleet file and apply it, say things beside it, say yes to what is shown, and
+//! change their minds. Everything that a file can say is drawn in one place, [`File::edit`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use fastrand::Rng;
+use vm_agent_daemon::engine::intent::{self, Intent, Voice};
+use vm_agent_daemon::engine::records::{Change, NewFile, Records};
+use vm_agent_daemon::engine::{Effect, accept};
+use vm_agent_plan::plan;
+use vm_agent_schemas::api::{ApplyRequest, ChangeRequest, CreateRequest, FleetSource, Problem, TaskRequest};
+use vm_agent_schemas::fleet::{self, PowerState, Reconcile, SourceFile};
+use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::intent::OverridePath;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::ApprovalRequest;
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::Run;
+
+use crate::clock::{MINUTE, SECOND};
+use crate::controller::Do;
+use crate::deed::Deed;
+use crate::world::{Event, World};
+
+/// The names that agents have.
+const NAMES: [&str; 6] = ["ada", "bob", "cy", "dot", "eve", "fay"];
+
+/// Who edits and says things.
+#[derive(Debug)]
+pub struct People {
+    file: File,
+    /// What was shown and not answered yet.
+    shown: Vec<ApprovalRequest>,
+}
+
+/// The fleet file as people have it open.
+#[derive(Debug, Clone, Default)]
+struct File {
+    prune: &'static str,
+    parallelism: Option<u32>,
+    agents: BTreeMap<&'static str, Agent>,
+}
+
+#[derive(Debug, Clone)]
+struct Agent {
+    driver: Option<&'static str>,
+    cpus: u32,
+    disk: u32,
+    image: &'static str,
+    power: &'static str,
+    reconcile: &'static str,
+    restart: &'static str,
+    protect: bool,
+    env: u32,
+    after: Option<&'static str>,
+    task: Option<Task>,
+}
+
+#[derive(Debug, Clone)]
+struct Task {
+    code: u32,
+    millis: u64,
+}
+
+impl Agent {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut agent = Self {
+            driver: None,
+            cpus: 1,
+            disk: 10,
+            image: "24.04",
+            power: "running",
+            reconcile: "auto",
+            restart: "always",
+            protect: false,
+            env: 0,
+            after: None,
+            task: None,
+        };
+        for _ in 0..rng.u8(..3) {
+            agent.edit(rng);
+        }
+        agent
+    }
+
+    fn edit(&mut self, rng: &mut Rng) {
+        match rng.u8(..14) {
+            0 => self.driver = pick(rng, &[None, None, Some("qemu"), Some("multipass")]),
+            1 => self.cpus = rng.u32(1..4),
+            2 => self.disk = rng.u32(8..14),
+            3 => self.image = pick(rng, &["24.04", "26.04"]),
+            4 | 5 => self.power = pick(rng, &["running", "running", "stopped"]),
+            6 => self.reconcile = pick(rng, &["auto", "auto", "manual", "paused"]),
+            7 => self.restart = pick(rng, &["always", "on-failure", "never"]),
+            8 => self.protect = rng.bool(),
+            9 => self.env += 1,
+            10 => self.after = rng.choice(NAMES).filter(|_| rng.bool()),
+            _ => self.task = (rng.u8(..4) != 0).then(|| Task { code: u32::from(rng.u8(..4) == 0), millis: length(rng) }),
+        }
+    }
+}
+
+/// How long a task takes: most are short, and some longer than they may.
+fn length(rng: &mut Rng) -> u64 {
+    match rng.u8(..5) {
+        0 => rng.u64(SECOND..2 * MINUTE),
+        _ => rng.u64(10..8 * SECOND),
+    }
+}
+
+fn pick<T: Copy>(rng: &mut Rng, among: &[T]) -> T {
+    among[rng.usize(..among.len())]
+}
+
+impl File {
+    /// One more edit.
+    fn edit(&mut self, rng: &mut Rng) {
+        match rng.u8(..16) {
+            0 => self.prune = pick(rng, &["never", "confirm", "auto", "auto"]),
+            1 => self.parallelism = rng.bool().then(|| rng.u32(1..4)),
+            2..5 => {
+                let name = pick(rng, &NAMES);
+                self.agents.entry(name).or_insert_with(|| Agent::draw(rng));
+            }
+            5 | 6 => {
+                let name = pick(rng, &NAMES);
+                self.agents.remove(name);
+            }
+            // Somebody deletes too much.
+            7 if rng.u8(..4) == 0 => self.agents.retain(|_, _| rng.u8(..3) == 0),
+            _ => {
+                if let Some(agent) = rng.choice(self.agents.values_mut()) {
+                    agent.edit(rng);
+                }
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("prune: {}\n", self.prune);
+        if let Some(parallelism) = self.parallelism {
+            let _ = writeln!(text, "limits: {{parallelism: {parallelism}}}");
+        }
+        text.push_str(if self.agents.is_empty() { "agents: {}\n" } else { "agents:\n" });
+        for (name, agent) in &self.agents {
+            let Agent { cpus, disk, image, power, reconcile, restart, protect, env, .. } = agent;
+            let _ = write!(
+                text,
+                "  {name}: {{cpus: {cpus}, disk: {disk}G, image: \"{image}\", power: {power}, reconcile: {reconcile}, \
+                 restart: {restart}, protect: {protect}, env: {{N: \"{env}\"}}"
+            );
+            if let Some(driver) = agent.driver {
+                let _ = write!(text, ", driver: {driver}");
+            }
+            // Only on an earlier one: so there is no circle.
+            if let Some(after) = agent.after.filter(|after| self.agents.contains_key(after) && after < name) {
+                let _ = write!(text, ", dependsOn: [{after}]");
+            }
+            if let Some(Task { code, millis }) = &agent.task {
+                let _ = write!(text, ", tasks: {{t: {{exec: [run, \"{code}\", \"{millis}\"], timeout: 60s}}}}");
+            }
+            text.push_str("}\n");
+        }
+        text
+    }
+}
+
+impl People {
+    /// People with a first file.
+    #[must_use]
+    pub fn draw(rng: &mut Rng) -> Self {
+        let mut file = File { prune: pick(rng, &["confirm", "confirm", "auto", "never"]), ..File::default() };
+        for _ in 0..rng.u8(1..12) {
+            file.edit(rng);
+        }
+        Self { file, shown: Vec::new() }
+    }
+
+    /// A name that an instance may have.
+    pub fn some_name(&self, rng: &mut Rng) -> &'static str {
+        pick(rng, &NAMES)
+    }
+}
+
+impl World {
+    /// A person does something.
+    pub(super) fn person(&mut self) {
+        if self.calm {
+            return;
+        }
+        let delay = self.rng.u64(200..30 * SECOND);
+        self.after(delay, Event::Person);
+        let Some(records) = self.life.as_ref().map(|life| Arc::clone(&life.records)) else { return };
+        if records.file.is_none() {
+            return self.apply(&records);
+        }
+        let name: AgentName = self.people.some_name(&mut self.rng).parse().expect("it is a name");
+        match self.rng.u8(..24) {
+            0..8 => {
+                for _ in 0..self.rng.u8(1..4) {
+                    self.people.file.edit(&mut self.rng);
+                }
+                self.apply(&records);
+            }
+            8..11 => self.approve(),
+            11 | 12 => self.command(&records, &name, |records, name, request, voice| {
+                intent::set_power(records, name, PowerState::Stopped, request, voice)
+            }),
+            13 | 14 => self.command(&records, &name, |records, name, request, voice| {
+                intent::set_power(records, name, PowerState::Running, request, voice)
+            }),
+            15 => {
+                let wanted = pick(&mut self.rng, &[Reconcile::Paused, Reconcile::Auto]);
+                self.command(&records, &name, move |records, name, request, voice| {
+                    intent::set_reconcile(records, name, wanted, request, voice)
+                });
+            }
+            16 => self.pause(&records),
+            17 => self.command(&records, &name, |records, name, _, voice| intent::destroy(records, name, voice)),
+            18 => self.command(&records, &name, |records, name, _, voice| {
+                intent::create(records, name, &CreateRequest::default(), voice)
+            }),
+            19 => {
+                let path = pick(&mut self.rng, &OverridePath::ALL);
+                let clear = self.rng.bool();
+                self.command(&records, &name, move |records, name, request, voice| {
+                    if clear {
+                        intent::clear_override(records, name, path, voice)
+                    } else {
+                        intent::extend_override(records, name, path, request, voice)
+                    }
+                });
+            }
+            20..23 => self.ask_for_task(&records, &name),
+            _ => self.down(&records),
+        }
+    }
+
+    fn said(&mut self, what: &str, changes: Vec<Change>) {
+        self.trace(|| format!("somebody says: {what}"));
+        self.carry_out(vec![Do::Effect(Effect::Record(changes)), Do::Effect(Effect::Wake)]);
+    }
+
+    fn apply(&mut self, records: &Records) {
+        let text = self.people.file.text();
+        let file = SourceFile { name: "fleet.yaml".to_owned(), path: None, text: text.clone() };
+        let source = FleetSource { roots: Vec::new(), files: vec![file] };
+        let fleet = match fleet::parse_all(&source.files) {
+            Ok(fleet) => fleet,
+            Err(problems) => panic!("people write what reads, and this does not: {problems:?}\n{text}"),
+        };
+        let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.clone() };
+        let plan = plan(&self.inputs(&hypothetical));
+        let approve = self.rng.u8(..5) == 0;
+        let request = ApplyRequest {
+            source: source.clone(),
+            plan: approve.then(|| plan.id.clone()),
+            approve,
+            dry_run: false,
+        };
+        let Ok(changes) = intent::apply(records, &request, &fleet, &plan, "ana") else { return };
+        if approve {
+            for request in plan.approvals.iter().cloned() {
+                self.tell(Deed::Approved { request, records: Arc::new(hypothetical.clone()) });
+            }
+        }
+        self.trace(|| format!("somebody applies (yes: {approve}):\n{text}"));
+        let summary = intent::summary(&plan);
+        let file = NewFile { source, fleet, author: "ana".to_owned(), summary };
+        self.carry_out(vec![Do::Accept(Box::new(file), changes), Do::Effect(Effect::Wake)]);
+    }
+
+    /// Looks at what waits for a yes, and says it to some: to what is shown now, or was some time ago.
+    fn approve(&mut self) {
+        let Some((_, plan)) = self.present() else { return };
+        let late = std::mem::replace(&mut self.people.shown, plan.approvals.clone());
+        let from = if self.rng.u8(..3) == 0 { late } else { plan.approvals.clone() };
+        let Some(meant) = self.rng.choice(from) else { return };
+        // The door shows what waits now, and takes a yes to nothing else.
+        let Some(request) = plan.approvals.iter().find(|it| it.id == meant.id).cloned() else { return };
+        let records = Arc::clone(&self.life.as_ref().expect("somebody showed it").records);
+        self.tell(Deed::Approved { request: request.clone(), records });
+        self.said(&format!("yes, {}", request.what), intent::approve(&request, "ana").into());
+    }
+
+    fn command(
+        &mut self,
+        records: &Records,
+        name: &AgentName,
+        decide: impl FnOnce(&Records, &AgentName, &ChangeRequest, Voice<'_>) -> Result<Intent, Problem>,
+    ) {
+        if intent::refuse_while_down(records).is_err() {
+            return;
+        }
+        let lasting = match self.rng.u8(..4) {
+            0 => Some(Span::from_secs(self.rng.u64(5..600))),
+            _ => None,
+        };
+        let request = ChangeRequest { lasting, sticky: self.rng.u8(..6) == 0, ..ChangeRequest::default() };
+        let voice = Voice { author: "ana", reason: None, now: self.clock.wall() };
+        if let Ok(Intent { changes, .. }) = decide(records, name, &request, voice) {
+            self.said(&format!("something of {name}"), changes);
+        }
+    }
+
+    fn pause(&mut self, records: &Records) {
+        let lasting = Some(Span::from_secs(self.rng.u64(5..300))).filter(|_| self.rng.bool());
+        let request = ChangeRequest { lasting, ..ChangeRequest::default() };
+        let voice = Voice { author: "ana", reason: None, now: self.clock.wall() };
+        let (changes, _) = intent::pause_fleet(records, records.pause.is_none(), &request, voice);
+        self.said("pause, or go on", changes);
+    }
+
+    fn ask_for_task(&mut self, records: &Records, name: &AgentName) {
+        let now = self.clock.wall();
+        let effective = vm_agent_plan::effective(&records.fleet, &records.overrides, now);
+        if !effective.wanted.contains_key(name) && !records.claims.contains_key(name) {
+            return;
+        }
+        let argv = vec!["run".to_owned(), u32::from(self.rng.bool()).to_string(), length(&mut self.rng).to_string()];
+        let run = Run { argv, env: BTreeMap::new(), cwd: None };
+        let request = TaskRequest { run, id: None, timeout: Some(Span::from_secs(60)) };
+        let task = intent::task(name, TaskId::generate(), request, "ana", now);
+        self.trace(|| format!("somebody asks {name} for a task"));
+        self.carry_out(accept(task, "a task is queued").into_iter().map(Do::Effect).collect());
+    }
+
+    fn down(&mut self, records: &Records) {
+        let destroy = self.rng.u8(..3) == 0;
+        if let Ok(mode) = intent::down(records, destroy) {
+            self.said("down", vec![Change::Mode(mode)]);
+        }
+    }
+}
