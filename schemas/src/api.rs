@@ -252,6 +252,9 @@ pub struct PlanView {
     /// The plan.
     #[serde(flatten)]
     pub plan: Plan,
+    /// What the file that it is for would newly let guests do to the host, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<String>,
 }
 
 /// Asks for a file to be accepted.

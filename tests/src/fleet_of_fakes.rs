@@ -254,7 +254,8 @@ async fn live(disk: Disk) {
 /// One session, until the hub ends it.
 async fn serve(peer: &mut Peer, welcome: Welcome) {
     let mut heartbeats = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms));
-    peer.say(FromRuntime::Configured(Configured { digest: welcome.configuration.digest() })).await;
+    let digest = welcome.configuration.map(|configuration| configuration.digest);
+    peer.say(FromRuntime::Configured(Configured { digest, problems: Vec::new() })).await;
     loop {
         tokio::select! {
             _ = heartbeats.tick() => peer.say(FromRuntime::Health(health())).await,
@@ -269,7 +270,8 @@ async fn serve(peer: &mut Peer, welcome: Welcome) {
 async fn answer(peer: &mut Peer, message: FromHub) {
     match message {
         FromHub::Configure(configuration) => {
-            peer.say(FromRuntime::Configured(Configured { digest: configuration.digest() })).await;
+            let digest = Some(configuration.digest);
+            peer.say(FromRuntime::Configured(Configured { digest, problems: Vec::new() })).await;
         }
         FromHub::Task(order) => run(peer, order.task).await,
         FromHub::StreamOpen(open) => echo(peer, open).await,

@@ -14,7 +14,7 @@ use vm_agent_drivers::Driver;
 use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::api::{AgentView, Applied, ApplyRequest, FleetSource, Problem};
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::fleet::{DriverName, HubSettings};
+use vm_agent_schemas::fleet::{DriverName, HubSettings, SourceFile};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::net::Listen;
 use vm_agent_schemas::observe::Capabilities;
@@ -66,7 +66,7 @@ pub async fn start(state: &Path, drivers: &[&Fake]) -> Running {
 pub async fn start_with(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>) -> Running {
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
     let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat };
-    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true, host: None };
+    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true, watch: true, host: None };
     let drivers = drivers.iter().map(|fake| Arc::new(Fake::clone(fake)) as Arc<dyn Driver>).collect();
     Running::start(config, drivers).await.expect("the controller starts")
 }

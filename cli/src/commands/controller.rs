@@ -47,7 +47,8 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
         heartbeat: args.heartbeat,
     };
     let state_dir = context.place.here("vm-agent controller")?.to_owned();
-    let options = vm_agent_daemon::Options { state_dir, hub, fleet: args.fleet, program, up: args.own_session };
+    let options =
+        vm_agent_daemon::Options { state_dir, hub, fleet: args.fleet, program, up: args.own_session, watch: true };
     match vm_agent_daemon::run(options).await {
         Ok(()) => Ok(Exit::SUCCESS),
         Err(error) => Err(CommandError::from_daemon(&error)),

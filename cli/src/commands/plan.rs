@@ -57,7 +57,7 @@ async fn made(context: &mut Context, file: &FileArgs) -> Result<(Value, Plan), C
     }
     let loaded = file.load()?;
     context.ui.status("no controller runs, so this plan is made from what its state folder knows")?;
-    let view = PlanView { plan: offline(context, loaded.fleet).await? };
+    let view = PlanView { plan: offline(context, loaded.fleet).await?, reach: Vec::new() };
     let raw = serde_json::to_value(Document::from(view.clone())).expect("a plan can be written as JSON");
     Ok((raw, view.plan))
 }
@@ -73,6 +73,7 @@ async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, CommandError> 
         fleet: Some(fleet.name.clone()),
         program,
         up: false,
+        watch: false,
     };
     vm_agent_daemon::plan_offline(options, fleet).await.map_err(|error| CommandError::from_daemon(&error))
 }

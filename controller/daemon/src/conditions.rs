@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use vm_agent_plan::Listing;
+use vm_agent_schemas::api::{FileState, FileStatus};
 use vm_agent_schemas::fleet::{DriverName, PowerState};
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
@@ -95,6 +96,23 @@ pub(crate) fn fleet_facts(plan: &Plan, observers: &BTreeMap<DriverName, Observer
         }
     };
     vec![Fact::new("DriversAnswer", silent.is_empty(), reason, answer), fuse]
+}
+
+/// What can be said of the fleet file.
+pub(crate) fn file_facts(file: &FileStatus) -> Vec<Fact> {
+    use ConditionStatus::{False, True, Unknown};
+    let (reason, valid, applied) = match file.state {
+        FileState::InForce => ("InForce", True, True),
+        FileState::Unwatched => ("Unwatched", True, True),
+        // Of what can't be understood nobody knows whether it says what is in force.
+        FileState::Invalid => ("Invalid", False, Unknown),
+        FileState::Missing => ("Missing", False, Unknown),
+        FileState::Held => ("Held", True, False),
+        FileState::Guarded => ("Guarded", True, False),
+        FileState::RolledBack => ("RolledBack", True, False),
+    };
+    let fact = |kind, status| Fact { kind, status, reason, message: file.message.clone() };
+    vec![fact("FileValid", valid), fact("FileApplied", applied)]
 }
 
 fn silence(observer: &Observer) -> Option<String> {

@@ -1,5 +1,7 @@
 //! The controller as its doors see it: every question and every command that there is.
 
+mod file;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +10,12 @@ use tokio::sync::broadcast;
 use vm_agent_hub::{OpenError, Stream};
 use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
-    AgentDrift, AgentView, Applied, ApplyRequest, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus,
-    CreateRequest, DownRequest, FleetSource, FleetView, NewToken, PlanRequest, Problem, ProblemCode, Resumable, Stats,
-    TaskRequest, TokenRequest,
+    AgentDrift, AgentView, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest,
+    DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TaskRequest, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::fleet::{self, Fleet, PowerState, Reconcile};
+use vm_agent_schemas::fleet::{PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
@@ -26,7 +27,7 @@ use vm_agent_store::{self as store, StoreError};
 use crate::core::Core;
 use crate::engine::accept;
 use crate::engine::intent::{self, Intent, Voice};
-use crate::engine::records::{Change, NewFile, Records};
+use crate::engine::records::{Change, Records};
 use crate::reconciler::{Chain, carry_out};
 use crate::view::{self, Moment};
 
@@ -95,7 +96,9 @@ impl Controller {
     pub async fn metrics(&self) -> Result<String, Problem> {
         let paths: Vec<&'static str> =
             self.core.ledger.records().overrides.iter().map(|entry| entry.change.path().as_str()).collect();
-        let text = self.look(|moment| moment.core.metrics.text(moment.plan, &paths)).await;
+        let file = self.core.watch.status(&self.core.ledger.records());
+        let valid = !matches!(file.state, FileState::Invalid | FileState::Missing);
+        let text = self.look(|moment| moment.core.metrics.text(moment.plan, &paths, valid)).await;
         text.map_err(|error| internal(&error))
     }
 
@@ -122,48 +125,6 @@ impl Controller {
     /// None so far.
     pub async fn drift(&self) -> Result<Vec<AgentDrift>, Problem> {
         Ok(self.look(|moment| view::drift(moment.plan)).await)
-    }
-
-    /// The accepted fleet file.
-    ///
-    /// # Errors
-    /// None so far.
-    pub async fn fleet(&self) -> Result<FleetView, Problem> {
-        Ok(view::fleet(&self.core.ledger.records()))
-    }
-
-    /// What would be done: for the accepted file, or for another.
-    ///
-    /// # Errors
-    /// When the other file has errors or is another fleet's.
-    pub async fn plan(&self, request: PlanRequest) -> Result<Plan, Problem> {
-        let records = self.core.ledger.records();
-        let Some(source) = request.source else { return Ok(self.plan_with(&records).await) };
-        let fleet = self.read_fleet(&records, &source)?;
-        Ok(self.plan_with(&Records { fleet: Arc::new(fleet), ..records.as_ref().clone() }).await)
-    }
-
-    /// Accepts a fleet file.
-    ///
-    /// # Errors
-    /// When the file has errors or is another fleet's, when the plan is no longer the one that was
-    /// shown, and when the store fails.
-    pub async fn apply(&self, request: ApplyRequest, actor: &Actor) -> Result<Applied, Problem> {
-        let records = self.core.ledger.records();
-        let fleet = self.read_fleet(&records, &request.source)?;
-        let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
-        let plan = self.plan_with(&hypothetical).await;
-        let changes = intent::apply(&records, &request, &fleet, &plan, &actor.name)?;
-        let revision = records.file.as_ref().map(|file| file.revision);
-        if request.dry_run {
-            return Ok(Applied { revision, plan, dry_run: true });
-        }
-        let summary = intent::summary(&plan);
-        let file = NewFile { source: request.source, fleet, author: actor.name.clone(), summary };
-        let revision = self.core.ledger.accept(file, changes, Timestamp::now()).await.map_err(|e| internal(&e))?;
-        self.core.wake();
-        let plan = self.plan_with(&self.core.ledger.records()).await;
-        Ok(Applied { revision: Some(revision), plan, dry_run: false })
     }
 
     /// Makes an agent beside the file.
@@ -335,7 +296,9 @@ impl Controller {
     /// # Errors
     /// None so far.
     pub async fn approvals(&self) -> Result<Vec<Approval>, Problem> {
-        Ok(self.waiting().await.into_iter().map(Approval::from).collect())
+        let held = self.held();
+        let of_agents = self.waiting().await.into_iter().map(Approval::from);
+        Ok(held.iter().map(Approval::from).chain(of_agents).collect())
     }
 
     async fn waiting(&self) -> Vec<ApprovalRequest> {
@@ -350,8 +313,12 @@ impl Controller {
     pub async fn approve(&self, id: &str, request: ApproveRequest, actor: &Actor) -> Result<Approval, Problem> {
         let mut waiting = self.waiting().await;
         waiting.retain(|approval| approval.id.as_str().starts_with(id));
-        let [approval] = waiting.as_slice() else {
-            let count = waiting.len();
+        let held = self.held().filter(|held| held.id.as_str().starts_with(id));
+        if let (Some(held), []) = (&held, waiting.as_slice()) {
+            return self.approve_file(held.clone(), request.dry_run, actor).await;
+        }
+        let ([approval], None) = (waiting.as_slice(), &held) else {
+            let count = waiting.len() + usize::from(held.is_some());
             let reason = match count {
                 0 => format!("nothing waits for an approval with the id {id}"),
                 _ => format!("{count} things wait for an approval with an id that begins with {id}"),
@@ -582,23 +549,6 @@ impl Controller {
         plan(&self.core.inputs_with(records).await)
     }
 
-    /// Reads a fleet file that is meant for this controller.
-    fn read_fleet(&self, records: &Records, source: &FleetSource) -> Result<Fleet, Problem> {
-        let fleet = fleet::parse_all(&source.files).map_err(|diagnostics| {
-            let reason = diagnostics.first().map_or_else(String::new, ToString::to_string);
-            Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) }
-        })?;
-        let owner = records.owner.clone().unwrap_or_default();
-        if fleet.name != owner {
-            return Err(Problem::new(
-                ProblemCode::Conflict,
-                format!("this controller looks after fleet `{owner}`, and the file is of fleet `{}`", fleet.name),
-            )
-            .remedy("start another controller with a --state-dir of its own"));
-        }
-        Ok(fleet)
-    }
-
     fn known(&self, name: &AgentName) -> Result<(), Problem> {
         let records = self.core.ledger.records();
         let effective = vm_agent_plan::effective(&records.fleet, &records.overrides, Timestamp::now());
@@ -642,7 +592,14 @@ impl Controller {
         let folder = tempfile::tempdir().expect("a folder");
         let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
         let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
-        let config = crate::Config { state_dir: folder.path().join("state"), hub, fleet: None, up: false, host: None };
+        let config = crate::Config {
+            state_dir: folder.path().join("state"),
+            hub,
+            fleet: None,
+            up: false,
+            watch: true,
+            host: None,
+        };
         let fake = Fake::new(DriverName::Qemu, Fake::capabilities_default());
         let running = crate::Running::start(config, vec![Arc::new(fake)]).await.expect("a controller");
         let controller = running.controller().clone();

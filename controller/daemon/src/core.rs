@@ -23,6 +23,7 @@ use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
+use crate::watch::Watch;
 
 /// Everything that the parts of the controller share.
 pub(crate) struct Core {
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     /// The accepted fleet file that the latest pass acted on; 0 before the first.
     pub(crate) acted_on: AtomicU64,
     pub(crate) conditions: ConditionBook,
+    pub(crate) watch: Watch,
 }
 
 impl Core {

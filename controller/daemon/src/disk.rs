@@ -20,6 +20,10 @@ const FUSE_KEY: &str = "fuse";
 const PAUSE_KEY: &str = "pause";
 const MODE_KEY: &str = "mode";
 const FLEET_KEY: &str = "fleet";
+const WATCHED_KEY: &str = "file";
+
+/// Accepted fleet files kept to go back to: a year of changes every workday and more.
+const REVISIONS_KEPT: u32 = 500;
 
 /// What a life finds: the records but for the fleet file, and the accepted fleet file.
 ///
@@ -34,6 +38,7 @@ pub fn read(
         life,
         fleet: Arc::default(),
         file: None,
+        watched: store::meta::get_json(conn, WATCHED_KEY)?.unwrap_or_default(),
         owner,
         overrides: store::overrides::all(conn)?,
         claims: store::claims::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
@@ -121,6 +126,7 @@ pub fn accept(
     };
     belong_to(conn, &new.fleet.name)?;
     let revision = store::revisions::put(conn, &row)?;
+    store::revisions::prune(conn, REVISIONS_KEPT)?;
     Ok((revision, write(conn, changes, now)?))
 }
 
@@ -190,6 +196,7 @@ fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Re
         Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
         Change::Mode(mode) => store::meta::set(conn, MODE_KEY, mode_text(*mode))?,
         Change::Pause(pause) => store::meta::set_json(conn, PAUSE_KEY, pause)?,
+        Change::Watched(watched) => store::meta::set_json(conn, WATCHED_KEY, watched)?,
         Change::Event(event) => return store::events::append(conn, event, now).map(Some),
     }
     Ok(None)

@@ -10,6 +10,7 @@
 //! reconciler puts them side by side in every pass. Doors ([`http`]) reach all of it through
 //! [`Controller`] alone.
 
+mod accept;
 mod clock;
 mod conditions;
 pub mod controller;
@@ -31,6 +32,7 @@ mod run;
 mod secrets;
 pub mod source;
 mod view;
+mod watch;
 
 pub use controller::{Actor, Controller};
 pub use disk::LedgerError;

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use vm_agent_schemas::plan::Plan;
 
 /// Bounds of a pass's duration, in seconds: from an idle fleet's to a sick disk's.
@@ -20,6 +22,8 @@ pub(crate) struct Metrics {
     sync: IntGaugeVec,
     health: IntGaugeVec,
     overrides: IntGaugeVec,
+    file_valid: IntGauge,
+    file_changes: IntCounterVec,
 }
 
 impl Metrics {
@@ -41,10 +45,30 @@ impl Metrics {
         let sync = gauge("vmagent_agents_by_sync", "Agents by whether they are as wanted.", "sync")?;
         let health = gauge("vmagent_agents_by_health", "Agents by whether they are well.", "health")?;
         let overrides = gauge("vmagent_overrides", "Overrides in force, by path.", "path")?;
+        let file_valid =
+            IntGauge::new("vmagent_file_valid", "Whether the fleet file on the disk can be read and has no errors.")?;
+        registry.register(Box::new(file_valid.clone()))?;
+        let opts = Opts::new(
+            "vmagent_file_changes_total",
+            "Changes of the fleet file that were found, by what became of them.",
+        );
+        let file_changes = IntCounterVec::new(opts, &["result"])?;
+        registry.register(Box::new(file_changes.clone()))?;
         let opts = HistogramOpts::new("vmagent_pass_seconds", "How long passes of the loop took.");
         let pass_seconds = Histogram::with_opts(opts.buckets(PASS_BUCKETS.to_vec()))?;
         registry.register(Box::new(pass_seconds.clone()))?;
-        Ok(Self { registry, pass_seconds, steps, failures, refusals, sync, health, overrides })
+        Ok(Self {
+            registry,
+            pass_seconds,
+            steps,
+            failures,
+            refusals,
+            sync,
+            health,
+            overrides,
+            file_valid,
+            file_changes,
+        })
     }
 
     pub(crate) fn pass(&self, took: Duration) {
@@ -63,6 +87,10 @@ impl Metrics {
         self.refusals.inc();
     }
 
+    pub(crate) fn file_changed(&self, result: &str) {
+        self.file_changes.with_label_values(&[result]).inc();
+    }
+
     pub(crate) fn steps(&self) -> u64 {
         self.steps.get()
     }
@@ -76,7 +104,13 @@ impl Metrics {
     }
 
     /// The text format of Prometheus, with the agents counted as the plan sees them.
-    pub(crate) fn text(&self, plan: &Plan, overrides: &[&'static str]) -> Result<String, prometheus::Error> {
+    pub(crate) fn text(
+        &self,
+        plan: &Plan,
+        overrides: &[&'static str],
+        file_valid: bool,
+    ) -> Result<String, prometheus::Error> {
+        self.file_valid.set(i64::from(file_valid));
         for gauge in [&self.sync, &self.health, &self.overrides] {
             gauge.reset();
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_drivers::Driver;
@@ -45,7 +45,8 @@ use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
-use crate::{notices, reconciler};
+use crate::watch::Watch;
+use crate::{notices, reconciler, watch};
 
 /// Notices of the hub that may wait to be told.
 const NOTICES: usize = 1024;
@@ -53,6 +54,9 @@ const NOTICES: usize = 1024;
 /// How long steps under way may go on after the word to stop. Only stops do; all others are found and
 /// looked at by the next life.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a life waits for the first look at the fleet file before it begins to act.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 /// What a controller is started with.
 #[derive(Debug, Clone)]
@@ -68,6 +72,8 @@ pub struct Options {
     /// Whether whoever starts it wants the fleet up, even though an earlier life was told to take it
     /// down and did not come to the end of that.
     pub up: bool,
+    /// Whether what changes in the fleet file on the disk is applied.
+    pub watch: bool,
 }
 
 /// What a controller is made of besides its drivers.
@@ -81,6 +87,8 @@ pub struct Config {
     pub fleet: Option<FleetName>,
     /// Whether the fleet is wanted up, whatever an earlier life was told.
     pub up: bool,
+    /// Whether what changes in the fleet file on the disk is applied.
+    pub watch: bool,
     /// What this host has that machines take; nothing, and no budget holds but those in the file.
     pub host: Option<Host>,
 }
@@ -152,8 +160,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let drivers = drivers(&options.state_dir, options.program.clone());
-    let Options { state_dir, hub, fleet, up, .. } = options;
-    let config = Config { state_dir, hub, fleet, up, host: host() };
+    let Options { state_dir, hub, fleet, up, watch, .. } = options;
+    let config = Config { state_dir, hub, fleet, up, watch, host: host() };
     let running = Running::start(config, drivers).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -287,6 +295,7 @@ impl Running {
             passes: AtomicU64::new(0),
             acted_on: AtomicU64::new(0),
             conditions: Default::default(),
+            watch: Watch::new(config.watch),
         });
         let controller = Controller::new(Arc::clone(&core));
         let running = Self { controller, core, folder, parts: TaskTracker::new(), observe_stop };
@@ -324,6 +333,11 @@ impl Running {
             life: records.life,
             addresses: core.addresses.clone(),
         })?;
+        let (looked_tx, looked) = oneshot::channel();
+        self.parts.spawn(watch::run(Arc::clone(core), looked_tx));
+        // What changed in the file while no controller ran comes before what it said then. A disk that does
+        // not answer holds nothing up for long.
+        let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
         self.parts.spawn(reconciler::run(Arc::clone(core)));
         Ok(())
     }

@@ -55,7 +55,7 @@ pub fn read(roots: &[PathBuf]) -> Result<FleetSource, SourceError> {
 }
 
 /// The fleet files in a folder, by name.
-fn files_in(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
+pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
     let unreadable = |source| SourceError::Unreadable { path: folder.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 use vm_agent_hub::SessionInfo;
 use vm_agent_plan::{Inputs, Listing};
 use vm_agent_schemas::api::{
-    AgentDrift, AgentView, ControllerStatus, DriverStatus, FileState, FileStatus, FleetView, SessionView, Stats,
+    AgentDrift, AgentView, ControllerStatus, DriverStatus, FileStatus, FleetView, SessionView, Stats,
 };
 use vm_agent_schemas::fleet::Reconcile;
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Condition, Plan};
 
-use crate::conditions::{facts_of, fleet_facts};
+use crate::conditions::{facts_of, file_facts, fleet_facts};
 use crate::core::Core;
 use crate::engine::records::Records;
 use crate::observer::Observer;
@@ -55,6 +55,8 @@ impl Moment<'_> {
 
     /// The controller.
     pub(crate) fn controller(&self, records: &Records) -> ControllerStatus {
+        let file = self.core.watch.status(records);
+        let conditions = self.fleet_conditions(&file);
         ControllerStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -63,18 +65,19 @@ impl Moment<'_> {
             life: records.life,
             started_at: self.core.started_at,
             addresses: self.core.addresses.clone(),
-            file: file_status(records),
+            file,
             paused: records.pause.clone(),
             fuse: self.plan.fuse.clone(),
             drivers: self.core.observers.values().map(driver_status).collect(),
             sync: count(self.plan.agents.iter().map(|agent| agent.sync.to_string())),
             health: count(self.plan.agents.iter().map(|agent| agent.health.to_string())),
-            conditions: self.fleet_conditions(),
+            conditions,
         }
     }
 
-    fn fleet_conditions(&self) -> Vec<Condition> {
-        let facts = fleet_facts(self.plan, &self.core.observers);
+    fn fleet_conditions(&self, file: &FileStatus) -> Vec<Condition> {
+        let mut facts = fleet_facts(self.plan, &self.core.observers);
+        facts.extend(file_facts(file));
         self.core.conditions.enter(None, facts, self.acted_on(), self.inputs.now)
     }
 
@@ -125,19 +128,6 @@ fn session_view(session: &SessionInfo) -> SessionView {
         last_seen: session.last_seen,
         runtime_version: session.runtime_version.clone(),
         health: session.health.clone(),
-    }
-}
-
-fn file_status(records: &Records) -> FileStatus {
-    let file = records.file.as_ref();
-    FileStatus {
-        roots: file.map(|file| file.source.roots.clone()).unwrap_or_default(),
-        revision: file.map(|file| file.revision),
-        applied_at: file.map(|file| file.at),
-        author: file.map(|file| file.author.clone()),
-        state: FileState::Unwatched,
-        message: "nobody watches the file".to_owned(),
-        diagnostics: Vec::new(),
     }
 }
 

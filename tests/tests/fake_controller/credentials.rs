@@ -73,7 +73,7 @@ fn messages(disk: &Disk) -> Vec<FromRuntime> {
         FromRuntime::Proof(ChallengeProof { signature: "A".repeat(86) }),
         FromRuntime::Health(health()),
         FromRuntime::Log(LogLines { lines: vec!["forged".to_owned()], dropped: 0 }),
-        FromRuntime::Configured(Configured { digest: Digest::of(b"") }),
+        FromRuntime::Configured(Configured { digest: Some(Digest::of(b"")), problems: Vec::new() }),
         FromRuntime::TaskStarted(task),
         FromRuntime::TaskEnded(TaskEnded { task, outcome: outcome.clone(), output: "forged".to_owned() }),
         FromRuntime::StreamOpened(StreamRef { stream: 1 }),

@@ -25,7 +25,7 @@ async fn a_dry_run_of_every_mutating_call_changes_nothing() {
     let (before, instances) = (stored(folder.path()), fake.instances());
     let mutating = fake.mutating_calls();
     let api = controller.status().await.unwrap().addresses.api;
-    let source = json!({"path": null, "text": OTHER});
+    let source = json!({"files": [{"name": "fleet.yaml", "text": OTHER}]});
     let cases = [
         ("POST", "/apply", json!({"source": source, "dryRun": true})),
         ("POST", "/plan", json!({"source": source})),

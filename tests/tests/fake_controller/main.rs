@@ -3,6 +3,7 @@
 
 mod credentials;
 mod dry_run;
+mod file_watch;
 mod foreign;
 mod hangs;
 mod overrides;

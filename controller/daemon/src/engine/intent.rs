@@ -3,9 +3,9 @@
 
 use jiff::Timestamp;
 use vm_agent_plan::{End, Learnt, Mode};
-use vm_agent_schemas::api::{ApplyRequest, ChangeRequest, CreateRequest, Problem, ProblemCode, TaskRequest};
+use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode, TaskRequest};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{AgentSpec, Fleet, PowerState, Reconcile, resolve_entry};
+use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
 use vm_agent_schemas::ids::{OverrideId, TaskId};
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
@@ -61,39 +61,6 @@ impl Voice<'_> {
     fn because(self) -> String {
         self.reason.map(|reason| format!(": {reason}")).unwrap_or_default()
     }
-}
-
-/// `apply` of a file: the changes that go with its acceptance. `plan` is the plan for the records with
-/// that file.
-///
-/// # Errors
-/// When the plan is no longer the one that was shown, and for a yes to no plan in particular.
-pub fn apply(
-    records: &Records,
-    request: &ApplyRequest,
-    fleet: &Fleet,
-    plan: &Plan,
-    author: &str,
-) -> Result<Vec<Change>, Problem> {
-    if request.plan.as_ref().is_some_and(|shown| *shown != plan.id) {
-        return Err(Problem::new(ProblemCode::Conflict, "the plan is stale: since it was made, something changed")
-            .remedy("look at the new plan: vm-agent plan"));
-    }
-    if request.approve && request.plan.is_none() {
-        return Err(Problem::new(ProblemCode::Invalid, "a yes needs the id of the plan that it is to"));
-    }
-    // Whoever wants the fleet as a file says wants it up.
-    let mut changes = vec![Change::Mode(Mode::Up)];
-    if request.approve {
-        changes.extend(plan.approvals.iter().flat_map(|approval| approve(approval, author)));
-    }
-    if records.file.as_ref().is_none_or(|file| Some(&file.digest) != fleet.digest.as_ref()) {
-        // A person who changed the file has dealt with what failed.
-        changes.extend(records.backoffs.keys().cloned().map(Change::DropBackoff));
-        let message = format!("{author} applied a fleet file: {}", summary(plan));
-        changes.push(Change::Event(NewEvent::fleet(EventKind::FleetApplied, message)));
-    }
-    Ok(changes)
 }
 
 /// What a plan comes to, for a sentence.

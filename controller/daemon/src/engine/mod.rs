@@ -21,14 +21,18 @@
 //! - [`job`]: a step on an instance, from what it needs to what it came to
 //! - [`life`]: how a life begins
 //! - [`intent`]: what people say
+//! - [`file`]: how a fleet file gets into force, and what becomes of a change of it
+//! - [`reach`]: what a fleet lets guests do to the host
 //! - [`notices`]: what the hub tells
 
+pub mod file;
 pub mod intent;
 pub mod job;
 pub mod life;
 pub mod memory;
 pub mod notices;
 pub mod pass;
+pub mod reach;
 pub mod records;
 pub mod sight;
 

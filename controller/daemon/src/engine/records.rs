@@ -18,6 +18,8 @@ use vm_agent_schemas::observe::{Backoff, Claim, Operation};
 use vm_agent_schemas::plan::{ApprovalRequest, Fuse};
 use vm_agent_schemas::task::{Task, TaskSource};
 
+use super::file::Watched;
+
 /// The fuse of a fleet whose fuse never blew. It is the same at any time, as plans are that show it.
 pub const NEVER_BLOWN: Fuse = Fuse::Closed { since: Timestamp::UNIX_EPOCH };
 
@@ -30,6 +32,8 @@ pub struct Records {
     pub fleet: Arc<Fleet>,
     /// The accepted fleet file.
     pub file: Option<AcceptedFile>,
+    /// What is kept of the file on the disk.
+    pub watched: Watched,
     /// The fleet that the state folder belongs to, once that is known.
     pub owner: Option<FleetName>,
     /// What people said beside the file.
@@ -108,6 +112,8 @@ pub enum Change {
     Mode(Mode),
     /// Pause the fleet, or resume it.
     Pause(Option<Pause>),
+    /// Keep this of the file on the disk.
+    Watched(Watched),
     /// Tell what happened.
     Event(NewEvent),
 }
@@ -141,6 +147,7 @@ impl Records {
             life: Life(1),
             fleet: Arc::new(fleet),
             file: None,
+            watched: Watched::default(),
             owner: None,
             overrides: Vec::new(),
             claims: BTreeMap::new(),
@@ -272,6 +279,7 @@ impl Records {
             Change::Fuse(fuse) => self.fuse = fuse,
             Change::Mode(mode) => self.mode = mode,
             Change::Pause(pause) => self.pause = pause,
+            Change::Watched(watched) => self.watched = watched,
             Change::Event(_) => {}
         }
     }

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::fleet::FILE_MAX;
-use vm_agent_schemas::ids::{TaskId, TokenId};
+use vm_agent_schemas::ids::{Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 
@@ -61,6 +61,14 @@ impl PathSegment for TokenId {
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| format!("`{text}` is not the id of a token: it is a UUID, and not the token itself"))
+    }
+}
+
+impl PathSegment for Revision {
+    const NAME: &'static str = "revision";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("`{text}` is not the number of a revision"))
     }
 }
 

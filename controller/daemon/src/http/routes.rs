@@ -9,7 +9,7 @@ use serde::Deserialize;
 use vm_agent_schemas::api::*;
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
-use vm_agent_schemas::ids::{TaskId, TokenId};
+use vm_agent_schemas::ids::{Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::Plan;
@@ -148,6 +148,30 @@ fn fleet() -> ApiRouter<Controller> {
     const TAG: &str = "fleet";
     ApiRouter::new()
         .api_route("/fleet", get_with(show_fleet, operation("showFleet", TAG, "Show the accepted fleet file")))
+        .api_route(
+            "/fleet/revisions",
+            get_with(
+                list_revisions,
+                operation("listRevisions", TAG, "List the files that were accepted, newest first"),
+            ),
+        )
+        .api_route(
+            "/fleet/revisions/{revision}",
+            get_with(show_revision, operation("showRevision", TAG, "Show a file that was accepted, with its text")),
+        )
+        .api_route(
+            "/fleet/rollback",
+            post_with(
+                rollback,
+                described(
+                    "rollback",
+                    TAG,
+                    "Go back to an earlier file",
+                    "What it said becomes the newest revision, on the same terms as with `apply`. The file on the \
+                     disk stays as it is, and is applied again once it changes.",
+                ),
+            ),
+        )
         .api_route("/plan", post_with(plan, operation("plan", TAG, "Show what would be done")))
         .api_route(
             "/apply",
@@ -397,16 +421,42 @@ fn at_most(what: &str, count: usize) -> Result<usize, Problem> {
     Err(Problem::new(ProblemCode::Invalid, format!("`{what}` is {count}; at most {PAGE_MAX} are given at a time")))
 }
 
+/// Which accepted files.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RevisionsQuery {
+    /// How many of the newest, at most 1000.
+    #[serde(default = "usual_page")]
+    limit: usize,
+}
+
+async fn list_revisions(State(controller): Asked, Query(query): Query<RevisionsQuery>) -> Answer<List<RevisionView>> {
+    let limit = at_most("limit", query.limit)?;
+    Ok(Doc(List { items: controller.revisions(limit).await? }))
+}
+
+async fn show_revision(State(controller): Asked, Segment(revision): Segment<Revision>) -> Answer<RevisionView> {
+    Ok(Doc(controller.revision(revision).await?))
+}
+
+async fn rollback(
+    State(controller): Asked,
+    Extension(actor): By,
+    Body(request): Body<RollbackRequest>,
+) -> Answer<Applied> {
+    Ok(Doc(controller.rollback(request, &actor).await?))
+}
+
 async fn show_fleet(State(controller): Asked) -> Answer<FleetView> {
     Ok(Doc(controller.fleet().await?))
 }
 
 fn shown(plan: Plan) -> Doc<PlanView> {
-    Doc(PlanView { plan })
+    Doc(PlanView { plan, reach: Vec::new() })
 }
 
 async fn plan(State(controller): Asked, OptionalBody(request): OptionalBody<PlanRequest>) -> Answer<PlanView> {
-    Ok(shown(controller.plan(request).await?))
+    Ok(Doc(controller.plan(request).await?))
 }
 
 async fn apply(State(controller): Asked, Extension(actor): By, Body(request): Body<ApplyRequest>) -> Answer<Applied> {

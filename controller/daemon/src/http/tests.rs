@@ -73,7 +73,8 @@ fn described_routes() -> Vec<(String, String)> {
     let document = openapi();
     let paths = document["paths"].as_object().unwrap().iter();
     let routes = paths.flat_map(|(path, item)| {
-        let path = path.replace("{name}", "web").replace("{id}", "0190c5a8-0000-7000-8000-000000000000");
+        let path = path.replace("{name}", "web").replace("{revision}", "1");
+        let path = path.replace("{id}", "0190c5a8-0000-7000-8000-000000000000");
         item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
     });
     routes.chain([("GET".to_owned(), "/openapi.json".to_owned())]).collect()
@@ -168,6 +169,9 @@ async fn every_error_is_a_problem() {
         ("GET", "/agents/%FF", "", 400),
         ("GET", "/tasks/7", "", 400),
         ("DELETE", "/tokens/secret", "", 400),
+        ("GET", "/fleet/revisions/first", "", 400),
+        ("GET", "/fleet/revisions/7", "", 404),
+        ("POST", "/fleet/rollback", r#"{"revision": 7}"#, 404),
         ("PATCH", "/agents", "", 405),
         ("POST", "/health", "", 405),
         ("POST", "/apply", "", 400),

@@ -83,6 +83,16 @@ pub fn get(conn: &Connection, revision: Revision) -> Result<Option<StoredRevisio
     row(conn, "SELECT * FROM revisions WHERE revision = ?1", [revision.0], read)
 }
 
+/// Removes all but the latest `keep` revisions, and tells how many.
+///
+/// # Errors
+/// When the database fails.
+pub fn prune(conn: &Connection, keep: u32) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM revisions WHERE revision <= \
+               (SELECT revision FROM revisions ORDER BY revision DESC LIMIT 1 OFFSET ?1)";
+    Ok(conn.prepare_cached(sql)?.execute([keep])?)
+}
+
 fn read(row: &Row<'_>) -> Result<StoredRevision, StoreError> {
     Ok(StoredRevision {
         revision: Revision(row.get("revision")?),

@@ -151,6 +151,20 @@ fn the_same_file_twice_is_one_revision_that_learns_the_path() {
     assert_eq!(newest.iter().map(|it| it.revision).collect::<Vec<_>>(), [Revision(3), Revision(2)]);
 }
 
+#[test]
+fn the_oldest_revisions_go_and_their_numbers_are_not_given_again() {
+    let conn = database();
+    for text in [b"a", b"b", b"c", b"d"] {
+        revisions::put(&conn, &new_revision(text, "/f", "ann")).unwrap();
+    }
+    assert_eq!(revisions::prune(&conn, 4).unwrap(), 0);
+    assert_eq!(revisions::prune(&conn, 2).unwrap(), 2);
+    let left = || revisions::newest(&conn, 9).unwrap().iter().map(|it| it.revision.0).collect::<Vec<_>>();
+    assert_eq!(left(), [4, 3]);
+    revisions::put(&conn, &new_revision(b"e", "/f", "ann")).unwrap();
+    assert_eq!(left(), [5, 4, 3]);
+}
+
 fn new_revision(digest: &[u8], path: &str, author: &str) -> NewRevision {
     let file = SourceFile { name: path.into(), path: Some(path.into()), text: "agents: {}\n".into() };
     let source = FleetSource { roots: vec![path.into()], files: vec![file] };

@@ -1,0 +1,175 @@
+//! Host reach: what a fleet lets guests do to the host, and what another fleet would let them do beyond
+//! that.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use vm_agent_schemas::fleet::{CommandLine, DriverName, Fleet, Mount, SecretSource};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::net::Listen;
+
+/// One thing that a fleet lets guests do to the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// A folder of the host is in an agent.
+    Mount { agent: AgentName, target: String, source: PathBuf, writable: bool },
+    /// A secret of the host is in an agent.
+    Secret { agent: AgentName, variable: String, source: String },
+    /// An agent runs on the host itself.
+    Local { agent: AgentName },
+    /// A door can be reached from beyond the host.
+    Listener { door: &'static str, address: SocketAddr },
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentence = match self {
+            Self::Mount { agent, target, source, writable } => {
+                let verb = if *writable { "write to" } else { "read" };
+                format!("agent `{agent}` may {verb} {}, mounted at {target}", source.display())
+            }
+            Self::Secret { agent, variable, source } => {
+                format!("agent `{agent}` gets the secret {variable} from {source}")
+            }
+            Self::Local { agent } => {
+                format!("agent `{agent}` runs on the host itself: driver local isolates nothing")
+            }
+            Self::Listener { door, address } => format!("{door} listens on {address}, beyond loopback"),
+        };
+        // Who is asked for a yes must see all of it, whatever a name does to a terminal.
+        f.write_str(&sentence.replace(char::is_control, "\u{fffd}"))
+    }
+}
+
+/// Everything that a fleet lets guests do to the host. Of several agents on the host itself only the
+/// first counts: the others can do nothing that it can't.
+#[must_use]
+pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
+    let mut all = BTreeSet::new();
+    for (name, agent) in &fleet.agents {
+        let mount = |(target, mount): (&String, &Mount)| Reach::Mount {
+            agent: name.clone(),
+            target: target.clone(),
+            source: mount.source.clone(),
+            writable: mount.writable,
+        };
+        let secret = |(variable, source): (&String, &SecretSource)| Reach::Secret {
+            agent: name.clone(),
+            variable: variable.clone(),
+            source: origin(source),
+        };
+        all.extend(agent.spec.mounts.iter().map(mount));
+        all.extend(agent.spec.secrets.iter().map(secret));
+    }
+    let local = fleet.agents.iter().find(|(_, agent)| agent.spec.driver == Some(DriverName::Local));
+    all.extend(local.map(|(name, _)| Reach::Local { agent: name.clone() }));
+    let hub = &fleet.hub;
+    let doors = [("the hub", hub.listen), ("the API", hub.api_listen), ("the dashboard", hub.dashboard_listen)];
+    all.extend(doors.into_iter().filter_map(|(door, listen)| match listen {
+        Some(Listen::At(address)) if !address.ip().is_loopback() => Some(Reach::Listener { door, address }),
+        Some(Listen::At(_) | Listen::Auto) | None => None,
+    }));
+    all
+}
+
+/// What a fleet lets guests do that they may not do now.
+#[must_use]
+pub fn widened(before: &Fleet, after: &Fleet) -> BTreeSet<Reach> {
+    let held = reach(before);
+    let is_local = held.iter().any(|known| matches!(known, Reach::Local { .. }));
+    let is_new = |wanted: &Reach| match wanted {
+        Reach::Local { .. } => !is_local,
+        // Who may write may read.
+        Reach::Mount { agent, target, source, writable: false } => {
+            let mount = |writable| Reach::Mount {
+                agent: agent.clone(),
+                target: target.clone(),
+                source: source.clone(),
+                writable,
+            };
+            !held.contains(&mount(false)) && !held.contains(&mount(true))
+        }
+        _ => !held.contains(wanted),
+    };
+    reach(after).into_iter().filter(is_new).collect()
+}
+
+fn origin(source: &SecretSource) -> String {
+    match source {
+        SecretSource::Env(name) => format!("the controller's variable {name}"),
+        SecretSource::File(path) => format!("the file {}", path.display()),
+        SecretSource::Command(CommandLine::Shell(line)) => format!("the command `{line}`"),
+        SecretSource::Command(CommandLine::Argv(argv)) => format!("the command {argv:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent_schemas::fleet::parse;
+
+    /// What the second file lets guests do beyond the first, in sentences.
+    fn beyond(before: &str, after: &str) -> Vec<String> {
+        let read = |text: &str| parse("fleet.yaml", text).unwrap_or_else(|problems| panic!("{problems:?}"));
+        widened(&read(before), &read(after)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_new_mount_another_source_and_the_right_to_write_are_each_new() {
+        let mounted = |mount: &str| format!("agents: {{web: {{mounts: {{/src: {mount}}}}}}}");
+        assert_eq!(beyond("agents: {web: {}}", &mounted("/")), ["agent `web` may read /, mounted at /src"]);
+        assert_eq!(beyond(&mounted("/a"), &mounted("/b")), ["agent `web` may read /b, mounted at /src"]);
+        let writable = mounted("{source: /a, writable: true}");
+        assert_eq!(beyond(&mounted("/a"), &writable), ["agent `web` may write to /a, mounted at /src"]);
+        for less in [mounted("/a"), "agents: {web: {}}".to_owned(), "agents: {}".to_owned()] {
+            assert_eq!(beyond(&writable, &less), [""; 0], "{less}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_new_with_its_agent_its_variable_and_its_source() {
+        let with = |secrets: &str| format!("agents: {{web: {{secrets: {{{secrets}}}}}}}");
+        let before = with("KEY: {env: A}");
+        assert_eq!(beyond(&before, &before), [""; 0]);
+        assert_eq!(
+            beyond(&before, &with("KEY: {env: B}")),
+            ["agent `web` gets the secret KEY from the controller's variable B"]
+        );
+        assert_eq!(
+            beyond(&before, &with("KEY: {env: A}, PIN: {file: /etc/pin}")),
+            ["agent `web` gets the secret PIN from the file /etc/pin"]
+        );
+        assert_eq!(
+            beyond(&before, &with("KEY: {env: A}, PIN: {command: pass show pin}")),
+            ["agent `web` gets the secret PIN from the command `pass show pin`"]
+        );
+        assert_eq!(beyond(&before, "agents: {db: {secrets: {KEY: {env: A}}}}").len(), 1);
+    }
+
+    #[test]
+    fn only_the_first_agent_on_the_host_itself_is_new() {
+        let one = "agents: {b: {driver: local}}";
+        let two = "agents: {a: {driver: local}, b: {driver: local}}";
+        assert_eq!(beyond("agents: {b: {}}", two).len(), 1);
+        assert_eq!(beyond(one, two), [""; 0]);
+        assert_eq!(beyond(one, "agents: {c: {driver: local}}"), [""; 0]);
+        assert_eq!(beyond("agents: {b: {}}", "agents: {b: {driver: qemu}}"), [""; 0]);
+    }
+
+    #[test]
+    fn a_listener_is_new_when_it_is_beyond_loopback() {
+        let hub = |keys: &str| format!("hub: {{{keys}}}\nagents: {{}}");
+        let open = hub("apiListen: '0.0.0.0:9091'");
+        assert_eq!(beyond("agents: {}", &open), ["the API listens on 0.0.0.0:9091, beyond loopback"]);
+        assert_eq!(beyond(&open, &open), [""; 0]);
+        assert_eq!(beyond("agents: {}", &hub("listen: auto, dashboardListen: '[::1]:0'")), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_profile_gives_counts_for_each_of_its_agents() {
+        let text = "profiles: {p: {mounts: {/src: /}}}\nagents: {a: {profile: p}, b: {profile: p}}";
+        assert_eq!(beyond("agents: {a: {}, b: {}}", text).len(), 2);
+    }
+}
