@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use vm_agent_schemas::api::Addresses;
 use vm_agent_schemas::fleet::DriverName;
 
 use crate::conditions::ConditionBook;
+use crate::configuring::Configuring;
 use crate::engine::job::HubAddress;
 use crate::engine::memory::{Memory, Moment};
 use crate::engine::records::Records;
@@ -44,11 +45,14 @@ pub(crate) struct Core {
     pub(crate) state_dir: PathBuf,
     pub(crate) addresses: Addresses,
     pub(crate) started_at: Timestamp,
+    /// The same on a clock that nobody sets.
+    pub(crate) begun: Instant,
     /// Passes of the loop.
     pub(crate) passes: AtomicU64,
     /// The accepted fleet file that the latest pass acted on; 0 before the first.
     pub(crate) acted_on: AtomicU64,
     pub(crate) conditions: ConditionBook,
+    pub(crate) configuring: Configuring,
     pub(crate) watch: Watch,
 }
 
@@ -70,6 +74,8 @@ impl Core {
             drivers: self.observers.iter().map(|(name, o)| (*name, o.view(self.started_at))).collect(),
             silence: self.silence,
             clock: Timestamp::now(),
+            monotonic: self.begun.elapsed(),
+            unread: self.configuring.problems(),
         };
         self.memory().inputs(records, moment)
     }

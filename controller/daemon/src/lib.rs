@@ -11,8 +11,8 @@
 //! [`Controller`] alone.
 
 mod accept;
-mod clock;
 mod conditions;
+mod configuring;
 pub mod controller;
 mod core;
 #[doc(hidden)]

@@ -15,6 +15,7 @@ use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::observe::Action;
 use vm_agent_store::StoreError;
 
+use crate::configuring::configure;
 use crate::core::Core;
 use crate::engine::job::{Called, Job, Work, settle};
 use crate::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
@@ -84,7 +85,9 @@ async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
 fn driver_events(core: &Core) -> Vec<Change> {
     let sights: Vec<_> = core.observers.iter().map(|(name, observer)| (*name, observer.sight())).collect();
     let listings = sights.iter().map(|(name, sight)| (*name, sight.listing.as_ref()));
-    core.memory().driver_events(listings).into_iter().map(Change::Event).collect()
+    let mut memory = core.memory();
+    let events = memory.driver_events(listings);
+    events.into_iter().chain(memory.clock_event()).map(Change::Event).collect()
 }
 
 /// Carries effects out in order.
@@ -101,8 +104,14 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
                 recorded => recorded?,
             },
             Effect::Hub(call) => tell(&core.hub, call),
-            // The values of secrets are not read yet: the rest goes ahead.
-            Effect::Configure(agent, configuration, _) => core.hub.configure(agent, *configuration),
+            Effect::Configure(agent, configuration, secrets) => {
+                core.jobs.spawn(core.stop.clone().run_until_cancelled_owned(configure(
+                    Arc::clone(core),
+                    agent,
+                    *configuration,
+                    secrets,
+                )));
+            }
             Effect::Begin(job) => {
                 core.metrics.step_began();
                 core.jobs.spawn(carry_out_job(Arc::clone(core), job));

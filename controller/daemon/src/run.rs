@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -292,9 +292,11 @@ impl Running {
             state_dir: folder.path().to_owned(),
             addresses,
             started_at: now,
+            begun: Instant::now(),
             passes: AtomicU64::new(0),
             acted_on: AtomicU64::new(0),
             conditions: Default::default(),
+            configuring: Default::default(),
             watch: Watch::new(config.watch),
         });
         let controller = Controller::new(Arc::clone(&core));

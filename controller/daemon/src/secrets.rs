@@ -4,8 +4,6 @@
 //! A value leaves this module only as a [`Secret`]. Errors name the variable, the source and the
 //! reason, and hold nothing of what was read.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "nothing calls it yet"))]
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};

@@ -13,6 +13,7 @@ use vm_agent_schemas::observe::{Claim, Host};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::HealthReport;
 
+use super::clock::{ClockWatch, Jump};
 use super::records::Records;
 
 /// A file system this full, in percent, makes an agent Degraded: builds begin to fail for want of room
@@ -40,6 +41,11 @@ pub struct Memory {
     silent: BTreeSet<DriverName>,
     /// What this host has.
     host: Option<Host>,
+    clock: ClockWatch,
+    /// When the wall clock last jumped.
+    resumed_at: Option<Timestamp>,
+    /// A jump that was not told yet.
+    untold: Option<Jump>,
 }
 
 /// What is seen and heard at one moment.
@@ -53,6 +59,10 @@ pub struct Moment {
     pub silence: Duration,
     /// What the clock says.
     pub clock: Timestamp,
+    /// What a clock says that no sleep and nobody sets: the time since any fixed moment.
+    pub monotonic: Duration,
+    /// Agents whose secrets could not be read, and why.
+    pub unread: BTreeMap<AgentName, String>,
 }
 
 impl Memory {
@@ -64,13 +74,22 @@ impl Memory {
 
     /// Everything that a plan is made from.
     pub fn inputs(&mut self, records: &Records, moment: Moment) -> Inputs {
-        let Moment { drivers, sessions, silence, clock } = moment;
-        let sessions = self.hear(&sessions, &records.claims);
+        let Moment { drivers, sessions, silence, clock, monotonic, unread } = moment;
+        if let Some(jump) = self.clock.observe(monotonic, clock) {
+            self.resumed_at = Some(clock);
+            self.untold = Some(jump);
+        }
+        let mut sessions = self.hear(&sessions, &records.claims);
+        for (agent, problem) in unread {
+            if let Some(seen) = sessions.get_mut(&agent) {
+                seen.problems.push(problem);
+            }
+        }
         // Not before anything that is seen, even by a clock that was set back: else a crash would be
         // newer than the backoff that was set for it, and count again and again.
         let now = latest(&drivers).map_or(clock, |seen| seen.max(clock));
-        let (last_success, host) = (self.last_success, self.host);
-        Inputs { drivers, sessions, last_success, silence, host, ..records.inputs(now) }
+        let (last_success, host, resumed_at) = (self.last_success, self.host, self.resumed_at);
+        Inputs { drivers, sessions, last_success, silence, host, resumed_at, ..records.inputs(now) }
     }
 
     /// The runtimes heard of: those connected now, and when the others were last heard.
@@ -106,6 +125,18 @@ impl Memory {
     /// Notes that a step that began then brought a machine up.
     pub fn brought_up(&mut self, began: Timestamp) {
         self.last_success = Some(began);
+    }
+
+    /// What there is to tell of the clock: that it jumped. It is told once.
+    pub fn clock_event(&mut self) -> Option<NewEvent> {
+        let by = self.untold.take()?.by;
+        let span = Span::from(by.unsigned_abs());
+        let message = if by.is_positive() {
+            format!("the clock jumped ahead by {span}: this host slept, or its clock was set")
+        } else {
+            format!("the clock was set back by {span}")
+        };
+        Some(NewEvent::fleet(EventKind::ClockJumped, message))
     }
 
     /// What there is to tell of drivers: who stopped answering, and who answers again. Of a driver that

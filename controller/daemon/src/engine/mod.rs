@@ -16,6 +16,7 @@
 //!
 //! - [`records`]: what survives, and each change of it
 //! - [`memory`]: what a life remembers, and how a moment becomes the inputs of a plan
+//! - [`clock`]: when the wall clock jumped
 //! - [`sight`]: what a driver's listing says in the light of the one before
 //! - [`pass`]: what a pass comes to
 //! - [`job`]: a step on an instance, from what it needs to what it came to
@@ -25,6 +26,7 @@
 //! - [`reach`]: what a fleet lets guests do to the host
 //! - [`notices`]: what the hub tells
 
+pub mod clock;
 pub mod file;
 pub mod intent;
 pub mod job;

@@ -4,8 +4,6 @@
 //! person or a time server sets the wall clock ahead or back. Either way times that were noted before
 //! don't mean what they seem to.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "nothing calls it yet"))]
-
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,7 +16,7 @@ const TOLERANCE: SignedDuration = SignedDuration::from_secs(5);
 
 /// Watches the wall clock against the monotonic one.
 #[derive(Debug, Default)]
-pub(crate) struct ClockWatch {
+pub struct ClockWatch {
     last: Option<Reading>,
 }
 
@@ -31,15 +29,15 @@ struct Reading {
 
 /// What a wall clock did beside going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Jump {
+pub struct Jump {
     /// How far ahead it went, or back when it is negative.
-    pub(crate) by: SignedDuration,
+    pub by: SignedDuration,
 }
 
 impl ClockWatch {
     /// Takes both clocks as they are now, and tells whether the wall clock has jumped since they were
     /// taken before. `monotonic` counts from any fixed moment.
-    pub(crate) fn observe(&mut self, monotonic: Duration, wall: Timestamp) -> Option<Jump> {
+    pub fn observe(&mut self, monotonic: Duration, wall: Timestamp) -> Option<Jump> {
         let before = self.last.replace(Reading { monotonic, wall })?;
         let passed = SignedDuration::try_from(monotonic.saturating_sub(before.monotonic));
         let by = wall.duration_since(before.wall).checked_sub(passed.ok()?)?;
