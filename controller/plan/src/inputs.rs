@@ -13,7 +13,6 @@ use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Op
 use vm_agent_schemas::plan::Fuse;
 use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
-
 /// What a plan is made from. Same inputs, same plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {

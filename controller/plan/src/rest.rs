@@ -50,7 +50,7 @@ pub(crate) fn asleep(situation: &Situation<'_>) -> Option<bool> {
 }
 
 /// When an agent may come to rest because time goes by.
-pub(crate) fn turns(situation: &Situation<'_>) -> impl Iterator<Item = Timestamp> {
+pub(crate) fn turns<'a>(situation: Situation<'a>) -> impl Iterator<Item = Timestamp> + use<'a> {
     let spec = situation.wanted.map(|agent| &agent.spec);
     let ages =
         spec.and_then(|spec| spec.ttl).zip(situation.claim).map(|(ttl, claim)| after(claim.created_at, ttl.get()));

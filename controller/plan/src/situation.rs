@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, DriverName, PowerState};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::observe::{
+    Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
+};
 use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction};
 
 use crate::clock::{after, counted_from};

@@ -30,8 +30,7 @@ pub(crate) fn standings<'a>(situation: &Situation<'a>) -> impl Iterator<Item = (
 }
 
 /// When tasks of the file stand otherwise because time goes by.
-pub(crate) fn turns<'a>(situation: &Situation<'a>) -> impl Iterator<Item = Timestamp> + use<'a> {
-    let situation = *situation;
+pub(crate) fn turns<'a>(situation: Situation<'a>) -> impl Iterator<Item = Timestamp> + use<'a> {
     tasks(situation).flat_map(move |(name, spec)| {
         let rounds = rounds(&situation, spec, last_run(&situation, name, spec));
         rounds.into_iter().flat_map(move |rounds| rounds.turns(situation.inputs.now))

@@ -1,23 +1,33 @@
 //! When the next pass is due although nothing happens: time alone changes a plan at these moments.
 
 use jiff::Timestamp;
+use vm_agent_schemas::fleet::{AgentSpec, TaskWhen};
 
 use crate::clock::{after, silence_ends};
-use crate::effective::effective;
+use crate::effective::{Effective, effective};
 use crate::fuse::{BACKOFF_FORGOTTEN, probe_at};
 use crate::inputs::{Inputs, Listing};
-use crate::situation::transition;
-use crate::{rest, situations, standing, windows};
+use crate::situation::{Situation, transition};
+use crate::{rest, standing, windows};
 
 /// The earliest time after `now` at which the same inputs may give another plan.
 #[must_use]
 pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
     let now = inputs.now;
+    let all = of_records(inputs).chain(of_the_world(inputs)).chain(windows::changes(&inputs.fleet.windows, now));
     let effective = effective(&inputs.fleet, &inputs.overrides, now);
-    let situations = situations(inputs, &effective);
-    let of_agents = situations.iter().flat_map(|situation| rest::turns(situation).chain(standing::turns(situation)));
-    let all = of_records(inputs).chain(of_the_world(inputs)).chain(of_agents);
-    all.chain(windows::changes(&inputs.fleet.windows, now)).filter(|at| *at > now).min()
+    all.chain(of_agents(inputs, &effective)).filter(|at| *at > now).min()
+}
+
+/// When agents come to rest, and their tasks to their moments.
+fn of_agents<'a>(inputs: &'a Inputs, effective: &'a Effective) -> impl Iterator<Item = Timestamp> {
+    let timed = |spec: &AgentSpec| {
+        spec.idle.is_some() || spec.ttl.is_some() || spec.tasks.values().any(|task| task.when != TaskWhen::Once)
+    };
+    effective.wanted.iter().filter(move |(_, agent)| timed(&agent.spec)).flat_map(move |(name, _)| {
+        let situation = Situation::of(inputs, name, effective);
+        rest::turns(situation).chain(standing::turns(situation))
+    })
 }
 
 /// When what is written down comes to its time.
@@ -38,9 +48,10 @@ fn of_the_world(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
             Listing::Seen(instances) => Some(instances.values()),
             Listing::Unanswered { .. } => None,
         };
-        observed.into_iter().flatten().flat_map(move |observed| {
-            limits.into_iter().flat_map(|limit| silence_ends(inputs, observed.since, limit))
-        })
+        observed
+            .into_iter()
+            .flatten()
+            .flat_map(move |observed| limits.into_iter().flat_map(|limit| silence_ends(inputs, observed.since, limit)))
     });
     silences.chain(connects)
 }

@@ -4,17 +4,20 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use vm_agent_plan::{FileTask, Inputs, Listing, Mode, Observed, Upkeep, plan, upkeep, wake_at};
-use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DependsOn, Fleet, PowerState, Prune, RestartPolicy, Until};
+use vm_agent_schemas::fleet::{
+    AgentSpec, DeclaredAgent, DependsOn, DriftField, DriftPolicy, Fleet, Idle, Mount, PowerState, Prune, RestartPolicy,
+    TaskWhen, Until, Window,
+};
 use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId};
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Instance, InstanceState, Operation, Proof, Standing};
-use vm_agent_schemas::plan::{Fuse, Health, StepAction, WaitsFor};
-use vm_agent_schemas::units::ByteSize;
-use vm_agent_schemas::wire::TaskOutcome;
+use vm_agent_schemas::observe::{Action, Backoff, Host, Instance, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::plan::{AgentPlan, DriftClass, Fuse, Health, Rest, StepAction, WaitsFor};
+use vm_agent_schemas::units::{ByteSize, Span};
+use vm_agent_schemas::wire::{ServiceState, TaskOutcome};
 
 /// One agent of a random world.
 #[derive(Debug, Clone)]
@@ -24,12 +27,38 @@ struct Agent {
     claim: Option<(Proof, Standing, bool)>,
     /// State, whose nonce it bears, and whether it is smaller than wanted.
     instance: Option<(InstanceState, Bearing, bool)>,
-    session: Option<(bool, i64)>,
+    session: Option<Session>,
     operation: Option<(Action, bool)>,
     backoff: Option<i64>,
-    task: Option<Option<TaskOutcome>>,
+    task: Option<(Option<TaskOutcome>, i64)>,
     override_: Option<Change>,
+    asleep: bool,
+    work: bool,
 }
+
+/// A runtime of a random world.
+#[derive(Debug, Clone)]
+struct Session {
+    connected: bool,
+    silent_for: i64,
+    busy: bool,
+    quiet_for: i64,
+    service: ServiceState,
+    problem: bool,
+}
+
+/// An agent that uses every key whose meaning is more than its value.
+static EVERYTHING: LazyLock<AgentSpec> = LazyLock::new(|| {
+    let text = "agents: {x: {
+        tasks: {
+            setup: {exec: make},
+            minutely: {exec: a, when: {cron: '* * * * *'}},
+            now: {exec: b, when: {cron: '0 8 * * *', missed: once}},
+            soon: {exec: c, when: {cron: '1 8 * * *', missed: skip}}},
+        services: {gateway: {exec: serve, restart: on-failure}}}}";
+    let parsed = vm_agent_schemas::fleet::parse("fleet.yaml", text).expect("right");
+    parsed.agents.into_values().next().expect("one").spec.clone()
+});
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bearing {
@@ -38,26 +67,77 @@ enum Bearing {
     Unreadable,
 }
 
+fn any_policies() -> impl Strategy<Value = BTreeMap<DriftField, DriftPolicy>> {
+    let field = prop::sample::select(vec![
+        DriftField::Power,
+        DriftField::Cpus,
+        DriftField::Memory,
+        DriftField::Disk,
+        DriftField::Image,
+        DriftField::Mounts,
+        DriftField::Provisioning,
+        DriftField::Tasks,
+    ]);
+    let policy = prop::sample::select(vec![DriftPolicy::Correct, DriftPolicy::Warn, DriftPolicy::Ignore]);
+    prop_oneof![2 => Just(BTreeMap::new()), 1 => prop::collection::btree_map(field, policy, 1..4)]
+}
+
 fn any_spec() -> impl Strategy<Value = AgentSpec> {
     let restart = prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
-    (any::<bool>(), 1..3u32, any::<bool>(), restart, prop::bool::weighted(0.2), any::<bool>()).prop_map(
-        |(runs, cpus, image, restart, protect, task)| {
-            let mut spec = AgentSpec {
-                power: if runs { PowerState::Running } else { PowerState::Stopped },
-                cpus,
-                image: if image { "a".into() } else { "b".into() },
-                restart,
-                protect,
-                ..AgentSpec::default()
-            };
-            if task {
-                let text = "agents: {x: {tasks: {setup: {exec: make}}}}";
-                let parsed = vm_agent_schemas::fleet::parse("fleet.yaml", text).expect("right");
-                spec.tasks = parsed.agents.values().next().expect("one").spec.tasks.clone();
-            }
-            spec
+    let tasks = prop::sample::subsequence(EVERYTHING.tasks.keys().cloned().collect::<Vec<_>>(), 0..=2);
+    let span = |seconds: std::ops::Range<u64>| prop::option::weighted(0.3, seconds);
+    let plain = (any::<bool>(), 1..3u32, any::<bool>(), restart, prop::bool::weighted(0.2));
+    let rest =
+        (tasks, prop::bool::weighted(0.3), prop::bool::weighted(0.3), span(10..300), span(10..300), any_policies());
+    (plain, rest).prop_map(|((runs, cpus, image, restart, protect), (tasks, service, mounted, idle, ttl, drift))| {
+        let mount = || ("src".to_owned(), Mount { source: "/src".into(), writable: false });
+        AgentSpec {
+            power: if runs { PowerState::Running } else { PowerState::Stopped },
+            cpus,
+            image: if image { "a".into() } else { "b".into() },
+            restart,
+            protect,
+            tasks: tasks.into_iter().map(|name| (name.clone(), EVERYTHING.tasks[&name].clone())).collect(),
+            services: if service { EVERYTHING.services.clone() } else { BTreeMap::new() },
+            mounts: mounted.then(mount).into_iter().collect(),
+            idle: idle.map(|seconds| Idle { after: Span::from_secs(seconds) }),
+            ttl: ttl.map(Span::from_secs),
+            drift,
+            ..AgentSpec::default()
+        }
+    })
+}
+
+fn any_session() -> impl Strategy<Value = Session> {
+    let service = prop::sample::select(vec![
+        ServiceState::Running,
+        ServiceState::Running,
+        ServiceState::Starting,
+        ServiceState::Failing,
+        ServiceState::Ended,
+    ]);
+    // What is heard or done at a time that has not come yet was so before the clock was set back.
+    (any::<bool>(), -100..200i64, prop::bool::weighted(0.2), -100..400i64, service, prop::bool::weighted(0.1)).prop_map(
+        |(connected, silent_for, busy, quiet_for, service, problem)| Session {
+            connected,
+            silent_for,
+            busy,
+            quiet_for,
+            service,
+            problem,
         },
     )
+}
+
+/// Windows of a world whose time begins at 08:00: none, open for an hour, closed, and open half the time.
+fn any_windows() -> impl Strategy<Value = Vec<Window>> {
+    let window = |cron: &str, lasts: u64| Window { cron: cron.parse().expect("right"), lasts: Span::from_secs(lasts) };
+    prop_oneof![
+        2 => Just(vec![]),
+        1 => Just(vec![window("0 8 * * *", 3600)]),
+        2 => Just(vec![window("0 7 * * *", 1800)]),
+        1 => Just(vec![window("0 7 * * *", 1800), window("*/2 * * * *", 60)]),
+    ]
 }
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
@@ -92,19 +172,21 @@ fn any_agent() -> impl Strategy<Value = Agent> {
     let change = prop_oneof![
         Just(Change::Presence(Presence::Absent)),
         Just(Change::Power { wanted: PowerState::Stopped, covers: PowerState::Running }),
+        Just(Change::Power { wanted: PowerState::Running, covers: PowerState::Running }),
     ];
-    (
+    let plain = (
         prop::bool::weighted(0.7),
         any_spec(),
         prop::option::weighted(0.7, (proof, standing, prop::bool::weighted(0.2))),
         prop::option::weighted(0.7, (any_state(), bearing, prop::bool::weighted(0.2))),
-        prop::option::weighted(0.6, (any::<bool>(), 0..200i64)),
+        prop::option::weighted(0.6, any_session()),
         prop::option::weighted(0.2, (action, any::<bool>())),
-        prop::option::weighted(0.2, 0..120i64),
-        prop::option::weighted(0.4, outcome),
+        prop::option::weighted(0.2, prop_oneof![4 => 0..120i64, 1 => -20_000..0i64]),
+        prop::option::weighted(0.4, (outcome, -100..400i64)),
         prop::option::weighted(0.2, change),
-    )
-        .prop_map(|(declared, spec, claim, instance, session, operation, backoff, task, override_)| Agent {
+    );
+    (plain, prop::bool::weighted(0.3), prop::bool::weighted(0.1)).prop_map(
+        |((declared, spec, claim, instance, session, operation, backoff, task, override_), asleep, work)| Agent {
             declared,
             spec,
             claim,
@@ -114,7 +196,10 @@ fn any_agent() -> impl Strategy<Value = Agent> {
             backoff,
             task,
             override_,
-        })
+            asleep,
+            work,
+        },
+    )
 }
 
 fn name(index: usize) -> AgentName {
@@ -131,25 +216,32 @@ fn any_world() -> impl Strategy<Value = Inputs> {
         mode,
         prop::bool::weighted(0.9),
         1..4u32,
-        any::<[bool; 4]>(),
+        any::<[bool; 5]>(),
         prop::collection::vec((0..12usize, 0..12usize), 0..6),
+        (any_windows(), prop::option::of(2..12u64), prop::option::of(1..12u32), prop::option::weighted(0.3, 0..100i64)),
     )
-        .prop_map(|(agents, prune, mode, answers, lanes, [sizes, images, live, outlive], edges)| {
-            let mut fleet = Fleet { prune, ..Fleet::default() };
+        .prop_map(|(agents, prune, mode, answers, lanes, flags, edges, (windows, memory, cpus, resumed))| {
+            let [sizes, images, live, outlive, mounts] = flags;
+            let mut fleet = Fleet { prune, windows, ..Fleet::default() };
+            fleet.limits.cpus = cpus;
             for (index, agent) in agents.iter().enumerate().filter(|(_, agent)| agent.declared) {
                 let mut spec = agent.spec.clone();
                 // Only on agents with a smaller number, so that there is no cycle.
                 let needed = edges.iter().filter(|(from, to)| *from == index && to < from);
-                spec.depends_on = DependsOn(needed.map(|(_, to)| (name(*to), Until::Healthy)).collect());
+                let untils = [Until::Started, Until::Healthy, Until::Completed];
+                spec.depends_on = DependsOn(needed.map(|(from, to)| (name(*to), untils[(from + to) % 3])).collect());
                 fleet.agents.insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
             }
             let mut inputs = world::inputs(fleet);
             inputs.mode = mode;
+            inputs.host = memory.map(|gib| Host { cpus: 4, memory: ByteSize::from_gib(gib) });
+            inputs.resumed_at = resumed.map(|ago| world::at(-ago));
             let view = inputs.drivers.get_mut(&world::DRIVER).expect("there");
             view.capabilities.lanes = lanes;
             view.capabilities.sizes = sizes;
             view.capabilities.images = images;
             view.capabilities.resize_running = live;
+            view.capabilities.mounts = mounts;
             view.capabilities.calls_outlive_controller = outlive;
             for (index, agent) in agents.iter().enumerate() {
                 place(&mut inputs, &name(index), agent);
@@ -170,6 +262,8 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
         claim.standing = standing;
         claim.protect = protect;
         claim.birth.image = "a".into();
+        claim.asleep = agent.asleep;
+        claim.created_at = world::at(-250);
         if let Some((action, same_life)) = agent.operation {
             let operation = Operation {
                 id: OperationId::generate(),
@@ -182,19 +276,23 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
             };
             inputs.operations.insert(name.clone(), operation);
         }
-        if let Some((connected, ago)) = agent.session {
+        if let Some(heard) = &agent.session {
             world::connect(inputs, name, &declared);
             let session = inputs.sessions.get_mut(name).expect("just connected");
-            session.connected = connected;
-            session.last_seen = world::at(-ago);
+            session.connected = heard.connected;
+            session.last_seen = world::at(-heard.silent_for);
+            session.busy = heard.busy;
+            session.active_at = world::at(-heard.quiet_for);
+            session.services.values_mut().for_each(|service| service.state = heard.service);
+            session.problems = heard.problem.then(|| "the disk is full".to_owned()).into_iter().collect();
         }
-        if let (Some(outcome), Some((task, spec))) = (&agent.task, agent.spec.tasks.first_key_value()) {
+        if let (Some((outcome, ago)), Some((task, spec))) = (&agent.task, agent.spec.tasks.first_key_value()) {
             let claim = inputs.claims[name].id;
             let task = FileTask {
                 name: task.clone(),
                 digest: spec.digest(),
                 claim,
-                accepted_at: world::at(-20),
+                accepted_at: world::at(-ago),
                 outcome: outcome.clone(),
             };
             inputs.tasks.insert(name.clone(), vec![task]);
@@ -206,14 +304,15 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
             Bearing::Another => Some(Nonce::from_text("another")),
             Bearing::Unreadable => None,
         };
-        let sizes = vm_agent_schemas::observe::Sizes {
-            memory: if small { ByteSize::from_mib(256) } else { agent.spec.memory },
-            ..vm_agent_schemas::observe::Sizes::of(&agent.spec)
-        };
+        let sizes =
+            Sizes { memory: if small { ByteSize::from_mib(256) } else { agent.spec.memory }, ..Sizes::of(&agent.spec) };
         let instance = name.as_str().parse().expect("a name");
         let observed =
             Observed { instance: Instance { name: instance, state, nonce, sizes: Some(sizes) }, since: world::at(-30) };
         world::instances(inputs).insert(observed.instance.name.clone(), observed);
+    }
+    if agent.work {
+        inputs.work.insert(name.clone());
     }
     if let Some(ago) = agent.backoff {
         let backoff = vm_agent_plan::after_failure(name, None, "it failed".into(), 0.5, world::at(-ago));
@@ -303,16 +402,113 @@ proptest! {
         prop_assert!(under_way.len() <= lanes.max(before), "{} steps in {lanes} lanes", under_way.len());
     }
 
-    /// Nothing comes up before what it depends on is Healthy.
+    /// Nothing comes up before what it depends on is so far.
     #[test]
     fn dependencies_come_first(inputs in any_world()) {
         let plan = plan(&inputs);
         for step in plan.ready().filter(|s| matches!(s.action, StepAction::Create | StepAction::Start)) {
-            for needed in inputs.fleet.agents[&step.agent].spec.depends_on.0.keys() {
-                let health = plan.agent(needed).map(|agent| agent.health);
-                prop_assert_eq!(health, Some(Health::Healthy), "{} needs {}", step.agent, needed);
+            for (needed, until) in &inputs.fleet.agents[&step.agent].spec.depends_on.0 {
+                let needed = plan.agent(needed).expect("it is declared, or claimed");
+                let healthy = needed.health == Health::Healthy;
+                let once = |class: &vm_agent_schemas::plan::Drift| class.path == "tasks.setup";
+                let so_far = match until {
+                    Until::Started => needed.observed == Some(InstanceState::Running),
+                    Until::Healthy => healthy,
+                    Until::Completed => (healthy || needed.rests.is_some()) && !needed.drift.iter().any(once),
+                };
+                let sleeps = needed.rests == Some(Rest::Idle) && *until != Until::Completed;
+                prop_assert!(so_far || sleeps, "{} needs {:?}", step.agent, needed);
             }
         }
+    }
+
+    /// Outside all windows nothing takes a running machine down but what a person says, and rest.
+    #[test]
+    fn nothing_that_runs_is_disturbed_outside_the_windows(inputs in any_world()) {
+        let mut inputs = inputs;
+        let closed = Window { cron: "0 7 * * *".parse().expect("right"), lasts: Span::from_secs(1800) };
+        Arc::make_mut(&mut inputs.fleet).windows = vec![closed];
+        inputs.mode = Mode::Up;
+        let plan = plan(&inputs);
+        for step in plan.ready().filter(|step| step.disturbs.is_some()) {
+            let said = inputs.overrides.iter().any(|said| said.agent == step.agent);
+            let rests = plan.agent(&step.agent).is_some_and(|agent| agent.rests.is_some());
+            prop_assert!(said || rests, "{step:?}");
+        }
+    }
+
+    /// What is not to be corrected yields no step.
+    #[test]
+    fn what_is_warned_of_or_ignored_yields_no_step(inputs in any_world()) {
+        let inputs = Inputs { mode: Mode::Up, ..inputs };
+        let plan = plan(&inputs);
+        for step in &plan.steps {
+            let Some(agent) = plan.agent(&step.agent).filter(|agent| agent.wanted.is_some()) else { continue };
+            let spec = &agent.wanted.as_ref().expect("just looked").spec;
+            let left = |field| spec.drift.get(&field).is_some_and(|policy| *policy != DriftPolicy::Correct);
+            let said = inputs.overrides.iter().any(|said| said.agent == step.agent);
+            let restarts = plan.steps.iter().any(|other| {
+                other.agent == step.agent && other.cost == vm_agent_schemas::plan::Cost::Restart
+            });
+            match &step.action {
+                StepAction::Task { .. } => prop_assert!(!left(DriftField::Tasks)),
+                StepAction::Configure => prop_assert!(!left(DriftField::Provisioning)),
+                StepAction::Resize { to } => {
+                    let sizes = inputs.drivers[&world::DRIVER].capabilities.sizes;
+                    prop_assert!(sizes && !(left(DriftField::Cpus) && left(DriftField::Memory)), "{to:?}");
+                    prop_assert!(!left(DriftField::Memory) || to.memory != spec.memory || !step.reason.contains("memory"));
+                }
+                // What others did to its power; a machine that we stopped comes up again.
+                StepAction::Start if left(DriftField::Power) && !said && !restarts => {
+                    let claim = &inputs.claims[&step.agent];
+                    let on_its_way = matches!(agent.observed, Some(InstanceState::Starting | InstanceState::Stopping));
+                    let by_us = claim.standing == Standing::Down || claim.proof == Proof::Pending || on_its_way;
+                    prop_assert!(by_us && agent.observed != Some(InstanceState::Suspended), "{:?}", step);
+                }
+                StepAction::Stop if left(DriftField::Power) && !said && !restarts => {
+                    prop_assert!(agent.rests.is_some(), "{:?}", step);
+                }
+                StepAction::Destroy => {
+                    prop_assert!(!left(DriftField::Image) || !step.reason.contains("image"), "{:?}", step);
+                }
+                _ => {}
+            }
+            let ignored = |class| agent.drift.iter().any(|drift| drift.class == class);
+            for (field, class) in [(DriftField::Cpus, DriftClass::Cpus), (DriftField::Tasks, DriftClass::Task)] {
+                prop_assert!(spec.drift.get(&field) != Some(&DriftPolicy::Ignore) || !ignored(class));
+            }
+        }
+    }
+
+    /// However many steps begin, machines never take more of the host than they may, unless they did.
+    #[test]
+    fn what_comes_up_fits_on_the_host(inputs in any_world()) {
+        let mut inputs = inputs;
+        inputs.operations.clear();
+        let limits = [
+            inputs.fleet.limits.cpus.map(u64::from),
+            inputs.host.map(|host| host.memory.bytes() - host.memory.bytes() / 10),
+        ];
+        for _ in 0..10 {
+            let before = taken(&mut inputs);
+            world::carry_out(&mut inputs);
+            let after = taken(&mut inputs);
+            for ((limit, before), after) in limits.into_iter().zip(before).zip(after) {
+                prop_assert!(limit.is_none_or(|limit| after <= limit.max(before)), "{after} of {limit:?}");
+            }
+        }
+    }
+
+    /// Noted and carried out, any world comes to rest.
+    #[test]
+    fn any_world_comes_to_rest(inputs in any_world()) {
+        let mut inputs = inputs;
+        inputs.operations.clear();
+        inputs.fuse = Fuse::Closed { since: inputs.now };
+        world::converge(&mut inputs);
+        let left = plan(&inputs);
+        prop_assert!(left.ready().next().is_none());
+        prop_assert!(upkeep(&inputs, &left).is_empty());
     }
 
     /// Carried out until nothing may begin, a plan has only steps left that wait for somebody else.
@@ -344,8 +540,8 @@ proptest! {
         let settled = world::settled(world::inputs(fleet));
         let plan = plan(&settled);
         prop_assert!(plan.is_empty(), "{:?}", plan.steps);
-        for agent in &plan.agents {
-            prop_assert!(agent.drift.is_empty(), "{:?}", agent);
+        for drift in plan.agents.iter().flat_map(|agent| &agent.drift) {
+            prop_assert!(drift.policy != DriftPolicy::Correct, "{:?}", drift);
         }
     }
 
@@ -363,7 +559,11 @@ proptest! {
         prop_assert!(again.is_empty(), "{again:?}");
         // Nor does it come back when nothing but time goes by.
         inputs.now = world::at(3601);
-        let claims = |item: &Upkeep| matches!(item, Upkeep::Learnt(..) | Upkeep::Crashed(_));
+        let claims = |item: &Upkeep| match item {
+            // Agents fall asleep because time goes by.
+            Upkeep::Learnt(_, learnt) => learnt.asleep.is_none(),
+            item => matches!(item, Upkeep::Crashed(_)),
+        };
         let later = upkeep(&inputs, &plan(&inputs));
         prop_assert!(!later.iter().any(claims), "{later:?}");
     }
@@ -387,7 +587,8 @@ proptest! {
     #[test]
     fn no_step_without_drift(inputs in any_world()) {
         let plan = plan(&inputs);
-        for agent in plan.agents.iter().filter(|agent| agent.drift.is_empty()) {
+        let settled = |agent: &&AgentPlan| agent.drift.iter().all(|drift| drift.policy != DriftPolicy::Correct);
+        for agent in plan.agents.iter().filter(settled) {
             prop_assert!(!plan.steps.iter().any(|step| step.agent == agent.name), "{agent:?}");
         }
     }
@@ -424,6 +625,97 @@ proptest! {
             prop_assert_eq!(removals, gone);
         }
     }
+}
+
+proptest! {
+    // Each of these lives through many moments.
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Work wakes an agent that sleeps, in a world where nothing stands against it.
+    #[test]
+    fn an_agent_that_sleeps_wakes_for_work_and_sleeps_again(spec in any_spec(), waits in 0..400i64) {
+        let spec = AgentSpec {
+            power: PowerState::Running,
+            ttl: None,
+            idle: Some(Idle { after: Span::from_secs(300) }),
+            ..spec
+        };
+        let mut fleet = Fleet::default();
+        fleet.agents.insert(name(0), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+        let mut inputs = world::inputs(fleet);
+        world::converge(&mut inputs);
+        // Not at the moment of one of its tasks.
+        while !inputs.claims[&name(0)].asleep || runs(&inputs) {
+            world::pass_time(&mut inputs, 7);
+            world::converge(&mut inputs);
+            prop_assume!(inputs.now < world::at(1000));
+        }
+        world::pass_time(&mut inputs, waits);
+        inputs.work.insert(name(0));
+        world::converge(&mut inputs);
+        prop_assert!(runs(&inputs) && !inputs.claims[&name(0)].asleep);
+    }
+
+    /// Whichever way the clock goes, no moment runs a task twice.
+    #[test]
+    fn no_moment_runs_a_task_twice(jumps in prop::collection::vec(prop_oneof![8 => 1..200i64, 1 => -4000..4000i64], 1..60)) {
+        let spec = AgentSpec { tasks: EVERYTHING.tasks.clone(), ..AgentSpec::default() };
+        let tasks = spec.tasks.clone();
+        let mut fleet = Fleet::default();
+        fleet.agents.insert(name(0), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+        let mut inputs = world::inputs(fleet);
+        world::converge(&mut inputs);
+        for jump in jumps {
+            world::pass_time(&mut inputs, jump);
+            if !(0..200).contains(&jump) {
+                inputs.resumed_at = Some(inputs.now);
+            }
+            world::converge(&mut inputs);
+            world::converge(&mut inputs);
+        }
+        for (task, spec) in tasks {
+            let runs: Vec<_> = inputs.tasks.get(&name(0)).into_iter().flatten().filter(|run| run.name == task).collect();
+            let TaskWhen::Cron(when) = &spec.when else {
+                prop_assert_eq!(runs.len(), 1, "once is once");
+                continue;
+            };
+            for pair in runs.windows(2) {
+                let (earlier, later) = (pair[0].accepted_at, pair[1].accepted_at);
+                let moment = when.cron.next_after(earlier);
+                prop_assert!(moment.is_some_and(|moment| moment <= later), "{task} at {earlier} and at {later}");
+            }
+        }
+    }
+}
+
+/// The processors and the memory that all machines take which run, or may.
+fn taken(inputs: &mut Inputs) -> [u64; 2] {
+    let standing = |inputs: &Inputs, name: &str| {
+        inputs
+            .claims
+            .values()
+            .find(|claim| claim.instance.as_str() == name)
+            .map(|claim| (claim.standing, claim.nonce.clone()))
+    };
+    if let Listing::Unanswered { .. } = &inputs.drivers[&world::DRIVER].listing {
+        return [0, 0];
+    }
+    let seen = world::instances(inputs).clone();
+    let takes = seen.values().filter(|observed| match observed.instance.state {
+        InstanceState::Starting | InstanceState::Running | InstanceState::Stopping => true,
+        InstanceState::Unknown => standing(inputs, observed.instance.name.as_str()).is_some_and(|(standing, nonce)| {
+            standing == Standing::Up && observed.instance.nonce.as_ref().is_none_or(|it| *it == nonce)
+        }),
+        _ => false,
+    });
+    takes
+        .filter_map(|observed| observed.instance.sizes)
+        .fold([0, 0], |[cpus, memory], sizes| [cpus + u64::from(sizes.cpus), memory + sizes.memory.bytes()])
+}
+
+/// Whether the machine of the only agent runs.
+fn runs(inputs: &Inputs) -> bool {
+    plan(inputs).agents[0].observed == Some(InstanceState::Running)
 }
 
 fn yes_to(plan: &vm_agent_schemas::plan::Plan) -> BTreeMap<Digest, AgentName> {

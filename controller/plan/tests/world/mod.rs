@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use vm_agent_plan::{
     DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, SetBack, Upkeep, after_failure, configuration_for,
-    effective, plan,
+    effective, plan, upkeep,
 };
 use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
 use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce};
@@ -16,7 +16,7 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, Standing};
 use vm_agent_schemas::plan::{Step, StepAction};
 use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::TaskOutcome;
+use vm_agent_schemas::wire::{ServiceReport, ServiceState, TaskOutcome};
 
 /// The driver of every agent in the model.
 pub const DRIVER: DriverName = DriverName::Qemu;
@@ -100,6 +100,8 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
         }
         (StepAction::Start, Some(agent)) => {
             set_standing(inputs, &step.agent, Standing::Up);
+            let claim = inputs.claims.get_mut(&step.agent).expect("only what is claimed is started");
+            claim.birth.mounts.clone_from(&agent.spec.mounts);
             observe(inputs, &step.agent, InstanceState::Running);
             connect(inputs, &step.agent, &agent);
         }
@@ -124,14 +126,9 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
         (StepAction::Task { task }, Some(agent)) => {
             let claim = inputs.claims.get(&step.agent).expect("only what is claimed runs tasks");
             let digest = agent.spec.tasks.get(task).expect("the task is in the spec").digest();
-            let done = FileTask {
-                name: task.clone(),
-                digest,
-                claim: claim.id,
-                accepted_at: inputs.now,
-                outcome: Some(TaskOutcome::Exited { code: 0 }),
-            };
-            inputs.tasks.entry(step.agent.clone()).or_default().push(done);
+            let outcome = is_up(inputs, &step.agent).then_some(TaskOutcome::Exited { code: 0 });
+            let accepted = FileTask { name: task.clone(), digest, claim: claim.id, accepted_at: inputs.now, outcome };
+            inputs.tasks.entry(step.agent.clone()).or_default().push(accepted);
         }
         (action, None) => panic!("{action:?} needs a spec, and {} has none", step.agent),
     }
@@ -167,8 +164,9 @@ pub fn observe(inputs: &mut Inputs, name: &AgentName, state: InstanceState) {
     instances(inputs).insert(claim.instance, Observed { instance, since });
 }
 
-/// Lets a runtime be heard that works with the agent's configuration.
+/// Lets a runtime be heard that works with the agent's configuration, and does what was queued for it.
 pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
+    let works = ServiceReport { state: ServiceState::Running, restarts: 0, cpu_percent: 0.0, problem: None };
     let session = SessionSeen {
         incarnation: inputs.claims[name].incarnation,
         connected: true,
@@ -180,9 +178,60 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         active_at: inputs.now,
         tasks: 0,
         streams: 0,
-        services: BTreeMap::new(),
+        services: agent.spec.services.keys().map(|service| (service.clone(), works.clone())).collect(),
     };
     inputs.sessions.insert(name.clone(), session);
+    for task in inputs.tasks.get_mut(name).into_iter().flatten() {
+        task.outcome.get_or_insert(TaskOutcome::Exited { code: 0 });
+    }
+}
+
+/// An agent's name.
+pub fn name(text: &str) -> AgentName {
+    text.parse().expect("the test's name is right")
+}
+
+/// The session of an agent.
+pub fn session<'a>(inputs: &'a mut Inputs, agent: &str) -> &'a mut SessionSeen {
+    inputs.sessions.get_mut(&name(agent)).expect("its runtime is heard")
+}
+
+/// Whether an agent's runtime can be given something to do.
+pub fn is_up(inputs: &Inputs, agent: &AgentName) -> bool {
+    inputs.sessions.get(agent).is_some_and(|session| session.connected)
+}
+
+/// Another fleet file, at the same place.
+pub fn edit(inputs: &mut Inputs, text: &str) {
+    inputs.fleet = inputs_of(text).fleet;
+}
+
+/// What time does by itself: runtimes that are connected go on being heard.
+pub fn pass_time(inputs: &mut Inputs, seconds: i64) {
+    inputs.now += SignedDuration::from_secs(seconds);
+    let now = inputs.now;
+    inputs.sessions.values_mut().filter(|session| session.connected).for_each(|session| session.last_seen = now);
+}
+
+/// Notes and carries out until nothing is left, and gives each step that was carried out.
+pub fn converge(inputs: &mut Inputs) -> Vec<Step> {
+    let mut carried_out = Vec::new();
+    for _ in 0..200 {
+        let before = plan(inputs);
+        let items = upkeep(inputs, &before);
+        if !items.is_empty() {
+            items.into_iter().for_each(|item| note(inputs, item));
+            continue;
+        }
+        inputs.fuse = before.fuse.clone();
+        let ready: Vec<Step> = before.ready().cloned().collect();
+        if ready.is_empty() {
+            return carried_out;
+        }
+        ready.iter().for_each(|step| act(inputs, step));
+        carried_out.extend(ready);
+    }
+    panic!("it never comes to rest: {:?}", plan(inputs).steps);
 }
 
 /// Everything that the model's driver sees.
