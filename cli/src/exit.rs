@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use vm_agent_schemas::api::{Problem, ProblemCode};
+use vm_agent_schemas::fleet::Diagnostic;
 use vm_agent_schemas::wire::TaskOutcome;
 
 /// The number that the program ends with.
@@ -17,6 +18,10 @@ impl Exit {
     pub const FAILURE: Self = Self(1);
     /// There are changes. Only with `--detailed-exitcode`.
     pub const CHANGES: Self = Self(2);
+    /// `diff` found differences.
+    pub const DIFFERENCES: Self = Self(1);
+    /// `diff` failed in a way that has no number of its own: 1 would say that something differs.
+    pub const TROUBLE: Self = Self(2);
     /// The command line or a fleet file makes no sense, or a confirmation is missing.
     pub const USAGE: Self = Self(3);
     /// There is no such thing.
@@ -87,16 +92,21 @@ pub(crate) type CommandResult = Result<Exit, CommandError>;
 impl CommandError {
     /// A controller of this program's own that could not do its work.
     pub(crate) fn from_daemon(error: &vm_agent_daemon::RunError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(source) = cause {
-            message = format!("{message}: {source}");
-            cause = source.source();
-        }
         let exit = match error {
             vm_agent_daemon::RunError::OtherFleet { .. } => Exit::CONFLICT,
             _ => Exit::FAILURE,
         };
+        Self::caused(exit, error)
+    }
+
+    /// An error with what caused it, in one sentence.
+    pub(crate) fn caused(exit: Exit, error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            message = format!("{message}: {source}");
+            cause = source.source();
+        }
         Self::new(exit, message)
     }
 
@@ -122,8 +132,21 @@ impl CommandError {
         self
     }
 
+    /// The same, of `diff`, where 1 is no failure.
+    pub(crate) fn of_diff(mut self) -> Self {
+        if self.exit == Exit::FAILURE {
+            self.exit = Exit::TROUBLE;
+        }
+        self
+    }
+
     pub(crate) fn hints(&self) -> &[String] {
         &self.hints
+    }
+
+    /// What is wrong with a fleet file, place by place.
+    pub(crate) fn diagnostics(&self) -> &[Diagnostic] {
+        self.problem.as_ref().map_or(&[], |problem| &problem.diagnostics)
     }
 
     /// Nothing to tell: whoever read our output has gone.
@@ -134,7 +157,10 @@ impl CommandError {
     /// The error as the API would put it, for programs that asked for JSON.
     pub(crate) fn to_problem(&self) -> Problem {
         if let Some(problem) = &self.problem {
-            return problem.as_ref().clone();
+            let mut problem = problem.as_ref().clone();
+            // What was found out since on this side is said as well.
+            problem.remediation = (!self.hints.is_empty()).then(|| self.hints.join("; "));
+            return problem;
         }
         let code = match self.exit {
             Exit::USAGE => ProblemCode::Invalid,
@@ -158,13 +184,8 @@ impl fmt::Display for CommandError {
 
 impl From<Problem> for CommandError {
     fn from(problem: Problem) -> Self {
-        let mut message = problem.reason.clone();
-        for diagnostic in &problem.diagnostics {
-            message.push('\n');
-            message.push_str(&diagnostic.to_string());
-        }
         let hints = problem.remediation.clone().into_iter().collect();
-        Self { exit: problem.code.into(), message, hints, problem: Some(Box::new(problem)) }
+        Self { exit: problem.code.into(), message: problem.reason.clone(), hints, problem: Some(Box::new(problem)) }
     }
 }
 

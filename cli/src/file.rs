@@ -5,20 +5,25 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use vm_agent_daemon::source::{self, SourceError};
 use vm_agent_schemas::api::{FleetSource, Problem, ProblemCode};
-use vm_agent_schemas::fleet::{self, Fleet, SourceFile};
+use vm_agent_schemas::fleet::{self, Diagnostic, Fleet, SourceFile, decode};
 
 use crate::exit::{CommandError, Exit};
+use crate::render::count;
 
 /// What a fleet file is called.
-const FILE_NAME: &str = "fleet.yaml";
+pub(crate) const FILE_NAME: &str = "fleet.yaml";
+/// What stdin is called, as a file.
+const STDIN: &str = "-";
 
 /// The flag that names the fleet file.
 #[derive(Debug, Args)]
 pub(crate) struct FileArgs {
-    /// The fleet file; `-` reads stdin [default: fleet.yaml here or in a folder above]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
+    /// A fleet file, a folder of them, or `-` for stdin (can be repeated: together they make one fleet)
+    /// [default: fleet.yaml here or in a folder above]
+    #[arg(short, long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
 }
 
 /// A fleet file without errors.
@@ -33,70 +38,135 @@ pub(crate) struct Loaded {
 }
 
 impl FileArgs {
-    /// The file that is named, or the nearest one.
+    /// The files that are named, or the nearest one.
     pub(crate) fn load(&self) -> Result<Loaded, CommandError> {
-        self.find()?.map_or_else(|| Err(none_found()), |path| load(&path))
+        self.load_if_any()?.ok_or_else(none_found)
     }
 
     /// The same, but nothing when no file is named and none is near.
     pub(crate) fn load_if_any(&self) -> Result<Option<Loaded>, CommandError> {
-        self.find()?.map(|path| load(&path)).transpose()
+        let Some(source) = self.read()? else { return Ok(None) };
+        let (source, name) = source.map_err(unreadable)?;
+        match fleet::parse_all(&source.files) {
+            Ok(fleet) => Ok(Some(Loaded { source, fleet, name })),
+            Err(diagnostics) => Err(invalid(diagnostics, &name)),
+        }
     }
 
-    fn find(&self) -> Result<Option<PathBuf>, CommandError> {
-        if let Some(path) = &self.file {
-            return Ok(Some(path.clone()));
-        }
-        let here = std::env::current_dir()
-            .map_err(|error| CommandError::io("the current folder can't be found out", &error))?;
-        Ok(nearest(&here))
+    /// Everything that is wrong with the files; nothing when nothing is.
+    pub(crate) fn diagnose(&self) -> Result<Vec<Diagnostic>, CommandError> {
+        let read = self.read()?.ok_or_else(none_found)?;
+        Ok(match read {
+            Ok((source, _)) => fleet::parse_all(&source.files).err().unwrap_or_default(),
+            Err(wrong) => vec![wrong],
+        })
     }
+
+    /// The texts and what to call them, or what is wrong where one of them is no text.
+    fn read(&self) -> Result<Option<Result<(FleetSource, String), Diagnostic>>, CommandError> {
+        let mut roots = self.files.clone();
+        if roots.is_empty() {
+            let here = std::env::current_dir()
+                .map_err(|error| CommandError::io("the current folder can't be found out", &error))?;
+            match nearest(&here) {
+                Some(path) => roots.push(path),
+                None => return Ok(None),
+            }
+        }
+        match gather(&roots, read_stdin) {
+            Ok(source) => {
+                let name = called(&source);
+                Ok(Some(Ok((source, name))))
+            }
+            Err(SourceError::NotText(wrong)) => Ok(Some(Err(*wrong))),
+            Err(error) => Err(CommandError::caused(Exit::USAGE, &error)),
+        }
+    }
+}
+
+/// Reads the files that are named, each once.
+fn gather(
+    named: &[PathBuf],
+    stdin: impl FnOnce() -> Result<SourceFile, SourceError>,
+) -> Result<FleetSource, SourceError> {
+    let (from_stdin, roots): (Vec<_>, Vec<_>) = named.iter().partition(|path| path.as_os_str() == STDIN);
+    let mut source = source::read(&once(roots))?;
+    if !from_stdin.is_empty() {
+        source.files.push(stdin()?);
+        // Whoever watched the rest would miss what came from nowhere on the disk, and take it for gone.
+        source.roots.clear();
+    }
+    Ok(source)
+}
+
+/// The paths without those that another one names already: the same one, or the folder that it is in.
+fn once(paths: Vec<&PathBuf>) -> Vec<PathBuf> {
+    let mut kept: Vec<(PathBuf, &PathBuf)> = Vec::new();
+    for path in paths {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        if !kept.iter().any(|(other, _)| *other == absolute) {
+            kept.push((absolute, path));
+        }
+    }
+    let folders: Vec<PathBuf> = kept.iter().filter(|(path, _)| path.is_dir()).map(|(path, _)| path.clone()).collect();
+    let covered = |path: &Path| {
+        source::is_fleet_file(path) && path.parent().is_some_and(|folder| folders.iter().any(|it| it == folder))
+    };
+    kept.into_iter().filter(|(path, _)| path.is_dir() || !covered(path)).map(|(_, path)| path.clone()).collect()
 }
 
 fn nearest(here: &Path) -> Option<PathBuf> {
     here.ancestors().map(|folder| folder.join(FILE_NAME)).find(|path| path.is_file())
 }
 
+/// What to call the files in sentences.
+fn called(source: &FleetSource) -> String {
+    match source.files.as_slice() {
+        [one] => one.name.clone(),
+        files => count(files.len(), "file"),
+    }
+}
+
 fn none_found() -> CommandError {
     CommandError::new(Exit::USAGE, format!("there is no {FILE_NAME} here or in a folder above"))
-        .hint("name one with -f; the least that a fleet file says is `agents: {}`")
+        .hint("`vm-agent init` writes one, and -f names one elsewhere; the least that it says is `agents: {}`")
 }
 
-fn load(path: &Path) -> Result<Loaded, CommandError> {
-    let stdin = path.as_os_str() == "-";
-    let name = if stdin { "stdin".to_owned() } else { path.display().to_string() };
-    if path.is_dir() {
-        return Err(CommandError::new(Exit::USAGE, format!("`{name}` is a folder, and a fleet is one file"))
-            .hint(format!("name the file, such as {}", path.join(FILE_NAME).display())));
-    }
-    let text = if stdin { read_stdin() } else { std::fs::read_to_string(path) };
-    let text = text.map_err(|error| unreadable(&name, &error))?;
-    let fleet = fleet::parse(&name, &text).map_err(|diagnostics| {
-        let count = diagnostics.len();
-        let reason = format!("{name} has {count} error{}; nothing was changed", if count == 1 { "" } else { "s" });
-        CommandError::from(Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) })
-    })?;
-    let path = if stdin { None } else { Some(std::path::absolute(path).map_err(|error| unreadable(&name, &error))?) };
-    let source = FleetSource {
-        roots: path.iter().cloned().collect(),
-        files: vec![SourceFile { name: name.clone(), path, text }],
-    };
-    Ok(Loaded { source, fleet, name })
+fn unreadable(wrong: Diagnostic) -> CommandError {
+    let name = wrong.file.clone();
+    invalid(vec![wrong], &name)
 }
 
-fn read_stdin() -> io::Result<String> {
-    let mut text = String::new();
-    io::stdin().lock().read_to_string(&mut text)?;
-    Ok(text)
+/// What is wrong with the files, as an error.
+fn invalid(diagnostics: Vec<Diagnostic>, name: &str) -> CommandError {
+    let verb = if name.ends_with("files") { "have" } else { "has" };
+    let reason = format!("{name} {verb} {}; nothing was changed", count(diagnostics.len(), "error"));
+    CommandError::from(Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) })
 }
 
-fn unreadable(name: &str, error: &io::Error) -> CommandError {
-    CommandError::new(Exit::USAGE, format!("the fleet file {name} can't be read: {error}"))
+fn read_stdin() -> Result<SourceFile, SourceError> {
+    let mut bytes = Vec::new();
+    let unreadable = |source| SourceError::Unreadable { path: STDIN.into(), source };
+    io::stdin().lock().read_to_end(&mut bytes).map_err(unreadable)?;
+    let text = decode("stdin", &bytes).map_err(|wrong| SourceError::NotText(Box::new(wrong)))?;
+    Ok(SourceFile { name: "stdin".to_owned(), path: None, text })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            std::fs::write(dir.path().join(file), "agents: {}").unwrap();
+        }
+        dir
+    }
+
+    fn no_stdin() -> Result<SourceFile, SourceError> {
+        panic!("stdin was not named")
+    }
 
     #[test]
     fn the_nearest_file_above_is_found() {
@@ -110,10 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_refused_with_what_to_write_instead() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = load(dir.path()).unwrap_err();
-        assert_eq!(error.exit, Exit::USAGE);
-        assert!(error.to_string().contains("is a folder"), "{error}");
+    fn what_is_named_twice_is_read_once() {
+        let dir = folder(&["a.yaml", "b.yaml", "notes.txt"]);
+        let at = |name: &str| dir.path().join(name);
+        let named = [at("b.yaml"), dir.path().to_owned(), at("b.yaml"), dir.path().to_owned(), at("notes.txt")];
+        let source = gather(&named, no_stdin).unwrap();
+        assert_eq!(source.roots, [dir.path().to_owned(), at("notes.txt")]);
+        let paths: Vec<_> = source.files.into_iter().map(|file| file.path.unwrap()).collect();
+        assert_eq!(paths, [at("a.yaml"), at("b.yaml"), at("notes.txt")]);
+    }
+
+    #[test]
+    fn with_stdin_there_is_nothing_to_watch() {
+        let dir = folder(&["a.yaml"]);
+        let stdin = || Ok(SourceFile { name: "stdin".into(), path: None, text: "prune: auto".into() });
+        let source = gather(&["-".into(), dir.path().join("a.yaml"), "-".into()], stdin).unwrap();
+        assert!(source.roots.is_empty());
+        assert_eq!(source.files.len(), 2, "stdin is read once");
     }
 }

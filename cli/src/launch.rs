@@ -15,7 +15,7 @@ use crate::exit::{CommandError, Exit};
 use crate::locate::{Local, TOKEN_VARIABLE, find};
 
 /// What a controller writes to stdout and stderr, in its state folder.
-const LOG_FILE: &str = "controller.log";
+pub(crate) const LOG_FILE: &str = "controller.log";
 /// How long a controller may take until it answers. It opens a database and three ports; the rest is
 /// for a machine that is busy.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -26,14 +26,19 @@ const LOG_LINES: usize = 12;
 
 /// Starts a controller for a fleet on a state folder, and waits until it answers. `program` is the one
 /// whose `controller` command is run: this one, but in tests.
-pub(crate) async fn launch(program: &Path, state_dir: &Path, fleet: &Fleet) -> Result<Local, CommandError> {
+pub(crate) async fn launch(
+    program: &Path,
+    state_dir: &Path,
+    fleet: &Fleet,
+    watch: bool,
+) -> Result<Local, CommandError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(state_dir)
         .map_err(|error| CommandError::io(format_args!("`{}` can't be made", state_dir.display()), &error))?;
     let log = Log::open(state_dir)?;
-    let mut child = spawn(program, state_dir, fleet, &log.file)
+    let mut child = spawn(program, state_dir, fleet, watch, &log.file)
         .map_err(|error| CommandError::io("a controller could not be started", &error))?;
     let answering = tokio::time::timeout(START_LIMIT, answering(&log, &mut child)).await;
     if let Ok(answering) = answering {
@@ -44,12 +49,13 @@ pub(crate) async fn launch(program: &Path, state_dir: &Path, fleet: &Fleet) -> R
     Err(log.explain(&format!("the controller did not answer within {} s", START_LIMIT.as_secs())))
 }
 
-fn spawn(program: &Path, state_dir: &Path, fleet: &Fleet, log: &File) -> io::Result<Child> {
+fn spawn(program: &Path, state_dir: &Path, fleet: &Fleet, watch: bool, log: &File) -> io::Result<Child> {
     let mut command = Command::new(program);
     command
         .args(["controller", "--own-session", "--fleet", fleet.name.as_str(), "--state-dir"])
         .arg(state_dir)
         .args(listen_flags(&fleet.hub))
+        .args((!watch).then_some("--no-watch"))
         // A folder that is not where the person stood, so that that one can be unmounted or deleted.
         .current_dir(state_dir)
         .env_remove(TOKEN_VARIABLE)
@@ -149,7 +155,7 @@ mod tests {
     async fn a_controller_that_ends_as_it_starts_is_told_with_the_end_of_its_log() {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = dir.path().join("deep/state");
-        let error = launch(Path::new("/bin/echo"), &state_dir, &Fleet::default()).await.err().unwrap();
+        let error = launch(Path::new("/bin/echo"), &state_dir, &Fleet::default(), true).await.err().unwrap();
         assert_eq!(error.exit, Exit::UNREACHABLE);
         let expected = format!(
             "the controller ended as it started (exit status: 0)\n  | controller --own-session --fleet default --state-dir {}",

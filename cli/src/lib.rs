@@ -6,32 +6,38 @@
 
 mod client;
 mod commands;
+mod diff;
 pub mod exit;
+mod explain;
 mod file;
 mod launch;
 mod locate;
 mod render;
+mod select;
 mod settle;
 mod table;
 mod ui;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 
 use crate::commands::Command;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::locate::Place;
-use crate::ui::{Color, Format, Ui};
+use crate::ui::{Color, Format, STRONG, Ui};
 
 /// Isolated workers from a file: a fleet of virtual machines that stays as the file says
 ///
 /// Exit codes: 0 done, 1 failed, 2 changes are pending (with --detailed-exitcode), 3 wrong usage or
 /// invalid file, 4 not found, 5 conflict, 6 waited too long (it may still succeed), 8 no controller or
 /// runtime answers, 10 denied, 11 a person has to act first, 130 interrupted. `exec` and `task --wait`
-/// end with the command's own code; 255 says that it could not be run.
+/// end with the command's own code; 255 says that it could not be run. `diff` ends with 0 when nothing
+/// differs and with 1 when something does.
 #[derive(Debug, Parser)]
 #[command(name = "vm-agent", version, arg_required_else_help = true)]
 struct Cli {
@@ -76,7 +82,8 @@ pub fn command() -> clap::Command {
 
 /// Runs the program with these arguments, the program's own name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let parsed = command().try_get_matches_from(arguments).and_then(|matches| {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parsed = command().try_get_matches_from(&arguments).and_then(|matches| {
         let format = format_of(&matches);
         Cli::from_arg_matches(&matches).map(|cli| (cli, format))
     });
@@ -88,10 +95,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             // Help and version come this way too, and they are no errors. If nobody reads what is
             // printed here, there is nobody to tell either.
             let _ = error.print();
+            if let Some(hint) = hint(&error, &arguments) {
+                let _ = writeln!(anstream::stderr(), "{STRONG}hint:{STRONG:#} {hint}");
+            }
             if error.use_stderr() { Exit::USAGE } else { Exit::SUCCESS }
         }
     };
     ExitCode::from(exit.code())
+}
+
+/// What to write instead, where more is known than what did not fit.
+fn hint(error: &clap::Error, arguments: &[OsString]) -> Option<&'static str> {
+    let is = |word: &str| arguments.iter().any(|argument| argument == word);
+    let of_remote = (is("exec") || is("task")) && !is("--");
+    (error.kind() == ErrorKind::UnknownArgument && of_remote)
+        .then_some("write the command after `--`: vm-agent exec NAME -- COMMAND")
 }
 
 fn run(cli: Cli, format: Format) -> Exit {

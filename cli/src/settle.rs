@@ -161,6 +161,8 @@ fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
         Goal::AsFile(revision) if agent.observed_generation < revision => {
             return Standing::Waiting("the new file has not been looked at yet".to_owned());
         }
+        // What rests is as its file says, and comes up again for work or for a person.
+        Goal::AsFile(_) if agent.rests.is_some() => agent.sync == Sync::Synced,
         Goal::AsFile(_) => match agent.power {
             Some(power) => is_at(agent, power),
             None => agent.instance.is_none(),
@@ -292,6 +294,7 @@ pub(crate) fn detached() -> CommandError {
 #[cfg(test)]
 mod tests {
     use vm_agent_schemas::fleet::Until;
+    use vm_agent_schemas::plan::Rest;
 
     use super::*;
     use crate::client::tests::{Peer, http};
@@ -321,6 +324,13 @@ mod tests {
         let stopped = AgentView { sync: Sync::Synced, ..overridden("web") };
         assert!(is_ready(Goal::Power(PowerState::Stopped), &stopped));
         assert!(is_ready(Goal::AsFile(None), &stopped));
+    }
+
+    #[test]
+    fn an_agent_that_rests_is_as_its_file_says_and_not_yet_started() {
+        let idle = AgentView { rests: Some(Rest::Idle), health: Health::Suspended, ..healthy("web") };
+        assert!(is_ready(Goal::AsFile(None), &idle));
+        assert!(!is_ready(Goal::Power(PowerState::Running), &idle));
     }
 
     #[test]

@@ -147,6 +147,9 @@ impl Ui {
             return;
         }
         let _ = writeln!(self.stderr, "{BAD}error:{BAD:#} {error}");
+        for diagnostic in error.diagnostics() {
+            let _ = writeln!(self.stderr, "{}", crate::render::diagnostic(diagnostic));
+        }
         for hint in error.hints() {
             let _ = writeln!(self.stderr, "{STRONG}hint:{STRONG:#} {hint}");
         }

@@ -80,6 +80,118 @@ fn a_bad_file_is_refused_with_the_place_and_the_right_word() {
 }
 
 #[test]
+fn everything_that_is_wrong_is_a_document_where_json_was_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.write("fleet.yaml", "agents:\n  web: {memroy: 8G, cpus: 0}\n");
+    let output = sandbox.run(&["validate", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(3));
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list["kind"], "DiagnosticList");
+    let paths: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| item["path"].clone()).collect();
+    assert_eq!(paths, ["agents.web.memroy", "agents.web.cpus"]);
+    sandbox.write("fleet.yaml", "agents: {}\n");
+    let list: serde_json::Value = serde_json::from_slice(&sandbox.run(&["validate", "-o", "json"]).stdout).unwrap();
+    assert_eq!(list["items"], serde_json::json!([]));
+}
+
+#[test]
+fn several_files_and_stdin_make_one_fleet() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path().join("parts")).unwrap();
+    sandbox.write("parts/a.yaml", "name: lab\nagents: {a: {}}\n");
+    sandbox.write("parts/b.yml", "agents: {b: {}}\n");
+    sandbox.write("c.yaml", "agents: {c: {}}\n");
+    insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "parts", "-f", "c.yaml", "-f", "-"]), @"
+    exit 3
+    --- stderr
+    error: 4 files have 1 error; nothing was changed
+    stdin: the file says nothing: a fleet file has at least the key `agents`
+    hint: write `agents: {}` for a fleet of none
+    ");
+    insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "parts", "-f", "c.yaml"]), @"
+    exit 0
+    --- stdout
+    3 files are valid: fleet `lab` with 3 agents
+    ");
+    sandbox.write("c.yaml", "agents: {a: {}}\n");
+    insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "parts", "-f", "c.yaml"]), @"
+    exit 3
+    --- stderr
+    error: 3 files have 1 error; nothing was changed
+    c.yaml:1:10: agents.a: `a` is in two files; the first is parts/a.yaml:2:10
+     1 | agents: {a: {}}
+       |          ^
+    ");
+    insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "nowhere.yaml"]), @"
+    exit 3
+    --- stderr
+    error: nowhere.yaml can't be read: No such file or directory (os error 2)
+    ");
+}
+
+#[test]
+fn keys_are_explained_and_mistyped_ones_corrected() {
+    let sandbox = Sandbox::new();
+    insta::assert_snapshot!(sandbox.transcript(&["explain", "agents.web.memory"]), @"
+    exit 0
+    --- stdout
+    agents.NAME.memory  a text, or a whole number of bytes
+
+      Memory.
+
+    Default   1G
+    Example   memory: 8G
+    Change    the machine stops and starts again
+    ");
+    insta::assert_snapshot!(sandbox.transcript(&["explain", "agents.web.memroy"]), @"
+    exit 4
+    --- stderr
+    error: the fleet file has no key `agents.web.memroy`
+    hint: did you mean `agents.memory`?
+    ");
+    let output = sandbox.run(&["explain", "agents.cpus", "-o", "json"]);
+    let explanation: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&explanation["kind"], &explanation["cost"]), (&"Explanation".into(), &"stop".into()));
+}
+
+#[test]
+fn a_command_without_its_dashes_is_told_where_they_go() {
+    insta::assert_snapshot!(Sandbox::new().transcript(&["exec", "web", "ls", "-l"]), @"
+    exit 3
+    --- stderr
+    error: unexpected argument 'ls' found
+
+    Usage: vm-agent exec [OPTIONS] <NAME> [-- <COMMAND>...]
+
+    For more information, try '--help'.
+    hint: write the command after `--`: vm-agent exec NAME -- COMMAND
+    ");
+}
+
+#[test]
+fn a_log_of_nobody_names_that_of_the_controller() {
+    insta::assert_snapshot!(Sandbox::new().transcript(&["logs"]), @"
+    exit 3
+    --- stderr
+    error: name the agent whose log to show: vm-agent logs NAME
+    hint: the log of a controller that `vm-agent up` started is $DIR/state/controller.log; any other writes it to its stderr
+    ");
+}
+
+#[test]
+fn diff_keeps_1_for_differences() {
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run(&["diff"]).status.code(), Some(3), "there is no file");
+    sandbox.write("fleet.yaml", "agents: {}\n");
+    assert_eq!(sandbox.run(&["diff"]).status.code(), Some(0));
+    sandbox.write("fleet.yaml", "agents: {web: {driver: local}}\n");
+    assert_eq!(sandbox.run(&["diff"]).status.code(), Some(1));
+    sandbox.write("state", "a file where the folder should be");
+    assert_eq!(sandbox.run(&["diff"]).status.code(), Some(2));
+    assert!(!sandbox.path().join("state/state.db").exists(), "it changes nothing");
+}
+
+#[test]
 fn commands_of_a_file_check_it_before_they_look_for_a_controller() {
     let sandbox = Sandbox::new();
     sandbox.write("bad.yaml", "agents: 3\n");
@@ -95,7 +207,7 @@ fn no_file_anywhere_is_told_with_the_least_one() {
     exit 3
     --- stderr
     error: there is no fleet.yaml here or in a folder above
-    hint: name one with -f; the least that a fleet file says is `agents: {}`
+    hint: `vm-agent init` writes one, and -f names one elsewhere; the least that it says is `agents: {}`
     ");
 }
 

@@ -1,21 +1,27 @@
 use clap::Args;
-use vm_agent_schemas::api::{Applied, ApplyRequest, PlanRequest, PlanView};
+use jiff::Timestamp;
+use vm_agent_schemas::api::{Applied, ApplyRequest, List, PlanRequest, PlanView};
+use vm_agent_schemas::intent::Override;
 use vm_agent_schemas::plan::Plan;
 
 use crate::Context;
 use crate::client::{Client, Fetched};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::file::{FileArgs, Loaded};
-use crate::render;
+use crate::render::{self, Planned};
 use crate::settle::{WaitArgs, goals_of, settle};
 use crate::ui::{Format, OutputArgs};
 
 use super::list;
 
+/// The command that says yes to all that waits for it in a plan for a file.
+pub(super) const YES: &str = "vm-agent apply --yes";
+
 /// Make the fleet as the file says
 ///
 /// Shows the plan on stderr, has the file accepted, and waits until every agent is as wanted. What
-/// would delete machines or their data waits for --yes, or for an answer on a terminal.
+/// would delete machines or their data waits for --yes, or for an answer on a terminal. `vm-agent help
+/// plan` says how a plan reads.
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
     #[command(flatten)]
@@ -43,25 +49,36 @@ pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult
         let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
         let answer = client.post::<Applied>("/apply", &request).await?;
         let plan = &answer.content.plan;
-        context.ui.document(format, &answer.raw, || render::plan(plan, format == Format::Wide))?;
+        let text = told(&client, plan, &[], YES, format == Format::Wide).await?;
+        context.ui.document(format, &answer.raw, || text)?;
         context.ui.status("Nothing was changed.")?;
         return Ok(exit(args.detailed_exitcode, plan));
     }
     let answer = apply(context, &client, &loaded, args.yes).await?;
+    see_through(context, &client, &answer, &args.wait, format).await?;
+    Ok(exit(args.detailed_exitcode, &answer.content.plan))
+}
+
+/// Waits until every agent is as an accepted file wants it, and shows them.
+pub(super) async fn see_through(
+    context: &mut Context,
+    client: &Client,
+    answer: &Fetched<Applied>,
+    wait: &WaitArgs,
+    format: Format,
+) -> Result<(), CommandError> {
     let Applied { revision, plan, .. } = &answer.content;
     let document = matches!(format, Format::Json | Format::Yaml);
     if document {
         context.ui.document(format, &answer.raw, String::new)?;
     }
-    if let Some(limit) = args.wait.limit() {
-        let settled = settle(&mut context.ui, &client, &goals_of(plan, *revision), limit).await;
-        let seen = !matches!(&settled, Err(error) if error.exit == Exit::INTERRUPTED);
-        if seen && !document {
-            list::print(context, &client, format).await?;
-        }
-        settled?;
+    let Some(limit) = wait.limit() else { return Ok(()) };
+    let settled = settle(&mut context.ui, client, &goals_of(plan, *revision), limit).await;
+    let seen = !matches!(&settled, Err(error) if error.exit == Exit::INTERRUPTED);
+    if seen && !document {
+        list::print(context, client, format).await?;
     }
-    Ok(exit(args.detailed_exitcode, plan))
+    settled
 }
 
 /// How a command ends that tells with --detailed-exitcode whether there was something to do.
@@ -77,18 +94,36 @@ pub(super) async fn apply(
     yes: bool,
 ) -> Result<Fetched<Applied>, CommandError> {
     let request = PlanRequest { source: Some(loaded.source.clone()) };
-    let plan = client.post::<PlanView>("/plan", &request).await?.content.plan;
-    context.ui.status(render::plan(&plan, false))?;
-    let open = !plan.approvals.is_empty();
-    let approve = open && (yes || asked(context)?);
-    if open && !approve {
-        context.ui.warn("what waits for a yes is left as it is; all else is done")?;
-    }
+    let PlanView { plan, reach } = client.post::<PlanView>("/plan", &request).await?.content;
+    context.ui.status(told(client, &plan, &reach, YES, false).await?)?;
+    let approve = consent(context, &plan, yes)?;
     // A yes is to what was shown, so it holds for this plan only. Without one the file is accepted
     // whatever has happened meanwhile: the loop plans anew anyway.
     let request =
         ApplyRequest { source: loaded.source.clone(), plan: approve.then_some(plan.id), approve, dry_run: false };
     client.post("/apply", &request).await
+}
+
+/// A plan as text, with the overrides that it reckons with.
+pub(super) async fn told(
+    client: &Client,
+    plan: &Plan,
+    reach: &[String],
+    yes: &str,
+    wide: bool,
+) -> Result<String, CommandError> {
+    let overrides = client.get::<List<Override>>("/overrides").await?.content.items;
+    Ok(render::plan(&Planned { plan, overrides: &overrides, reach, yes, wide, now: Timestamp::now() }))
+}
+
+/// Whether there is a yes to what waits for one in a plan that was shown.
+pub(super) fn consent(context: &mut Context, plan: &Plan, yes: bool) -> Result<bool, CommandError> {
+    let open = !plan.approvals.is_empty();
+    let approve = open && (yes || asked(context)?);
+    if open && !approve {
+        context.ui.warn("what waits for a yes is left as it is; all else is done")?;
+    }
+    Ok(approve)
 }
 
 /// Asks for the yes where somebody is there to give it. Nobody there is a no.

@@ -1,13 +1,12 @@
 use clap::Args;
-use vm_agent_schemas::api::{ApproveRequest, List};
-use vm_agent_schemas::plan::ApprovalRequest;
+use vm_agent_schemas::api::{Approval, ApproveRequest, List};
 
 use crate::Context;
-use crate::exit::{CommandResult, Exit};
+use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::ui::{Format, OutputArgs};
 
-/// List what waits for a person's yes
+/// List what waits for a person's yes, of agents and of the file
 #[derive(Debug, Args)]
 pub(crate) struct ApprovalsArgs {
     #[command(flatten)]
@@ -30,7 +29,7 @@ pub(crate) struct ApproveArgs {
 pub(crate) async fn list(context: &mut Context, args: ApprovalsArgs) -> CommandResult {
     let client = context.place.client().await?;
     let format = args.output.output;
-    let answer = client.get::<List<ApprovalRequest>>("/approvals").await?;
+    let answer = client.get::<List<Approval>>("/approvals").await?;
     let waiting = &answer.content.items;
     if waiting.is_empty() && matches!(format, Format::Table | Format::Wide) {
         context.ui.status("Nothing waits for a yes.")?;
@@ -44,9 +43,17 @@ pub(crate) async fn approve(context: &mut Context, args: ApproveArgs) -> Command
     let client = context.place.client().await?;
     let request = ApproveRequest { dry_run: args.dry_run };
     for id in &args.ids {
-        let answer = client.post::<ApprovalRequest>(&format!("/approvals/{id}"), &request).await?;
+        let answer = client.post::<Approval>(&format!("/approvals/{id}"), &request).await.map_err(unapplied)?;
         let tense = if args.dry_run { "would be approved" } else { "approved" };
         context.ui.status(format_args!("{tense}: {}", answer.content.what))?;
     }
     Ok(Exit::SUCCESS)
+}
+
+/// An id that nothing waits for may be one of a plan that was only looked at.
+fn unapplied(error: CommandError) -> CommandError {
+    if error.exit != Exit::NOT_FOUND {
+        return error;
+    }
+    error.hint("an id of a plan that is not applied yet waits for nothing: apply the file first, with vm-agent apply")
 }

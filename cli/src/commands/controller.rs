@@ -27,6 +27,9 @@ pub(crate) struct ControllerArgs {
     /// How often a runtime reports its health
     #[arg(long, value_name = "SPAN")]
     heartbeat: Option<Span>,
+    /// Don't watch the fleet file: a change takes effect with `vm-agent apply` alone
+    #[arg(long)]
+    no_watch: bool,
     /// Begin a session of its own, away from the terminal that started it
     #[arg(long, hide = true)]
     own_session: bool,
@@ -47,8 +50,14 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
         heartbeat: args.heartbeat,
     };
     let state_dir = context.place.here("vm-agent controller")?.to_owned();
-    let options =
-        vm_agent_daemon::Options { state_dir, hub, fleet: args.fleet, program, up: args.own_session, watch: true };
+    let options = vm_agent_daemon::Options {
+        state_dir,
+        hub,
+        fleet: args.fleet,
+        program,
+        up: args.own_session,
+        watch: !args.no_watch,
+    };
     match vm_agent_daemon::run(options).await {
         Ok(()) => Ok(Exit::SUCCESS),
         Err(error) => Err(CommandError::from_daemon(&error)),

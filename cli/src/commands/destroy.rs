@@ -6,6 +6,7 @@ use vm_agent_schemas::names::AgentName;
 use super::finish;
 use crate::Context;
 use crate::exit::CommandResult;
+use crate::select::{Targets, about};
 use crate::settle::{Goal, WaitArgs};
 use crate::ui::OutputArgs;
 
@@ -14,9 +15,8 @@ use crate::ui::OutputArgs;
 /// An agent of the file stays destroyed, as an override, until you create it again.
 #[derive(Debug, Args)]
 pub(crate) struct DestroyArgs {
-    /// The agents
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<AgentName>,
+    #[command(flatten)]
+    targets: Targets,
     /// Don't ask
     #[arg(short, long)]
     yes: bool,
@@ -34,14 +34,16 @@ pub(crate) struct DestroyArgs {
 
 pub(crate) async fn run(context: &mut Context, args: DestroyArgs) -> CommandResult {
     let client = context.place.client().await?;
+    let targets = args.targets.resolve(&client).await?;
     if !args.yes && !args.dry_run {
-        let names = args.names.iter().map(AgentName::as_str).collect::<Vec<_>>().join(" ");
+        let names = targets.iter().map(AgentName::as_str).collect::<Vec<_>>().join(" ");
         context.ui.confirm(&format!("this deletes the machines and all data of: {names}"), &names)?;
     }
     let request = ChangeRequest { reason: args.reason, dry_run: args.dry_run, ..ChangeRequest::default() };
     let mut changed = Vec::new();
-    for name in args.names {
-        let answer = client.call::<Changed>(Method::DELETE, &format!("/agents/{name}"), &request).await?;
+    for name in targets {
+        let answer = client.call::<Changed>(Method::DELETE, &format!("/agents/{name}"), &request).await;
+        let answer = about(&client, &name, answer).await?;
         changed.push((name, Goal::Gone, answer));
     }
     finish(context, &client, &changed, &args.wait, args.output.output).await

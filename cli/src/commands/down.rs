@@ -83,7 +83,7 @@ fn what(plan: &Plan, destroy: bool) -> String {
     let mut text: String = plan
         .steps
         .iter()
-        .map(|step| format!("{} {} {} ({})\n", step.action.symbol(), step.action, step.agent, step.cost))
+        .map(|step| format!("{} {} {} ({})\n", step.action.symbol(), step.action, step.agent, render::toll(step)))
         .collect();
     if text.is_empty() {
         text.push_str(if destroy { "There are no machines to delete.\n" } else { "No machine runs.\n" });

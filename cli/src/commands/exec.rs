@@ -10,6 +10,7 @@ use super::key_value;
 use crate::Context;
 use crate::client::Console;
 use crate::exit::{CommandError, CommandResult, Exit};
+use crate::select::about;
 
 /// Run a command in an agent, with its output here
 ///
@@ -58,7 +59,8 @@ pub(crate) async fn run(context: &mut Context, args: ExecArgs) -> CommandResult 
         CommandError::new(Exit::USAGE, "there is no command").hint("write it after `--`: vm-agent exec NAME -- COMMAND")
     })?;
     let client = context.place.client().await?;
-    let session = client.exec(args.name.as_str()).await?;
+    let session = client.exec(args.name.as_str()).await;
+    let session = about(&client, &args.name, session).await?;
     let console = Console {
         stdin: args.interactive.then(io::stdin),
         stdout: io::stdout(),

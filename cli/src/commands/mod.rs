@@ -5,27 +5,36 @@ mod approvals;
 mod controller;
 mod create;
 mod destroy;
+mod diff;
 mod down;
 mod drift;
 mod events;
 mod exec;
+mod explain;
+mod history;
+mod init;
 mod list;
 mod logs;
 mod overrides;
 mod pause;
 mod plan;
 mod power;
+mod rollback;
 mod runtime;
 mod schema;
+mod spec;
 mod status;
 mod task;
 mod token;
 mod up;
 mod validate;
 mod version;
+mod why;
 
 use clap::Subcommand;
-use vm_agent_schemas::api::Changed;
+use serde::Serialize;
+use serde_json::Value;
+use vm_agent_schemas::api::{API_VERSION, Changed, Document};
 use vm_agent_schemas::names::AgentName;
 
 use crate::Context;
@@ -38,14 +47,21 @@ use crate::ui::Format;
 /// Everything that `vm-agent` does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Init(init::InitArgs),
+    Validate(validate::ValidateArgs),
+    Explain(explain::ExplainArgs),
     Up(up::UpArgs),
     Down(down::DownArgs),
     Plan(plan::PlanArgs),
+    Diff(diff::DiffArgs),
     Apply(apply::ApplyArgs),
-    Validate(validate::ValidateArgs),
+    History(history::HistoryArgs),
+    Rollback(rollback::RollbackArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     Status(status::StatusArgs),
+    Why(why::WhyArgs),
+    Spec(spec::SpecArgs),
     Drift(drift::DriftArgs),
     Events(events::EventsArgs),
     Create(create::CreateArgs),
@@ -72,11 +88,18 @@ pub(crate) enum Command {
 /// Runs a command.
 pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResult {
     match command {
+        Command::Init(args) => init::run(context, &args),
+        Command::Validate(args) => validate::run(context, &args),
+        Command::Explain(args) => explain::run(context, &args),
+        Command::Diff(args) => diff::run(context, args).await.map_err(CommandError::of_diff),
+        Command::History(args) => history::run(context, args).await,
+        Command::Rollback(args) => rollback::run(context, args).await,
+        Command::Why(args) => why::run(context, args).await,
+        Command::Spec(args) => spec::run(context, args).await,
         Command::Up(args) => up::run(context, args).await,
         Command::Down(args) => down::run(context, args).await,
         Command::Plan(args) => plan::run(context, args).await,
         Command::Apply(args) => apply::run(context, args).await,
-        Command::Validate(args) => validate::run(context, &args),
         Command::List(args) => list::run(context, args).await,
         Command::Status(args) => status::run(context, args).await,
         Command::Drift(args) => drift::run(context, args).await,
@@ -99,6 +122,12 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Controller(args) => controller::run(context, args).await,
         Command::Runtime(_) => unreachable!("it was begun before any thread was"),
     }
+}
+
+/// A document of this program's own making.
+fn document(kind: &str, content: impl Serialize) -> Value {
+    let document = Document { api_version: API_VERSION.to_owned(), kind: kind.to_owned(), content };
+    serde_json::to_value(document).expect("our own documents can be written as JSON")
 }
 
 /// `KEY=VALUE`, as flags take it.
@@ -125,13 +154,8 @@ async fn finish(
             None => format!("{agent}: the file says the same, so nothing {tense} overridden"),
         })?;
         for step in plan.steps.iter().filter(|step| step.agent == *agent) {
-            context.ui.status(format_args!(
-                "  {} {}: {} ({})",
-                step.action.symbol(),
-                step.action,
-                step.reason,
-                step.cost
-            ))?;
+            let (symbol, toll) = (step.action.symbol(), render::toll(step));
+            context.ui.status(format_args!("  {symbol} {}: {} ({toll})", step.action, step.reason))?;
         }
         if matches!(format, Format::Json | Format::Yaml) {
             context.ui.document(format, &answer.raw, String::new)?;

@@ -9,6 +9,7 @@ use vm_agent_schemas::units::Span;
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::render;
+use crate::select::about;
 use crate::ui::{Format, OutputArgs};
 
 /// Look at what people said beside the file, and change how long it holds
@@ -73,7 +74,8 @@ async fn clear(context: &mut Context, target: OverrideTarget) -> CommandResult {
     let client = context.place.client().await?;
     let request = ChangeRequest { dry_run: target.dry_run, ..ChangeRequest::default() };
     let path = format!("/agents/{}/overrides/{}", target.name, target.path);
-    client.call::<Changed>(Method::DELETE, &path, &request).await?;
+    let answer = client.call::<Changed>(Method::DELETE, &path, &request).await;
+    about(&client, &target.name, answer).await?;
     let tense = if target.dry_run { "would be" } else { "is" };
     context.ui.status(format_args!("{}: {} {tense} as the file says", target.name, target.path))?;
     Ok(Exit::SUCCESS)
@@ -83,7 +85,8 @@ async fn extend(context: &mut Context, target: OverrideTarget, lasting: Option<S
     let client = context.place.client().await?;
     let request = ChangeRequest { lasting, sticky, dry_run: target.dry_run, reason: None };
     let path = format!("/agents/{}/overrides/{}", target.name, target.path);
-    let answer = client.post::<Changed>(&path, &request).await?;
+    let answer = client.post::<Changed>(&path, &request).await;
+    let answer = about(&client, &target.name, answer).await?;
     if let Some(entry) = &answer.content.overridden {
         let until = entry.expires_at.map_or_else(|| "until it is cleared".to_owned(), |end| format!("until {end:.0}"));
         let tense = if target.dry_run { "would hold" } else { "holds" };

@@ -1,12 +1,14 @@
 use clap::Args;
 use vm_agent_schemas::api::{ChangeRequest, Changed, Resumable};
-use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
+use crate::select::{AnyTargets, about};
 
 /// Let agents, or the whole fleet, be: look and plan, and touch nothing
+///
+/// Without a name or a selector it is the whole fleet.
 #[derive(Debug, Args)]
 pub(crate) struct PauseArgs {
     #[command(flatten)]
@@ -17,6 +19,8 @@ pub(crate) struct PauseArgs {
 }
 
 /// Look after agents, or the whole fleet, again
+///
+/// Without a name or a selector it is the whole fleet.
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
     #[command(flatten)]
@@ -26,9 +30,8 @@ pub(crate) struct ResumeArgs {
 /// What pausing and resuming have in common.
 #[derive(Debug, Args)]
 struct TargetArgs {
-    /// The agents; none means the whole fleet
-    #[arg(value_name = "NAME")]
-    names: Vec<AgentName>,
+    #[command(flatten)]
+    targets: AnyTargets,
     /// Why, for everybody who sees it
     #[arg(long)]
     reason: Option<String>,
@@ -49,13 +52,15 @@ async fn set(context: &mut Context, target: TargetArgs, lasting: Option<Span>, v
     let client = context.place.client().await?;
     let request = ChangeRequest { lasting, sticky: false, reason: target.reason, dry_run: target.dry_run };
     let tense = if target.dry_run { "would be" } else { "is" };
-    if target.names.is_empty() {
+    let Some(names) = target.targets.resolve(&client).await? else {
         let answer = client.post::<Resumable>(&format!("/{verb}"), &request).await?;
         let state = if answer.content.pause.is_some() { "paused" } else { "looked after" };
         context.ui.status(format_args!("the fleet {tense} {state}"))?;
-    }
-    for name in &target.names {
-        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await?;
+        return Ok(Exit::SUCCESS);
+    };
+    for name in &names {
+        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
+        let answer = about(&client, name, answer).await?;
         let state = if verb == "pause" { "paused" } else { "looked after" };
         context.ui.status(match &answer.content.overridden {
             Some(_) => format!("{name} {tense} {state}, whatever the file says"),

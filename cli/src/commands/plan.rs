@@ -1,20 +1,29 @@
 use clap::Args;
-use serde_json::Value;
-use vm_agent_schemas::api::{Document, PlanRequest, PlanView};
+use jiff::Timestamp;
+use vm_agent_schemas::api::{PlanRequest, PlanView};
 use vm_agent_schemas::fleet::Fleet;
 use vm_agent_schemas::plan::Plan;
 
+use super::apply::{YES, exit, told};
+use super::document;
 use crate::Context;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::file::FileArgs;
-use crate::render;
+use crate::render::{self, Planned};
 use crate::ui::{Format, OutputArgs};
 
 /// Show what would be done, and do nothing
 ///
 /// Without a file, here or named, it plans for the one that the controller has accepted. Without a
 /// controller, it plans from what the state folder knows.
+///
+/// Each line is a step, with its reason and what it takes:
+///   + create      - destroy       -/+ replace: delete, and make anew
+///   ^ start       v stop          *   resize (with a restart where the machine runs)
+///   ~ in place    ! waits, and for what
+/// Below it stand the values that change, and where the new one comes from. The last line counts agents.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     file: FileArgs,
@@ -39,31 +48,34 @@ pub(crate) async fn run(context: &mut Context, args: PlanArgs) -> CommandResult 
 
 async fn show(context: &mut Context, args: PlanArgs) -> CommandResult {
     let format = args.output.output;
-    let (raw, plan) = made(context, &args.file).await?;
+    let wide = format == Format::Wide;
+    let (raw, plan, text) = match context.place.running().await? {
+        Some(client) => {
+            let source = args.file.load_if_any()?.map(|loaded| loaded.source);
+            let answer = client.post::<PlanView>("/plan", &PlanRequest { source }).await?;
+            let PlanView { plan, reach } = answer.content;
+            let text = told(&client, &plan, &reach, YES, wide).await?;
+            (answer.raw, plan, text)
+        }
+        None => {
+            let loaded = args.file.load()?;
+            context.ui.status("no controller runs, so this plan is made from what its state folder knows")?;
+            let plan = offline(context, loaded.fleet).await?;
+            let planned = Planned { plan: &plan, overrides: &[], reach: &[], yes: YES, wide, now: Timestamp::now() };
+            (document("Plan", &plan), plan.clone(), render::plan(&planned))
+        }
+    };
     if format == Format::Name {
         let names = plan.steps.iter().map(|step| format!("{}\n", step.agent));
         context.ui.print(names.collect::<String>())?;
     } else {
-        context.ui.document(format, &raw, || render::plan(&plan, format == Format::Wide))?;
+        context.ui.document(format, &raw, || text)?;
     }
-    Ok(super::apply::exit(args.detailed_exitcode, &plan))
-}
-
-async fn made(context: &mut Context, file: &FileArgs) -> Result<(Value, Plan), CommandError> {
-    if let Some(client) = context.place.running().await? {
-        let source = file.load_if_any()?.map(|loaded| loaded.source);
-        let answer = client.post::<PlanView>("/plan", &PlanRequest { source }).await?;
-        return Ok((answer.raw, answer.content.plan));
-    }
-    let loaded = file.load()?;
-    context.ui.status("no controller runs, so this plan is made from what its state folder knows")?;
-    let view = PlanView { plan: offline(context, loaded.fleet).await?, reach: Vec::new() };
-    let raw = serde_json::to_value(Document::from(view.clone())).expect("a plan can be written as JSON");
-    Ok((raw, view.plan))
+    Ok(exit(args.detailed_exitcode, &plan))
 }
 
 /// The plan that a controller would make if it ran.
-async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, CommandError> {
+pub(super) async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, CommandError> {
     let program = std::env::current_exe()
         .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
     let state_dir = context.place.here("vm-agent plan without a controller")?.to_owned();

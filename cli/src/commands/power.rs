@@ -1,12 +1,12 @@
 use clap::Args;
 use vm_agent_schemas::api::{ChangeRequest, Changed};
 use vm_agent_schemas::fleet::PowerState;
-use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::units::Span;
 
 use super::finish;
 use crate::Context;
 use crate::exit::CommandResult;
+use crate::select::{Targets, about};
 use crate::settle::{Goal, WaitArgs};
 use crate::ui::OutputArgs;
 
@@ -31,9 +31,8 @@ pub(crate) struct StopArgs {
 /// What starting and stopping have in common.
 #[derive(Debug, Args)]
 struct PowerArgs {
-    /// The agents
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<AgentName>,
+    #[command(flatten)]
+    targets: Targets,
     /// How long this holds against the file [default: 1h]
     #[arg(long = "for", value_name = "SPAN")]
     lasting: Option<Span>,
@@ -65,8 +64,9 @@ async fn set(context: &mut Context, args: PowerArgs, verb: &str, power: PowerSta
     let request =
         ChangeRequest { lasting: args.lasting, sticky: args.sticky, reason: args.reason, dry_run: args.dry_run };
     let mut changed = Vec::new();
-    for name in args.names {
-        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await?;
+    for name in args.targets.resolve(&client).await? {
+        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
+        let answer = about(&client, &name, answer).await?;
         changed.push((name, Goal::Power(power), answer));
     }
     finish(context, &client, &changed, &args.wait, args.output.output).await

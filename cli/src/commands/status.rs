@@ -1,13 +1,15 @@
 use clap::Args;
 use jiff::Timestamp;
-use vm_agent_schemas::api::{AgentView, ControllerStatus, List};
+use vm_agent_schemas::api::{AgentView, Approval, ControllerStatus, List};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 
 use crate::Context;
-use crate::exit::{CommandResult, Exit};
+use crate::client::Client;
+use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
+use crate::select::about;
 use crate::ui::{Format, OutputArgs};
 
 /// How many events are looked through for those about the agent: the most that one answer has.
@@ -29,13 +31,18 @@ pub(crate) async fn run(context: &mut Context, args: StatusArgs) -> CommandResul
     let format = args.output.output;
     let Some(name) = args.name else {
         let answer = client.get::<ControllerStatus>("/status").await?;
-        context.ui.document(format, &answer.raw, || render::controller(&answer.content, Timestamp::now()))?;
-        if matches!(format, Format::Table | Format::Wide) {
-            context.ui.hint("`vm-agent list` shows the agents")?;
+        if !matches!(format, Format::Table | Format::Wide) {
+            context.ui.document(format, &answer.raw, String::new)?;
+            return Ok(Exit::SUCCESS);
         }
+        let waiting = client.get::<List<Approval>>("/approvals").await?.content.items;
+        let held: Vec<&Approval> = waiting.iter().filter(|approval| approval.agent.is_none()).collect();
+        context.ui.print(render::controller(&answer.content, &held, Timestamp::now()))?;
+        context.ui.hint("`vm-agent list` shows the agents")?;
         return Ok(Exit::SUCCESS);
     };
-    let answer = client.get::<AgentView>(&format!("/agents/{name}")).await?;
+    let answer = client.get::<AgentView>(&format!("/agents/{name}")).await;
+    let answer = about(&client, &name, answer).await?;
     if !matches!(format, Format::Table | Format::Wide) {
         context.ui.document(format, &answer.raw, String::new)?;
         return Ok(Exit::SUCCESS);
@@ -43,9 +50,16 @@ pub(crate) async fn run(context: &mut Context, args: StatusArgs) -> CommandResul
     let mut tasks = client.get::<List<Task>>(&format!("/agents/{name}/tasks")).await?.content.items;
     tasks.sort_by_key(|task| std::cmp::Reverse(task.created_at));
     tasks.truncate(SHOWN);
-    let events = client.get::<List<Event>>(&format!("/events?limit={LOOK_BACK}")).await?.content.items;
-    let about: Vec<Event> = events.into_iter().filter(|event| event.agent.as_ref() == Some(&name)).collect();
-    let last = &about[about.len().saturating_sub(SHOWN)..];
-    context.ui.print(render::agent(&answer.content, &tasks, last, Timestamp::now()))?;
+    let last = last_events(&client, &name, SHOWN).await?;
+    context.ui.print(render::agent(&answer.content, &tasks, &last, Timestamp::now()))?;
+    context.ui.hint(format_args!("`vm-agent why {name}` says what happens next, and what you could do"))?;
     Ok(Exit::SUCCESS)
+}
+
+/// What happened to an agent last, oldest first.
+pub(super) async fn last_events(client: &Client, name: &AgentName, most: usize) -> Result<Vec<Event>, CommandError> {
+    let events = client.get::<List<Event>>(&format!("/events?limit={LOOK_BACK}")).await?.content.items;
+    let mut about: Vec<Event> = events.into_iter().filter(|event| event.agent.as_ref() == Some(name)).collect();
+    about.drain(..about.len().saturating_sub(most));
+    Ok(about)
 }

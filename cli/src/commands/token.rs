@@ -2,10 +2,9 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use vm_agent_schemas::api::{List, NewToken, TokenRequest};
 use vm_agent_schemas::credential::ApiToken;
-use vm_agent_schemas::ids::TokenId;
 
 use crate::Context;
-use crate::exit::{CommandResult, Exit};
+use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::ui::{Format, OutputArgs};
 
@@ -33,8 +32,9 @@ enum TokenCommand {
     },
     /// Make a token worthless
     Revoke {
-        /// The token's id
-        id: TokenId,
+        /// The token's id, or its name
+        #[arg(value_name = "TOKEN")]
+        token: String,
     },
 }
 
@@ -56,10 +56,46 @@ pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult
                 context.ui.document(output.output, &answer.raw, || render::token_table(tokens, Timestamp::now()))?;
             }
         }
-        TokenCommand::Revoke { id } => {
-            client.delete(&format!("/tokens/{id}")).await?;
-            context.ui.status(format_args!("token {id} is worthless now"))?;
+        TokenCommand::Revoke { token } => {
+            let tokens = client.get::<List<ApiToken>>("/tokens").await?.content.items;
+            let found = named(&tokens, &token)?;
+            client.delete(&format!("/tokens/{}", found.id)).await?;
+            context.ui.status(format_args!("token {} for {} is worthless now", found.id, found.name))?;
         }
     }
     Ok(Exit::SUCCESS)
+}
+
+/// The one token with that id or name.
+fn named<'a>(tokens: &'a [ApiToken], wanted: &str) -> Result<&'a ApiToken, CommandError> {
+    if let Some(token) = tokens.iter().find(|token| token.id.to_string() == wanted) {
+        return Ok(token);
+    }
+    let same: Vec<&ApiToken> = tokens.iter().filter(|token| token.name == wanted).collect();
+    match same.as_slice() {
+        [token] => Ok(token),
+        [] => Err(CommandError::new(Exit::NOT_FOUND, format!("there is no token `{wanted}`"))
+            .hint("see which there are: vm-agent token ls")),
+        several => {
+            let ids: Vec<String> = several.iter().map(|token| token.id.to_string()).collect();
+            Err(CommandError::new(Exit::CONFLICT, format!("{} tokens are for {wanted}", several.len()))
+                .hint(format!("name one by its id: {}", ids.join(", "))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+
+    #[test]
+    fn a_token_is_named_by_its_id_or_by_a_name_that_only_it_has() {
+        let tokens = ["ci", "ana", "ana"].map(samples::token);
+        let found = |wanted: &str| named(&tokens, wanted).map(|token| token.id).map_err(|error| error.exit);
+        assert_eq!(found("ci"), Ok(tokens[0].id));
+        assert_eq!(found("ana"), Err(Exit::CONFLICT));
+        assert_eq!(found(&tokens[2].id.to_string()), Ok(tokens[2].id));
+        assert_eq!(found("bob"), Err(Exit::NOT_FOUND));
+    }
 }

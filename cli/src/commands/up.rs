@@ -27,6 +27,9 @@ pub(crate) struct UpArgs {
     /// Say yes to everything in the plan that waits for an approval
     #[arg(short, long)]
     yes: bool,
+    /// A controller that this starts does not watch the file: a change takes effect with `vm-agent apply`
+    #[arg(long)]
+    no_watch: bool,
     /// How long to wait until every agent is as wanted
     #[arg(long, value_name = "SPAN", default_value = "10m")]
     timeout: Span,
@@ -36,7 +39,7 @@ pub(crate) struct UpArgs {
 
 pub(crate) async fn run(context: &mut Context, args: UpArgs) -> CommandResult {
     let loaded = args.file.load()?;
-    let Local { file, client } = controller(context, &loaded).await?;
+    let Local { file, client } = controller(context, &loaded, !args.no_watch).await?;
     context.ui.status(format_args!(
         "controller of fleet `{}`: process {}, dashboard http://{}/",
         file.fleet, file.pid, file.addresses.dashboard
@@ -56,13 +59,13 @@ pub(crate) async fn run(context: &mut Context, args: UpArgs) -> CommandResult {
 }
 
 /// The controller of this fleet, started if none runs.
-async fn controller(context: &mut Context, loaded: &Loaded) -> Result<Local, CommandError> {
+async fn controller(context: &mut Context, loaded: &Loaded, watch: bool) -> Result<Local, CommandError> {
     let state_dir = context.place.here("vm-agent up")?.to_owned();
     let Some(local) = find(&state_dir).await? else {
         context.ui.status(format_args!("starting a controller on {}", state_dir.display()))?;
         let program = std::env::current_exe()
             .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
-        return launch(&program, &state_dir, &loaded.fleet).await;
+        return launch(&program, &state_dir, &loaded.fleet, watch).await;
     };
     if local.file.fleet == loaded.fleet.name {
         return Ok(local);

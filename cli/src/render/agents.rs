@@ -5,11 +5,12 @@ use std::fmt::{self, Write as _};
 use jiff::Timestamp;
 use vm_agent_schemas::api::AgentView;
 use vm_agent_schemas::event::Event;
-use vm_agent_schemas::fleet::Field;
+use vm_agent_schemas::fleet::{DriftPolicy, Field};
 use vm_agent_schemas::plan::ConditionStatus;
 use vm_agent_schemas::task::Task;
 
-use super::{ago, change, count, health_cell, sync_cell, task_state, time_left, value};
+use super::plan::{policy, transition};
+use super::{ago, change, count, health_cell, health_text, sync_cell, task_state, time_left, value};
 use crate::table::{Cell, Table};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
@@ -39,7 +40,7 @@ pub(crate) fn agent_table(agents: &[AgentView], wide: bool, now: Timestamp) -> S
             text(agent.driver).into(),
             text(agent.power).into(),
             sync_cell(agent.sync),
-            health_cell(agent.health),
+            health_cell(agent.health, agent.rests),
             text(agent.session.as_ref().map(|session| ago(now, session.last_seen))).into(),
         ];
         if wide {
@@ -72,9 +73,10 @@ fn notes(agent: &AgentView, now: Timestamp) -> String {
     });
     let paused = agent.paused.then(|| "paused".to_owned());
     let waits = agent.waits_for.first().map(|it| format!("waits for {it}"));
+    let rests = agent.rests.filter(|_| waits.is_none()).map(|rest| rest.to_string());
     // A reason to wait says more than the number of things that wait.
     let drift = (waits.is_none() && !agent.drift.is_empty()).then(|| count(agent.drift.len(), "difference"));
-    paused.into_iter().chain(overrides).chain(waits).chain(drift).collect::<Vec<_>>().join("; ")
+    paused.into_iter().chain(overrides).chain(waits).chain(rests).chain(drift).collect::<Vec<_>>().join("; ")
 }
 
 /// Everything about one agent.
@@ -84,7 +86,7 @@ pub(crate) fn agent(agent: &AgentView, tasks: &[Task], events: &[Event], now: Ti
     page.line("Driver", &text(agent.driver));
     page.line("Power", &agent.power.map_or_else(|| "should not exist".to_owned(), |power| power.to_string()));
     page.line("Sync", &agent.sync);
-    page.line("Health", &agent.health);
+    page.line("Health", &health_text(agent.health, agent.rests));
     let instance = agent.instance.map_or_else(|| "does not exist".to_owned(), |state| format!("{state:?}"));
     let life = agent.incarnation.map_or_else(String::new, |it| format!(", incarnation {it}"));
     page.line("Instance", &format!("{instance}{life}"));
@@ -93,8 +95,8 @@ pub(crate) fn agent(agent: &AgentView, tasks: &[Task], events: &[Event], now: Ti
     page.section(
         "Differences",
         agent.drift.iter().map(|it| {
-            let (seen, wanted) = (value(&it.path, &it.observed), value(&it.path, &it.wanted));
-            format!("{}: {seen} -> {wanted} ({})", it.path, it.cost)
+            let left = if it.policy == DriftPolicy::Warn { policy(it) } else { "" };
+            format!("{} ({}){left}", transition(it, ": "), it.cost)
         }),
     );
     page.section("Waits for", agent.waits_for.iter().map(ToString::to_string));
@@ -113,7 +115,13 @@ pub(crate) fn agent(agent: &AgentView, tasks: &[Task], events: &[Event], now: Ti
                 ConditionStatus::False => "no",
                 ConditionStatus::Unknown => "unknown",
             };
-            format!("{}: {status} since {} ({}): {}", it.kind, ago(now, it.last_transition_time), it.reason, it.message)
+            format!(
+                "{}: {status}, since {} ({}): {}",
+                it.kind,
+                ago(now, it.last_transition_time),
+                it.reason,
+                it.message
+            )
         }),
     );
     wanted(&mut page, agent);
@@ -147,11 +155,12 @@ fn session(page: &mut Page, agent: &AgentView, now: Timestamp) {
 fn wanted(page: &mut Page, agent: &AgentView) {
     let Some(wanted) = &agent.wanted else { return };
     let spec = serde_json::to_value(&wanted.spec).expect("a spec can be written as JSON");
+    let empty = |found: &serde_json::Value| found.is_null() || found.as_object().is_some_and(serde_json::Map::is_empty);
     page.section(
         "Wanted",
         Field::ALL.iter().filter_map(|field| {
             let origin = wanted.origins.get(field)?;
-            let found = spec.get(field.key()).filter(|found| !found.is_null())?;
+            let found = spec.get(field.key()).filter(|found| !empty(found))?;
             Some(format!("{field}: {} {FAINT}({origin}){FAINT:#}", value(field.key(), found)))
         }),
     );
@@ -232,13 +241,9 @@ mod tests {
           memory: 8G (override)
           disk: 5G (built-in)
           power: running (built-in)
-          labels: {} (built-in)
-          env: {} (built-in)
-          dependsOn: [] (built-in)
           restart: always (built-in)
           reconcile: auto (built-in)
           protect: false (built-in)
-          tasks: {} (built-in)
         Tasks
           0190c5a8-0000-7000-8000-000000000000 make test: ended with exit code 2
         Last events

@@ -1,18 +1,30 @@
 //! From documents to text for people: pure functions, so that what is printed can be tested.
 
 mod agents;
+mod diagnostic;
+mod diff;
+mod explain;
+mod history;
 mod plan;
+mod spec;
 mod status;
+mod why;
 
 pub(crate) use agents::{agent, agent_table};
-pub(crate) use plan::plan;
+pub(crate) use diagnostic::diagnostic;
+pub(crate) use diff::diff;
+pub(crate) use explain::explain;
+pub(crate) use history::{history, revision};
+pub(crate) use plan::{Planned, covering, field, origin, plan, toll};
+pub(crate) use spec::spec;
 pub(crate) use status::{approval_table, controller, drift_table, event, override_table, task_table, token_table};
+pub(crate) use why::{Known, next, why};
 
 use jiff::Timestamp;
 use serde_json::Value;
 use vm_agent_schemas::fleet::CommandLine;
 use vm_agent_schemas::intent::{Change, Override, Presence};
-use vm_agent_schemas::plan::{Health, Sync};
+use vm_agent_schemas::plan::{Health, Rest, Sync};
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::units::ByteSize;
 
@@ -43,14 +55,23 @@ fn sync_cell(sync: Sync) -> Cell {
     Cell::new(&sync, style)
 }
 
-fn health_cell(health: Health) -> Cell {
+fn health_cell(health: Health, rests: Option<Rest>) -> Cell {
     let style = match health {
         Health::Healthy => GOOD,
         Health::Starting | Health::Degraded => BUSY,
         Health::Offline | Health::Failed => BAD,
         Health::Stopped | Health::Suspended | Health::Unknown => FAINT,
     };
-    Cell::new(&health, style)
+    Cell::new(&health_text(health, rests), style)
+}
+
+/// Whether an agent is well, and why it is down where that is because it rests.
+fn health_text(health: Health, rests: Option<Rest>) -> String {
+    match rests {
+        Some(Rest::Idle) => format!("{health} (idle)"),
+        Some(Rest::Aged) => format!("{health} (aged)"),
+        None => health.to_string(),
+    }
 }
 
 /// One value of a drift: sizes as the fleet file writes them, and all else as it is.
@@ -61,8 +82,29 @@ fn value(path: &str, value: &Value) -> String {
             bytes.as_u64().map_or_else(|| bytes.to_string(), |bytes| ByteSize::from_bytes(bytes).to_string())
         }
         Value::String(text) => text.clone(),
+        other => written(other),
+    }
+}
+
+/// A value on one line, as the fleet file would have it.
+fn written(value: &Value) -> String {
+    match value {
+        Value::String(text) if is_plain(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(written).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let entry = |(key, value): (&String, &Value)| format!("{key}: {}", written(value));
+            format!("{{{}}}", map.iter().map(entry).collect::<Vec<_>>().join(", "))
+        }
         other => other.to_string(),
     }
+}
+
+/// Whether a text means itself without quotes, wherever it stands.
+fn is_plain(text: &str) -> bool {
+    let plain = |c: char| c.is_alphanumeric() || " -_./".contains(c);
+    let a_text = matches!(serde_yaml::from_str::<Value>(text), Ok(Value::String(read)) if read == text);
+    // What begins with 0 is a text to some readers and a number to others.
+    a_text && text.starts_with(|c: char| c.is_alphanumeric() && c != '0') && text.chars().all(plain)
 }
 
 /// What an override says, in a word or two.
@@ -132,6 +174,14 @@ mod tests {
         assert_eq!(value("cpus", &json!(4)), "4");
         assert_eq!(value("power", &json!("running")), "running");
         assert_eq!(value("image", &Value::Null), "nothing");
+    }
+
+    #[test]
+    fn values_are_written_so_that_they_can_be_copied() {
+        let value = json!({"exec": "make deps", "cron": "0 3 * * *", "mode": "0644", "on": ["a", true, 3]});
+        let line = written(&value);
+        assert_eq!(line, r#"{exec: make deps, cron: "0 3 * * *", mode: "0644", on: [a, true, 3]}"#);
+        assert_eq!(serde_yaml::from_str::<Value>(&line).unwrap(), value);
     }
 
     #[test]

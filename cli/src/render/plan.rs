@@ -1,120 +1,325 @@
-//! A plan: each step with its reason and cost, what waits for what, and what a person has to say yes
-//! to.
+//! A plan: each step with its reason and what it takes, the values that it changes and where they come
+//! from, what waits for what, and what a person has to say yes to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use vm_agent_schemas::fleet::Field;
+use anstyle::Style;
+use jiff::Timestamp;
+use vm_agent_schemas::fleet::{DriftPolicy, Field, Origin};
+use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{AgentPlan, Cost, DriftClass, Fuse, Plan, Step, StepAction};
+use vm_agent_schemas::plan::{AgentPlan, Cost, Drift, DriftClass, Fuse, Plan, Step, StepAction, WaitsFor};
 
-use super::value;
+use super::{change, count, time_left, value};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
-/// A plan as text. `wide` adds the layer that each wanted value comes from.
-pub(crate) fn plan(plan: &Plan, wide: bool) -> String {
+/// A plan, and what is told with it.
+pub(crate) struct Planned<'a> {
+    /// The plan.
+    pub(crate) plan: &'a Plan,
+    /// The overrides in force.
+    pub(crate) overrides: &'a [Override],
+    /// What the file would newly let guests do to the host.
+    pub(crate) reach: &'a [String],
+    /// The command that says yes to all that waits for it.
+    pub(crate) yes: &'a str,
+    /// Whether steps that only wait for the one before them say so too.
+    pub(crate) wide: bool,
+    /// The time that remaining time is counted from.
+    pub(crate) now: Timestamp,
+}
+
+/// A plan as text.
+pub(crate) fn plan(planned: &Planned<'_>) -> String {
+    let Planned { plan, .. } = planned;
     let mut text = String::new();
     let mut shown: BTreeSet<&AgentName> = BTreeSet::new();
-    for step in &plan.steps {
-        write_step(&mut text, step);
-        if shown.insert(&step.agent)
-            && let Some(agent) = plan.agent(&step.agent)
+    for line in lines(plan) {
+        planned.write_line(&mut text, &line);
+        if shown.insert(&line.step.agent)
+            && let Some(agent) = plan.agent(&line.step.agent)
         {
-            write_drift(&mut text, agent, wide);
+            planned.write_values(&mut text, agent);
         }
     }
     for agent in plan.agents.iter().filter(|agent| !shown.contains(&agent.name)) {
-        write_idle(&mut text, agent, wide);
+        planned.write_idle(&mut text, agent);
     }
     if let Fuse::Blown { failed, of, .. } = plan.fuse {
-        let _ =
-            writeln!(text, "\n{BAD}!{BAD:#} The fuse is blown: {failed} of {of} agents failed at once, so the host");
+        begin(&mut text);
+        let _ = writeln!(text, "{BAD}!{BAD:#} The fuse is blown: {failed} of {of} agents failed at once, so the host");
         let _ = writeln!(text, "  or a driver may be sick. One agent at a time is tried until one goes well.");
     }
-    text.push_str(&approvals(plan));
+    planned.write_overrides(&mut text);
+    planned.write_reach(&mut text);
+    planned.write_approvals(&mut text);
+    begin(&mut text);
+    text.push_str(&planned.footer());
+    text
+}
+
+/// Steps as people read them: a deletion and the creation in its place are one.
+struct Line<'a> {
+    step: &'a Step,
+    /// The creation that follows a deletion.
+    then: Option<&'a Step>,
+}
+
+fn lines(plan: &Plan) -> Vec<Line<'_>> {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for step in &plan.steps {
+        let replaced = lines.iter_mut().find(|line| {
+            line.step.agent == step.agent && line.step.action == StepAction::Destroy && line.then.is_none()
+        });
+        match replaced.filter(|_| step.action == StepAction::Create) {
+            Some(line) => line.then = Some(step),
+            None => lines.push(Line { step, then: None }),
+        }
+    }
+    lines
+}
+
+impl Line<'_> {
+    fn head(&self) -> (Style, &'static str, String) {
+        if self.then.is_some() {
+            return (BAD, "-/+", "replace".to_owned());
+        }
+        let style = match self.step.action {
+            StepAction::Create | StepAction::Start => GOOD,
+            StepAction::Destroy | StepAction::Forget => BAD,
+            StepAction::Stop | StepAction::Resize { .. } | StepAction::Configure | StepAction::Task { .. } => BUSY,
+        };
+        (style, self.step.action.symbol(), self.step.action.to_string())
+    }
+
+    /// What is waited for, without what goes without saying.
+    fn waits_for(&self, wide: bool) -> impl Iterator<Item = &WaitsFor> {
+        let all = self.step.waits_for.iter().chain(self.then.iter().flat_map(|step| &step.waits_for));
+        let mut seen = BTreeSet::new();
+        all.filter(move |waits| (wide || **waits != WaitsFor::EarlierStep) && seen.insert(*waits))
+    }
+}
+
+/// What a step takes, and what it ends.
+pub(crate) fn toll(step: &Step) -> String {
+    let ended = step.disturbs.map(|it| {
+        [(it.tasks, "task"), (it.sessions, "session")]
+            .map(|(number, noun)| (number > 0).then(|| count(number as usize, noun)))
+    });
+    let ended: Vec<String> = ended.into_iter().flatten().flatten().collect();
+    let ends = if ended.is_empty() { String::new() } else { format!("; ends {}", ended.join(" and ")) };
+    format!("{}{ends}", step.cost)
+}
+
+impl Planned<'_> {
+    fn write_line(&self, text: &mut String, line: &Line<'_>) {
+        let (style, symbol, action) = line.head();
+        let Step { agent, reason, .. } = line.step;
+        // That it is to be replaced is said already.
+        let reason = if line.then.is_some() { reason.trim_start_matches("to replace it: ") } else { reason };
+        let _ = writeln!(
+            text,
+            "{style}{symbol}{style:#} {action} {STRONG}{agent}{STRONG:#}: {reason} {FAINT}({}){FAINT:#}",
+            toll(line.step)
+        );
+        write_waits(text, line.waits_for(self.wide));
+    }
+
+    fn write_values(&self, text: &mut String, agent: &AgentPlan) {
+        for drift in &agent.drift {
+            // That a machine is missing or too many is what its step says already.
+            if matches!(drift.class, DriftClass::Missing | DriftClass::Unexpected) {
+                continue;
+            }
+            let origin = self.origin(agent, &drift.path).map_or_else(String::new, |origin| format!(" ({origin})"));
+            let _ = writeln!(text, "    {}{FAINT}{origin}{}{FAINT:#}", transition(drift, " "), policy(drift));
+        }
+    }
+
+    /// Where the value at a path comes from.
+    fn origin(&self, agent: &AgentPlan, path: &str) -> Option<String> {
+        let found =
+            origin(agent.wanted.as_ref()?.origins.get(&field(path)?)?, self.covering(&agent.name, path), self.now);
+        Some(found)
+    }
+
+    /// The override that a value comes from.
+    fn covering(&self, agent: &AgentName, path: &str) -> Option<&Override> {
+        covering(self.overrides, agent, path)
+    }
+
+    /// An agent that nothing is done about, though something is waited for or differs.
+    fn write_idle(&self, text: &mut String, agent: &AgentPlan) {
+        let corrected = agent.drift.iter().any(|drift| drift.policy == DriftPolicy::Correct);
+        let name = &agent.name;
+        if !agent.waits_for.is_empty() || corrected {
+            let _ =
+                writeln!(text, "{BAD}!{BAD:#} {STRONG}{name}{STRONG:#}: {}, and nothing can be done now", agent.sync);
+        } else if !agent.drift.is_empty() {
+            let _ = writeln!(text, "{BUSY}!{BUSY:#} {STRONG}{name}{STRONG:#}: differs, and is left as it is");
+        } else if let Some(rest) = agent.rests {
+            let _ = writeln!(text, "  {STRONG}{name}{STRONG:#} rests: {rest}");
+        }
+        write_waits(text, agent.waits_for.iter());
+        self.write_values(text, agent);
+    }
+
+    /// The overrides that no value above has told of.
+    fn write_overrides(&self, text: &mut String) {
+        let untold = |it: &&Override| {
+            let path = it.change.path().as_str();
+            self.plan.agent(&it.agent).is_none_or(|agent| agent.drift.iter().all(|drift| drift.path != path))
+        };
+        let line = |it: &Override| format!("{}  {} ({})", it.agent, change(&it.change), said(it, self.now));
+        section(text, "Overridden:", self.overrides.iter().filter(untold).map(line).collect());
+    }
+
+    /// What the file lets guests do to the host that they may not do now: whoever applies it says yes.
+    fn write_reach(&self, text: &mut String) {
+        let line = |line: &String| format!("{BUSY}!{BUSY:#} {line}");
+        section(text, "Newly allowed by this file:", self.reach.iter().map(line).collect());
+    }
+
+    /// What waits for a person's yes, and how to say it.
+    fn write_approvals(&self, text: &mut String) {
+        let lines: Vec<String> =
+            self.plan.approvals.iter().map(|it| format!("{}  {}", it.id.short(), it.what)).collect();
+        if !lines.is_empty() {
+            section(text, "Waiting for a yes:", lines);
+            let _ = writeln!(text, "`{}` says yes to all of these.", self.yes);
+        }
+    }
+
+    fn footer(&self) -> String {
+        let plan = self.plan;
+        if plan.is_empty() {
+            let open = |agent: &AgentPlan| {
+                !agent.waits_for.is_empty() || agent.drift.iter().any(|drift| drift.policy == DriftPolicy::Correct)
+            };
+            return match (plan.agents.iter().any(open), self.overrides.is_empty()) {
+                (true, _) => "Plan: nothing to do now; something has to happen first, as told above.\n".to_owned(),
+                (false, true) => "No changes. The fleet is as the file says.\n".to_owned(),
+                (false, false) => "No changes. The fleet is as the file and the overrides say.\n".to_owned(),
+            };
+        }
+        let Tally { add, change, destroy, wait } = tally(plan);
+        let wait = match wait {
+            0 => String::new(),
+            1 => "; 1 waits".to_owned(),
+            more => format!("; {more} wait"),
+        };
+        format!("Plan: {add} to add, {change} to change, {destroy} to destroy{wait}.\n")
+    }
+}
+
+/// What happens to how many agents.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    add: usize,
+    change: usize,
+    destroy: usize,
+    wait: usize,
+}
+
+/// Counts agents, not steps. One that is replaced is added and destroyed.
+fn tally(plan: &Plan) -> Tally {
+    let mut fates: BTreeMap<&AgentName, [bool; 3]> = BTreeMap::new();
+    let mut waiting: BTreeSet<&AgentName> = BTreeSet::new();
+    for step in &plan.steps {
+        let [add, change, destroy] = fates.entry(&step.agent).or_default();
+        match step.action {
+            StepAction::Create => *add = true,
+            StepAction::Destroy | StepAction::Forget => *destroy = true,
+            _ => *change = true,
+        }
+        if step.waits_for.iter().any(|waits| *waits != WaitsFor::EarlierStep) {
+            waiting.insert(&step.agent);
+        }
+    }
+    let count = |of: fn(&[bool; 3]) -> bool| fates.values().filter(|fate| of(fate)).count();
+    Tally {
+        add: count(|[add, ..]| *add),
+        change: count(|[add, change, destroy]| *change && !add && !destroy),
+        destroy: count(|[.., destroy]| *destroy),
+        wait: waiting.len(),
+    }
+}
+
+/// Leaves a line blank, but not the first.
+fn begin(text: &mut String) {
     if !text.is_empty() {
         text.push('\n');
     }
-    text.push_str(&footer(plan));
-    text
 }
 
-fn write_step(text: &mut String, step: &Step) {
-    let style = match step.action {
-        StepAction::Create | StepAction::Start => GOOD,
-        StepAction::Destroy | StepAction::Forget => BAD,
-        StepAction::Stop | StepAction::Resize { .. } | StepAction::Configure | StepAction::Task { .. } => BUSY,
-    };
-    let Step { agent, action, reason, cost, .. } = step;
-    let symbol = action.symbol();
-    let _ = writeln!(text, "{style}{symbol}{style:#} {action} {STRONG}{agent}{STRONG:#}: {reason} ({cost})");
-    for waits in &step.waits_for {
-        let _ = writeln!(text, "    {FAINT}waits for {waits}{FAINT:#}");
-    }
-}
-
-fn write_drift(text: &mut String, agent: &AgentPlan, wide: bool) {
-    for drift in &agent.drift {
-        // That a machine is missing or too many is what its step says already.
-        if matches!(drift.class, DriftClass::Missing | DriftClass::Unexpected) {
-            continue;
-        }
-        let (path, seen, wanted) =
-            (&drift.path, value(&drift.path, &drift.observed), value(&drift.path, &drift.wanted));
-        let origin = if wide { origin(agent, path) } else { None };
-        let origin = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
-        let cost = if drift.cost == Cost::Live { String::new() } else { format!(" ({})", drift.cost) };
-        let _ = writeln!(text, "    {path}: {seen} -> {wanted}{FAINT}{origin}{cost}{FAINT:#}");
-    }
-}
-
-/// The layer that the value at a path comes from, by the path's first key.
-fn origin(agent: &AgentPlan, path: &str) -> Option<String> {
-    let first = path.split('.').next()?;
-    let field = Field::ALL.into_iter().find(|field| field.key() == first)?;
-    Some(agent.wanted.as_ref()?.origins.get(&field)?.to_string())
-}
-
-/// An agent that nothing is done about, though something is waited for or differs.
-fn write_idle(text: &mut String, agent: &AgentPlan, wide: bool) {
-    if agent.waits_for.is_empty() && agent.drift.is_empty() {
+fn section(text: &mut String, heading: &str, lines: Vec<String>) {
+    if lines.is_empty() {
         return;
     }
-    let (name, sync) = (&agent.name, agent.sync);
-    let _ = writeln!(text, "{BAD}!{BAD:#} {STRONG}{name}{STRONG:#}: {sync}, and nothing can be done now");
-    for waits in &agent.waits_for {
-        let _ = writeln!(text, "    {FAINT}waits for {waits}{FAINT:#}");
+    begin(text);
+    let _ = writeln!(text, "{STRONG}{heading}{STRONG:#}");
+    for line in lines {
+        let _ = writeln!(text, "  {line}");
     }
-    write_drift(text, agent, wide);
 }
 
-/// What waits for a person's yes, and how to say it; empty when nothing does.
-fn approvals(plan: &Plan) -> String {
-    let mut text = String::new();
-    if plan.approvals.is_empty() {
-        return text;
+fn write_waits<'a>(text: &mut String, waits: impl Iterator<Item = &'a WaitsFor>) {
+    for waits in waits {
+        let _ = writeln!(text, "    {BUSY}!{BUSY:#} waits for {waits}");
     }
-    let _ = writeln!(text, "\n{STRONG}Waiting for a yes:{STRONG:#}");
-    for approval in &plan.approvals {
-        let _ = writeln!(text, "  {}  {}", approval.id.short(), approval.what);
-    }
-    let _ = writeln!(text, "`vm-agent apply --yes` says yes to all of these.");
-    text
 }
 
-fn footer(plan: &Plan) -> String {
-    if plan.is_empty() {
-        let waiting = plan.agents.iter().any(|agent| !agent.waits_for.is_empty() || !agent.drift.is_empty());
-        return if waiting {
-            "Plan: nothing to do now; something has to happen first, as told above.\n".to_owned()
-        } else {
-            "No changes. The fleet is as the file says.\n".to_owned()
-        };
+/// One difference: what, and from which value to which. `after` stands behind what.
+pub(crate) fn transition(drift: &Drift, after: &str) -> String {
+    let (observed, wanted) = transition_values(drift);
+    format!("{}{after}{observed} -> {wanted}", drift.path)
+}
+
+/// The value seen and the value wanted.
+pub(crate) fn transition_values(drift: &Drift) -> (String, String) {
+    // The marks by which configurations are told apart tell people nothing.
+    if drift.class == DriftClass::Provisioning && drift.wanted.is_string() {
+        let observed = if drift.observed.is_null() { "nothing" } else { "an earlier one" };
+        return (observed.to_owned(), "the one wanted".to_owned());
     }
-    let summary = plan.summary();
-    let waiting = if summary.waiting == 0 { String::new() } else { format!(" ({} waiting)", summary.waiting) };
-    let (create, change, destroy) = (summary.create, summary.change, summary.destroy);
-    format!("Plan: {create} to create, {change} to change, {destroy} to destroy.{waiting}\n")
+    (value(&drift.path, &drift.observed), value(&drift.path, &drift.wanted))
+}
+
+/// What is done about a difference that is not removed.
+pub(crate) fn policy(drift: &Drift) -> &'static str {
+    match (drift.policy, drift.cost) {
+        (DriftPolicy::Warn, _) => " (left: `drift` says warn)",
+        (_, Cost::Replace) => " (needs a new machine)",
+        _ => "",
+    }
+}
+
+/// The field that a path belongs to, by its first key.
+pub(crate) fn field(path: &str) -> Option<Field> {
+    let first = path.split('.').next()?;
+    Field::ALL.into_iter().find(|field| field.key() == first)
+}
+
+/// The override that a value at a path comes from: the one of that path, or the one that made the agent.
+pub(crate) fn covering<'a>(overrides: &'a [Override], agent: &AgentName, path: &str) -> Option<&'a Override> {
+    let of_agent = || overrides.iter().filter(|it| it.agent == *agent);
+    let at = |path: &str| of_agent().find(|it| it.change.path().as_str() == path);
+    at(path).or_else(|| at(OverridePath::Presence.as_str()))
+}
+
+/// The layer that a value comes from, with who said it where that is a person.
+pub(crate) fn origin(origin: &Origin, by: Option<&Override>, now: Timestamp) -> String {
+    match (origin, by) {
+        (Origin::Override, Some(by)) => format!("override: {}", said(by, now)),
+        (origin, _) => origin.to_string(),
+    }
+}
+
+/// Who said something, how long it still holds, and why.
+pub(crate) fn said(it: &Override, now: Timestamp) -> String {
+    let reason = it.reason.as_ref().map_or_else(String::new, |reason| format!(", {reason:?}"));
+    format!("{}, {}{reason}", it.author, time_left(now, it))
 }
 
 #[cfg(test)]
@@ -122,58 +327,57 @@ mod tests {
     use super::super::samples;
     use super::*;
 
-    fn shown(document: &Plan, wide: bool) -> String {
-        anstream::adapter::strip_str(&plan(document, wide)).to_string()
+    fn shown_with(document: &Plan, overrides: &[Override], wide: bool) -> String {
+        let yes = "vm-agent apply --yes";
+        let planned = Planned { plan: document, overrides, reach: &[], yes, wide, now: samples::now() };
+        anstream::adapter::strip_str(&plan(&planned)).to_string()
+    }
+
+    fn shown(document: &Plan) -> String {
+        shown_with(document, &[], false)
     }
 
     #[test]
     fn a_plan_tells_steps_reasons_costs_and_what_waits() {
-        insta::assert_snapshot!(shown(&samples::plan(), false), @"
-        * resize db: memory differs (in place)
-            memory: 1G -> 8G (needs a stop)
-        + create web: it does not exist (makes a machine)
-            waits for agent `db`, which is not Healthy yet
-        - destroy old: it is not in the file (deletes the machine and its data)
-            waits for an approval (c1d7b17c9b7a)
-
-        Waiting for a yes:
-          c1d7b17c9b7a  delete its machine
-        `vm-agent apply --yes` says yes to all of these.
-
-        Plan: 1 to create, 1 to change, 1 to destroy. (2 waiting)
-        ");
+        insta::assert_snapshot!(shown(&samples::plan()));
     }
 
     #[test]
-    fn the_wide_plan_tells_where_values_come_from() {
-        insta::assert_snapshot!(shown(&samples::plan(), true), @"
-        * resize db: memory differs (in place)
-            memory: 1G -> 8G (override) (needs a stop)
-        + create web: it does not exist (makes a machine)
-            waits for agent `db`, which is not Healthy yet
-        - destroy old: it is not in the file (deletes the machine and its data)
-            waits for an approval (c1d7b17c9b7a)
+    fn a_restart_and_a_replacement_tell_what_they_end() {
+        insta::assert_snapshot!(shown(&samples::disruptive_plan()));
+        insta::assert_snapshot!(shown_with(&samples::disruptive_plan(), &[], true));
+    }
 
-        Waiting for a yes:
-          c1d7b17c9b7a  delete its machine
-        `vm-agent apply --yes` says yes to all of these.
+    #[test]
+    fn a_value_that_a_person_overrode_tells_who_and_why() {
+        insta::assert_snapshot!(shown_with(&samples::overridden_plan(), &samples::overridden("db").overrides, false));
+    }
 
-        Plan: 1 to create, 1 to change, 1 to destroy. (2 waiting)
-        ");
+    #[test]
+    fn an_override_that_changes_nothing_now_is_told_all_the_same() {
+        insta::assert_snapshot!(shown_with(&samples::empty_plan(), &samples::overridden("web").overrides, false));
+    }
+
+    #[test]
+    fn what_a_file_newly_allows_is_told() {
+        let reach = ["agents may read /srv".to_owned()];
+        let (now, document) = (samples::now(), samples::empty_plan());
+        let planned = Planned { plan: &document, overrides: &[], reach: &reach, yes: "", wide: false, now };
+        insta::assert_snapshot!(anstream::adapter::strip_str(&plan(&planned)).to_string());
     }
 
     #[test]
     fn a_plan_without_steps_says_that_all_is_well() {
-        insta::assert_snapshot!(shown(&samples::empty_plan(), false), @"No changes. The fleet is as the file says.");
+        insta::assert_snapshot!(shown(&samples::empty_plan()), @"No changes. The fleet is as the file says.");
+    }
+
+    #[test]
+    fn what_is_left_as_it_is_and_what_rests_is_told_without_a_step() {
+        insta::assert_snapshot!(shown(&samples::quiet_plan()));
     }
 
     #[test]
     fn a_blocked_agent_is_told_even_without_a_step() {
-        insta::assert_snapshot!(shown(&samples::blocked_plan(), false), @"
-        ! web: Blocked, and nothing can be done now
-            waits for a driver: multipass and qemu are not installed; install one, or write `driver: local` for processes without isolation
-
-        Plan: nothing to do now; something has to happen first, as told above.
-        ");
+        insta::assert_snapshot!(shown(&samples::blocked_plan()));
     }
 }

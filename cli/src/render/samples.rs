@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
-use vm_agent_schemas::api::{AgentView, SessionView};
+use vm_agent_schemas::api::{AgentView, DriverStatus, RevisionView, SessionView};
+use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::fleet::{AgentEntry, DeclaredAgent, DriftPolicy, DriverName, PowerState, Until, resolve_entry};
-use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId};
+use vm_agent_schemas::fleet::{
+    AgentEntry, DeclaredAgent, DriftPolicy, DriverName, Field, Origin, PowerState, Until, resolve_entry,
+};
+use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::{Change, Override};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::plan::{
-    AgentPlan, ApprovalRequest, Cost, Drift, DriftClass, Fuse, Health, Plan, Step, StepAction, Sync, WaitsFor,
+    AgentPlan, ApprovalRequest, Cost, Disturbance, Drift, DriftClass, Fuse, Health, Plan, Rest, Step, StepAction, Sync,
+    WaitsFor,
 };
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::units::{ByteSize, Span};
@@ -156,12 +160,26 @@ pub(crate) fn plan() -> Plan {
         cost: Cost::Create,
         policy: DriftPolicy::Correct,
     };
-    let new = AgentView { drift: vec![missing], instance: None, session: None, sync: Sync::Drifted, ..healthy("web") };
+    let new = AgentView {
+        drift: vec![missing.clone()],
+        instance: None,
+        session: None,
+        sync: Sync::Drifted,
+        ..healthy("web")
+    };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(2), disk: ByteSize::from_gib(5) };
     let on_db = vec![WaitsFor::Dependency { agent: name("db"), until: Until::Healthy }];
     let on_yes = vec![WaitsFor::Approval { id: approval.clone() }];
+    let unexpected = Drift {
+        class: DriftClass::Unexpected,
+        wanted: json!("absent"),
+        observed: json!("present"),
+        cost: Cost::Destroy,
+        ..missing.clone()
+    };
+    let old = AgentView { drift: vec![unexpected], ..blocked("old") };
     Plan {
-        agents: vec![agent_plan(overridden("db")), agent_plan(blocked("old")), agent_plan(new)],
+        agents: vec![agent_plan(overridden("db")), agent_plan(old), agent_plan(new)],
         steps: vec![
             step("db", StepAction::Resize { to: sizes }, "memory differs", Cost::Live, Vec::new()),
             step("web", StepAction::Create, "it does not exist", Cost::Create, on_db),
@@ -169,6 +187,109 @@ pub(crate) fn plan() -> Plan {
         ],
         approvals: vec![ApprovalRequest { id: approval, agent: name("old"), what: "delete its machine".into() }],
         ..empty_plan()
+    }
+}
+
+/// `db` takes its memory with a restart, and `web` is to be replaced.
+pub(crate) fn disruptive_plan() -> Plan {
+    let ends = |tasks, sessions| Some(Disturbance { tasks, sessions });
+    let opens = Some(before(-7200));
+    let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(8), disk: ByteSize::from_gib(5) };
+    let then = || vec![WaitsFor::EarlierStep];
+    let why = "to replace it: image differs";
+    let restart = |action, waits| step("db", action, "memory differs", Cost::Restart, waits);
+    let image = Drift {
+        class: DriftClass::Image,
+        path: "image".into(),
+        wanted: json!("26.04"),
+        observed: json!("24.04"),
+        cost: Cost::Replace,
+        policy: DriftPolicy::Correct,
+    };
+    let old = AgentView { drift: vec![image], sync: Sync::Blocked, ..healthy("web") };
+    Plan {
+        agents: vec![agent_plan(AgentView { drift: vec![memory_drift()], ..healthy("db") }), agent_plan(old)],
+        steps: vec![
+            Step { disturbs: ends(2, 1), ..restart(StepAction::Stop, vec![WaitsFor::Window { opens }]) },
+            restart(StepAction::Resize { to: sizes }, then()),
+            restart(StepAction::Start, then()),
+            Step {
+                disturbs: ends(0, 1),
+                ..step(
+                    "web",
+                    StepAction::Destroy,
+                    why,
+                    Cost::Replace,
+                    vec![WaitsFor::Approval { id: Digest::of(b"new") }],
+                )
+            },
+            step("web", StepAction::Create, why, Cost::Replace, then()),
+        ],
+        approvals: vec![ApprovalRequest { id: Digest::of(b"new"), agent: name("web"), what: "replace `web`".into() }],
+        ..empty_plan()
+    }
+}
+
+/// `db` is to stop because a person says so.
+pub(crate) fn overridden_plan() -> Plan {
+    let power = Drift {
+        class: DriftClass::Power,
+        path: "power".into(),
+        wanted: json!("stopped"),
+        observed: json!("running"),
+        cost: Cost::Stop,
+        policy: DriftPolicy::Correct,
+    };
+    let mut view = AgentView { drift: vec![power], ..healthy("db") };
+    view.wanted.as_mut().unwrap().origins.insert(Field::Power, Origin::Override);
+    Plan {
+        agents: vec![agent_plan(view)],
+        steps: vec![step("db", StepAction::Stop, "it should be stopped", Cost::Stop, Vec::new())],
+        ..empty_plan()
+    }
+}
+
+/// `db` has other memory than wanted, of which is only warned, and `web` rests.
+pub(crate) fn quiet_plan() -> Plan {
+    let warned = Drift { policy: DriftPolicy::Warn, ..memory_drift() };
+    let idle = AgentView { rests: Some(Rest::Idle), health: Health::Suspended, session: None, ..healthy("web") };
+    Plan {
+        agents: vec![agent_plan(AgentView { drift: vec![warned], ..healthy("db") }), agent_plan(idle)],
+        ..empty_plan()
+    }
+}
+
+pub(crate) fn revision(number: u64, current: bool) -> RevisionView {
+    RevisionView {
+        revision: Revision(number),
+        at: before(3600 / i64::try_from(number).unwrap()),
+        author: "ana".into(),
+        current,
+        summary: format!("the change number {number}"),
+        source: None,
+    }
+}
+
+pub(crate) fn token(of: &str) -> ApiToken {
+    ApiToken { id: TokenId::generate(), name: of.into(), digest: Digest::of(b""), created_at: before(60) }
+}
+
+pub(crate) fn driver() -> DriverStatus {
+    let capabilities = json!({
+        "sizes": false, "images": false, "resizeRunning": false, "suspend": false, "liveSnapshot": false,
+        "cloneFromSnapshot": false, "labels": false, "mounts": false, "usesHost": false,
+        "callsOutliveController": false, "lanes": 8,
+        "deadlines": {
+            "list": "10s", "create": "1m", "start": "1m", "stop": "1m", "resize": "1m", "destroy": "1m", "connect": "1m",
+        },
+    });
+    DriverStatus {
+        name: DriverName::Local,
+        answering: true,
+        last_answer: Some(before(2)),
+        problem: None,
+        instances: 2,
+        capabilities: serde_json::from_value(capabilities).unwrap(),
     }
 }
 

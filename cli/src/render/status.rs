@@ -3,19 +3,20 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use vm_agent_schemas::api::{AgentDrift, ControllerStatus};
+use vm_agent_schemas::api::{AgentDrift, Approval, ControllerStatus, FileState, FileStatus};
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::intent::Override;
-use vm_agent_schemas::plan::{ApprovalRequest, ConditionStatus, Fuse};
+use vm_agent_schemas::plan::{ConditionStatus, Fuse};
 use vm_agent_schemas::task::Task;
 
-use super::{ago, change, coarse, command, count, task_state, time_left, value};
+use super::plan::transition_values;
+use super::{ago, change, coarse, command, count, diagnostic, task_state, time_left};
 use crate::table::{Cell, Table};
-use crate::ui::{BAD, FAINT, GOOD, STRONG};
+use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 /// The controller.
-pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
+pub(crate) fn controller(status: &ControllerStatus, held: &[&Approval], now: Timestamp) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{STRONG}{name:<10}{STRONG:#}  {value}");
@@ -25,7 +26,9 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
     let (pid, version, life) = (status.pid, &status.version, status.life);
     line("Controller", format!("process {pid}, version {version}, life {life}, up for {up}"));
     line("State", status.state_dir.display().to_string());
-    line("File", file(status, now));
+    for text in file(&status.file, held, now) {
+        line("File", text);
+    }
     let addresses = &status.addresses;
     line("Hub", addresses.hub.to_string());
     line("API", format!("http://{}, {}", addresses.api, addresses.socket.display()));
@@ -73,11 +76,36 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
     text
 }
 
-fn file(status: &ControllerStatus, now: Timestamp) -> String {
-    let Some(revision) = status.file.revision else { return "none accepted yet".to_owned() };
-    let path = status.file.roots.first().map_or_else(|| "stdin".to_owned(), |path| path.display().to_string());
-    let when = status.file.applied_at.map_or_else(String::new, |at| format!(", accepted {}", ago(now, at)));
-    format!("{path}, revision {revision}{when}")
+/// The file in force, how what is on the disk stands to it, and what is wrong with that.
+fn file(file: &FileStatus, held: &[&Approval], now: Timestamp) -> Vec<String> {
+    let Some(revision) = file.revision else { return vec!["none accepted yet".to_owned()] };
+    let paths: Vec<String> = file.roots.iter().map(|path| path.display().to_string()).collect();
+    let from = if paths.is_empty() { "stdin".to_owned() } else { paths.join(", ") };
+    let when = file.applied_at.map_or_else(String::new, |at| format!(", accepted {}", ago(now, at)));
+    let by = file.author.as_ref().map_or_else(String::new, |author| format!(" by {author}"));
+    let style = match file.state {
+        FileState::InForce | FileState::Unwatched => GOOD,
+        FileState::Held | FileState::Guarded | FileState::RolledBack => BUSY,
+        FileState::Invalid | FileState::Missing => BAD,
+    };
+    let mut lines = vec![format!("{from}, revision {revision}{when}{by}")];
+    lines.push(format!("{style}{}{style:#}: {}", state(file.state), file.message));
+    // The text of a diagnostic has a mark under a word: it stays in one piece, and in its columns.
+    lines.extend(file.diagnostics.iter().map(|it| diagnostic(it).replace('\n', "\n            ")));
+    lines.extend(held.iter().map(|it| format!("{}; say yes with `vm-agent approve {}`", it.what, it.id.short())));
+    lines
+}
+
+const fn state(state: FileState) -> &'static str {
+    match state {
+        FileState::InForce => "in force",
+        FileState::Unwatched => "not watched",
+        FileState::Invalid => "invalid",
+        FileState::Missing => "missing",
+        FileState::Held => "held",
+        FileState::Guarded => "guarded",
+        FileState::RolledBack => "rolled back",
+    }
 }
 
 fn counts(counts: &std::collections::BTreeMap<String, u32>) -> String {
@@ -87,16 +115,18 @@ fn counts(counts: &std::collections::BTreeMap<String, u32>) -> String {
 
 /// What differs, one line for each difference.
 pub(crate) fn drift_table(agents: &[AgentDrift]) -> String {
-    let mut table = Table::new(&["AGENT", "PATH", "OBSERVED", "WANTED", "COST", "WAITS FOR"]);
+    let mut table = Table::new(&["AGENT", "PATH", "OBSERVED", "WANTED", "COST", "POLICY", "WAITS FOR"]);
     for agent in agents {
         let waits = agent.waits_for.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         for drift in &agent.drift {
+            let (observed, wanted) = transition_values(drift);
             table.row(vec![
                 Cell::new(&agent.agent, STRONG),
                 (&drift.path).into(),
-                value(&drift.path, &drift.observed).into(),
-                value(&drift.path, &drift.wanted).into(),
+                observed.into(),
+                wanted.into(),
                 drift.cost.into(),
+                drift.policy.into(),
                 (&waits).into(),
             ]);
         }
@@ -121,25 +151,30 @@ pub(crate) fn override_table(overrides: &[Override], now: Timestamp) -> String {
 }
 
 /// What waits for a person's yes.
-pub(crate) fn approval_table(waiting: &[ApprovalRequest]) -> String {
-    let mut table = Table::new(&["ID", "WHAT"]);
+pub(crate) fn approval_table(waiting: &[Approval]) -> String {
+    let mut table = Table::new(&["ID", "ABOUT", "WHAT"]);
     for it in waiting {
-        table.row(vec![Cell::new(&it.id.short(), STRONG), (&it.what).into()]);
+        let about = it.agent.as_ref().map_or("the file", |agent| agent.as_str());
+        table.row(vec![Cell::new(&it.id.short(), STRONG), about.into(), (&it.what).into()]);
     }
     table.render()
 }
 
-/// Tasks.
-pub(crate) fn task_table(tasks: &[Task], now: Timestamp) -> String {
-    let mut table = Table::new(&["ID", "STATE", "ATTEMPT", "ACCEPTED", "COMMAND"]);
+/// Tasks; `of` has each say whose it is.
+pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
+    let header = ["AGENT", "ID", "STATE", "ATTEMPT", "ACCEPTED", "COMMAND"];
+    let first = usize::from(!of);
+    let mut table = Table::new(&header[first..]);
     for task in tasks {
-        table.row(vec![
+        let cells = vec![
+            Cell::new(&task.agent, STRONG),
             task.id.into(),
             task_state(task).into(),
             task.attempt.into(),
             ago(now, task.created_at).into(),
             command(&task.run.argv).into(),
-        ]);
+        ];
+        table.row(cells[first..].to_vec());
     }
     table.render()
 }
@@ -177,8 +212,8 @@ mod tests {
         let drift = [AgentDrift { agent: agent.name, drift: agent.drift, waits_for: agent.waits_for }];
         let table = anstream::adapter::strip_str(&drift_table(&drift)).to_string();
         insta::assert_snapshot!(table, @"
-        AGENT  PATH    OBSERVED  WANTED  COST          WAITS FOR
-        db     memory  1G        8G      needs a stop  -
+        AGENT  PATH    OBSERVED  WANTED  COST          POLICY   WAITS FOR
+        db     memory  1G        8G      needs a stop  correct  -
         ");
     }
 }
