@@ -87,9 +87,10 @@ pub(crate) struct LogSender {
 }
 
 impl LogSender {
-    /// Adds a line of a service, if that leaves enough room for the runtime's own.
-    pub(crate) fn add(&self, line: &str) {
-        if self.lines.capacity() > RESERVED { self.push(line) } else { self.drop_one() }
+    /// Adds a line of a service, if that leaves enough room for the runtime's own. It is made only then: a
+    /// service may write far more than anybody takes.
+    pub(crate) fn add(&self, line: impl FnOnce() -> String) {
+        if self.lines.capacity() > RESERVED { self.push(&line()) } else { self.drop_one() }
     }
 
     fn push(&self, line: &str) {
@@ -155,7 +156,7 @@ mod tests {
         let mut queue = LogQueue::new(QUEUE);
         let sender = queue.sender();
         for number in 0..QUEUE {
-            sender.add(&format!("service web | {number}\u{1b}"));
+            sender.add(|| format!("service web | {number}\u{1b}"));
         }
         assert_eq!(sender.lines.capacity(), RESERVED);
         sender.push("its own");
@@ -165,7 +166,7 @@ mod tests {
         assert_eq!(first.lines[0], "service web | 0\u{fffd}");
         queue.next().await;
         assert!(began.elapsed() >= PAUSE);
-        sender.add(&"é".repeat(LINE_MAX));
+        sender.add(|| "é".repeat(LINE_MAX));
         queue.next().await;
         let LogLines { lines, .. } = queue.next().await;
         assert_eq!(lines.last().unwrap().len(), LINE_MAX);

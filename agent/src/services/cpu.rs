@@ -37,14 +37,14 @@ struct Process {
 impl Meter {
     /// The share of one processor that each service took since the last measurement, in percent, given the
     /// processes that lead them.
-    pub(super) fn measure(&mut self, leaders: BTreeMap<ServiceName, u32>) -> BTreeMap<ServiceName, f32> {
+    pub(super) fn measure(&mut self, leaders: &BTreeMap<ServiceName, u32>) -> BTreeMap<ServiceName, f32> {
         let now = Instant::now();
         let span = self.measured.map(|measured| now - measured);
         self.shares.retain(|name, share| leaders.get(name) == Some(&share.leader));
         if span.is_none_or(|span| span >= SPAN_MIN) {
             let processes = if leaders.is_empty() { Vec::new() } else { read() };
             self.measured = Some(now);
-            self.update(&leaders, &processes, span, rustix::param::clock_ticks_per_second());
+            self.update(leaders, &processes, span, rustix::param::clock_ticks_per_second());
         }
         self.shares.iter().map(|(name, share)| (name.clone(), share.percent)).collect()
     }

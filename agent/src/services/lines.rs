@@ -12,7 +12,7 @@ const READ: usize = 4096;
 /// Sends what comes out of a pipe to the log, each line after `mark`.
 pub(super) async fn forward<R: AsyncRead + Unpin>(mark: String, mut pipe: Drain<R>, log: LogSender) {
     let mut lines = Lines::default();
-    let add = |line: &[u8]| log.add(&format!("{mark}{}", String::from_utf8_lossy(line)));
+    let add = |line: &[u8]| log.add(|| format!("{mark}{}", String::from_utf8_lossy(line)));
     while let Some(data) = pipe.read(READ).await {
         lines.push(&data, add);
     }

@@ -169,7 +169,7 @@ impl Services {
     /// How each service is.
     pub(crate) fn report(&mut self) -> BTreeMap<ServiceName, ServiceReport> {
         let leaders = self.running.iter().filter_map(|(name, it)| Some((name.clone(), it.status.borrow().leader?)));
-        let percent = self.meter.measure(leaders.collect());
+        let percent = self.meter.measure(&leaders.collect());
         let report = |(name, running): (&ServiceName, &Running)| {
             let Status { state, restarts, problem, .. } = running.status.borrow().clone();
             let cpu_percent = percent.get(name).copied().unwrap_or_default();

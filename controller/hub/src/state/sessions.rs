@@ -277,7 +277,8 @@ impl Hub {
         }
         self.end_overdue_tasks(now);
         self.store_again();
-        for agent in self.agents.keys().cloned().collect::<Vec<_>>() {
+        let live = self.agents.iter().filter(|(_, agent)| agent.live.is_some());
+        for agent in live.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.look_at(&agent, now);
         }
     }
