@@ -31,13 +31,17 @@ pub enum SourceError {
 }
 
 /// Reads files, and of folders each `*.yaml` and `*.yml` in it, by name. Hidden files and those that
-/// editors leave beside a file are none of them.
+/// editors leave beside a file are none of them. What can be read only once, such as a pipe, is no root.
 ///
 /// # Errors
 /// When one of them can't be read.
 pub fn read(roots: &[PathBuf]) -> Result<FleetSource, SourceError> {
     let mut source = FleetSource::default();
     for root in roots {
+        if root.metadata().is_ok_and(|it| !it.is_dir() && !it.is_file()) {
+            source.files.push(SourceFile { path: None, ..read_one(root)? });
+            continue;
+        }
         source.roots.push(absolute(root)?);
         if root.is_dir() {
             let files = files_in(root)?;
@@ -108,6 +112,13 @@ mod tests {
         let names: Vec<_> = source.files.iter().map(|file| file.path.clone().unwrap()).collect();
         assert_eq!(names, [folder.path().join("a.yml"), folder.path().join("b.yaml")]);
         assert_eq!(source.roots, [folder.path()]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_read_once_and_has_no_place() {
+        let source = read(&["/dev/null".into()]).unwrap();
+        assert!(source.roots.is_empty());
+        assert_eq!((source.files[0].path.as_ref(), source.files[0].text.as_str()), (None, ""));
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use fastrand::Rng;
+use vm_agent_daemon::engine::file::{self, Cause, Terms};
 use vm_agent_daemon::engine::intent::{self, Intent, Voice};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
 use vm_agent_daemon::engine::{Effect, accept};
 use vm_agent_plan::plan;
-use vm_agent_schemas::api::{ApplyRequest, ChangeRequest, CreateRequest, FleetSource, Problem, TaskRequest};
+use vm_agent_schemas::api::{ChangeRequest, CreateRequest, FleetSource, Problem, TaskRequest};
 use vm_agent_schemas::fleet::{self, PowerState, Reconcile, SourceFile};
 use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::intent::OverridePath;
@@ -254,21 +255,16 @@ impl World {
         let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.clone() };
         let plan = plan(&self.inputs(&hypothetical));
         let approve = self.rng.u8(..5) == 0;
-        let request = ApplyRequest {
-            source: source.clone(),
-            plan: approve.then(|| plan.id.clone()),
-            approve,
-            dry_run: false,
-        };
-        let Ok(changes) = intent::apply(records, &request, &fleet, &plan, "ana") else { return };
+        let terms = Terms { plan: approve.then(|| plan.id.clone()), approve };
+        let cause = Cause::Applied { by: "ana".to_owned() };
+        let Ok(changes) = file::accept(records, &source, &fleet, &plan, &terms, &cause) else { return };
         if approve {
             for request in plan.approvals.iter().cloned() {
                 self.tell(Deed::Approved { request, records: Arc::new(hypothetical.clone()) });
             }
         }
         self.trace(|| format!("somebody applies (yes: {approve}):\n{text}"));
-        let summary = intent::summary(&plan);
-        let file = NewFile { source, fleet, author: "ana".to_owned(), summary };
+        let file = NewFile { source, fleet, author: cause.author().to_owned(), summary: cause.summary(&plan) };
         self.carry_out(vec![Do::Accept(Box::new(file), changes), Do::Effect(Effect::Wake)]);
     }
 

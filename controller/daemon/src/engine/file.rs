@@ -23,8 +23,8 @@ use super::records::{AcceptedFile, Change, Records};
 /// Who applies what nobody applied by hand.
 pub const WATCHER: &str = "file watch";
 
-/// Most things that one sentence names; more are counted.
-const NAMED: usize = 5;
+/// Most things that one sentence names; more are counted. What an approval is to is named whole.
+const NAMED: usize = 20;
 
 /// What the controller keeps of the file on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,14 +109,16 @@ pub struct Held {
 }
 
 impl Held {
-    fn what(&self) -> String {
-        format!("the changed file would let more be done to this host: {}", self.reach.join("; "))
+    /// What the yes would be to, in a sentence that names everything, or the first things.
+    fn what(&self, whole: bool) -> String {
+        let reach = if whole { self.reach.join("; ") } else { listed(&self.reach) };
+        format!("the changed file would let more be done to this host: {reach}")
     }
 }
 
 impl From<&Held> for Approval {
     fn from(held: &Held) -> Self {
-        Self { id: held.id.clone(), agent: None, what: held.what() }
+        Self { id: held.id.clone(), agent: None, what: held.what(true) }
     }
 }
 
@@ -197,7 +199,7 @@ impl Verdict {
                 "a person went back to an earlier file: the one on the disk is applied when it changes".to_owned()
             }
             Self::Held(held) => {
-                format!("{}; to say yes: vm-agent approve {}", held.what(), held.id.short())
+                format!("{}; to say yes: vm-agent approve {}", held.what(false), held.id.short())
             }
             Self::Guarded(Exposure { place, agent }) => format!(
                 "the file changed and is not applied, because agent `{agent}` can write {}: look at it, and apply it \
@@ -272,7 +274,8 @@ pub fn status(records: &Records, watching: bool, found: Option<&Verdict>) -> Fil
         Some(_) if !watching => Some("nobody watches the file: watching is switched off"),
         Some(_) => None,
     };
-    let left = if records.watched.passed_over.is_some() { Verdict::PassedOver } else { Verdict::InForce(None) };
+    let past = records.watched.passed_over.as_ref().filter(|past| file.is_some_and(|file| file.digest != **past));
+    let left = if past.is_some() { Verdict::PassedOver } else { Verdict::InForce(None) };
     let verdict = found.unwrap_or(&left);
     FileStatus {
         roots: roots(records).to_vec(),
@@ -384,7 +387,8 @@ pub fn accept(
         changes.extend(plan.approvals.iter().flat_map(|approval| approve(approval, cause.author())));
     }
     if let Cause::Approved { by, held } = cause {
-        changes.push(Change::Event(NewEvent::fleet(EventKind::Approved, format!("{by} said yes: {}", held.what()))));
+        let message = format!("{by} said yes: {}", held.what(false));
+        changes.push(Change::Event(NewEvent::fleet(EventKind::Approved, message)));
     }
     changes.push(Change::Watched(match cause {
         Cause::RolledBack { past, .. } => Watched { passed_over: past.clone(), told: records.watched.told.clone() },
