@@ -9,7 +9,7 @@ use vm_agent_schemas::intent::Override;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Cost, Drift, DriftClass, Plan};
 
-use crate::render::{covering, field, origin};
+use crate::render::{covering, field, origin, origin_of};
 
 /// What applying a file would change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -108,7 +108,7 @@ fn compare(
     for drift in agent.drift.iter().filter(|drift| is_change(drift)) {
         if drift.class != DriftClass::Provisioning || !configuration {
             fields.push(FieldDiff {
-                origin: agent.wanted.as_deref().and_then(|declared| told(declared, &drift.path)),
+                origin: agent.wanted.as_deref().and_then(|it| origin_of(drift, it, overrides, &agent.name, now)),
                 ..of_drift(drift)
             });
         }

@@ -46,7 +46,7 @@ impl FileArgs {
     /// The same, but nothing when no file is named and none is near.
     pub(crate) fn load_if_any(&self) -> Result<Option<Loaded>, CommandError> {
         let Some(source) = self.read()? else { return Ok(None) };
-        let (source, name) = source.map_err(unreadable)?;
+        let name = called(&source);
         match fleet::parse_all(&source.files) {
             Ok(fleet) => Ok(Some(Loaded { source, fleet, name })),
             Err(diagnostics) => Err(invalid(diagnostics, &name)),
@@ -55,15 +55,14 @@ impl FileArgs {
 
     /// Everything that is wrong with the files; nothing when nothing is.
     pub(crate) fn diagnose(&self) -> Result<Vec<Diagnostic>, CommandError> {
-        let read = self.read()?.ok_or_else(none_found)?;
-        Ok(match read {
-            Ok((source, _)) => fleet::parse_all(&source.files).err().unwrap_or_default(),
-            Err(wrong) => vec![wrong],
-        })
+        match self.load() {
+            Ok(_) => Ok(Vec::new()),
+            Err(error) if error.diagnostics().is_empty() => Err(error),
+            Err(error) => Ok(error.diagnostics().to_vec()),
+        }
     }
 
-    /// The texts and what to call them, or what is wrong where one of them is no text.
-    fn read(&self) -> Result<Option<Result<(FleetSource, String), Diagnostic>>, CommandError> {
+    fn read(&self) -> Result<Option<FleetSource>, CommandError> {
         let mut roots = self.files.clone();
         if roots.is_empty() {
             let here = std::env::current_dir()
@@ -73,14 +72,7 @@ impl FileArgs {
                 None => return Ok(None),
             }
         }
-        match gather(&roots, read_stdin) {
-            Ok(source) => {
-                let name = called(&source);
-                Ok(Some(Ok((source, name))))
-            }
-            Err(SourceError::NotText(wrong)) => Ok(Some(Err(*wrong))),
-            Err(error) => Err(CommandError::caused(Exit::USAGE, &error)),
-        }
+        gather(&roots, read_stdin).map(Some).map_err(unreadable)
     }
 }
 
@@ -132,15 +124,19 @@ fn none_found() -> CommandError {
         .hint("`vm-agent init` writes one, and -f names one elsewhere; the least that it says is `agents: {}`")
 }
 
-fn unreadable(wrong: Diagnostic) -> CommandError {
-    let name = wrong.file.clone();
-    invalid(vec![wrong], &name)
+fn unreadable(error: SourceError) -> CommandError {
+    match error {
+        SourceError::NotText(wrong) => {
+            let name = wrong.file.clone();
+            invalid(vec![*wrong], &name)
+        }
+        error => CommandError::caused(Exit::USAGE, &error),
+    }
 }
 
 /// What is wrong with the files, as an error.
 fn invalid(diagnostics: Vec<Diagnostic>, name: &str) -> CommandError {
-    let verb = if name.ends_with("files") { "have" } else { "has" };
-    let reason = format!("{name} {verb} {}; nothing was changed", count(diagnostics.len(), "error"));
+    let reason = format!("{} in {name}; nothing was changed", count(diagnostics.len(), "error"));
     CommandError::from(Problem { diagnostics, ..Problem::new(ProblemCode::Invalid, reason) })
 }
 

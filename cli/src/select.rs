@@ -84,8 +84,7 @@ impl Selector {
             agents.iter().filter(|agent| self.selects(agent)).map(|agent| agent.name.clone()).collect();
         if names.is_empty() {
             let sentence = format!("no agent has labels as `{self}` says");
-            return Err(CommandError::new(Exit::NOT_FOUND, sentence)
-                .hint("see their labels: vm-agent list -o json, or vm-agent spec NAME"));
+            return Err(CommandError::new(Exit::NOT_FOUND, sentence).hint("see their labels: vm-agent list -o wide"));
         }
         Ok(names)
     }
@@ -167,11 +166,11 @@ pub(crate) async fn about<T>(
     };
     let Ok(agents) = client.get::<List<AgentView>>("/agents").await else { return Err(error) };
     let known: Vec<&AgentName> = agents.content.items.iter().map(|agent| &agent.name).collect();
-    Err(if known.contains(&name) { error } else { no_such_agent(name, known) })
+    Err(if known.contains(&name) { error } else { no_such_agent(name, &known) })
 }
 
 /// That there is no such agent, and which may have been meant.
-pub(crate) fn no_such_agent(name: &AgentName, known: Vec<&AgentName>) -> CommandError {
+pub(crate) fn no_such_agent(name: &AgentName, known: &[&AgentName]) -> CommandError {
     let error = CommandError::new(Exit::NOT_FOUND, format!("there is no agent `{name}`"));
     let replicas: Vec<&str> =
         known.iter().map(|known| known.as_str()).filter(|known| is_replica(known, name)).collect();
@@ -245,7 +244,7 @@ mod tests {
     #[test]
     fn an_unknown_name_gets_the_nearest_or_its_replicas() {
         let known: Vec<AgentName> = ["builder", "web-1", "web-2", "web-3", "web-4"].map(name).to_vec();
-        let hint = |asked: &str| no_such_agent(&name(asked), known.iter().collect()).hints()[0].clone();
+        let hint = |asked: &str| no_such_agent(&name(asked), &known.iter().collect::<Vec<_>>()).hints()[0].clone();
         assert_eq!(hint("bulider"), "did you mean `builder`?");
         assert_eq!(hint("web"), "web-1, web-2, web-3 … are replicas of `web`; name one, such as web-1");
         assert_eq!(hint("zebra"), "see which there are: vm-agent list");

@@ -261,17 +261,15 @@ fn outcome(standings: &Standings) -> Result<(), CommandError> {
         return Ok(());
     }
     let text = format!("{} can't go on until a person has acted{}", count(stuck.len(), "agent"), listed(&stuck));
-    Err(CommandError::new(Exit::BLOCKED, text).hint(
-        "`vm-agent status NAME` shows what an agent waits for; an approval is given by `vm-agent approve`, a pause ended \
-         by `vm-agent resume`",
-    ))
+    Err(CommandError::new(Exit::BLOCKED, text)
+        .hint("`vm-agent why NAME` says what an agent waits for and what would help"))
 }
 
 fn too_late(standings: &Standings, limit: Span) -> CommandError {
     let open: Vec<(&AgentName, &str)> = open(standings).collect();
     let text = format!("{} not ready after {limit}{}", count(open.len(), "agent"), listed(&open));
     CommandError::new(Exit::TIMED_OUT, text)
-        .hint("the controller goes on with it; look with `vm-agent list` and `vm-agent status NAME`")
+        .hint("the controller goes on with it; look with `vm-agent list` and `vm-agent why NAME`")
 }
 
 fn open(standings: &Standings) -> impl Iterator<Item = (&AgentName, &str)> {

@@ -71,7 +71,7 @@ fn a_bad_file_is_refused_with_the_place_and_the_right_word() {
     insta::assert_snapshot!(sandbox.transcript(&["validate"]), @"
     exit 3
     --- stderr
-    error: $DIR/fleet.yaml has 1 error; nothing was changed
+    error: 1 error in $DIR/fleet.yaml; nothing was changed
     $DIR/fleet.yaml:3:5: agents.web.memroy: there is no key `memroy` here
      3 |     memroy: 8G
        |     ^
@@ -104,7 +104,7 @@ fn several_files_and_stdin_make_one_fleet() {
     insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "parts", "-f", "c.yaml", "-f", "-"]), @"
     exit 3
     --- stderr
-    error: 4 files have 1 error; nothing was changed
+    error: 1 error in 4 files; nothing was changed
     stdin: the file says nothing: a fleet file has at least the key `agents`
     hint: write `agents: {}` for a fleet of none
     ");
@@ -117,7 +117,7 @@ fn several_files_and_stdin_make_one_fleet() {
     insta::assert_snapshot!(sandbox.transcript(&["validate", "-f", "parts", "-f", "c.yaml"]), @"
     exit 3
     --- stderr
-    error: 3 files have 1 error; nothing was changed
+    error: 1 error in 3 files; nothing was changed
     c.yaml:1:10: agents.a: `a` is in two files; the first is parts/a.yaml:2:10
      1 | agents: {a: {}}
        |          ^
@@ -278,7 +278,7 @@ fn a_file_of_another_fleet_is_refused_with_both_names() {
     insta::assert_snapshot!(sandbox.transcript(&["up"]), @"
     exit 5
     --- stderr
-    error: the controller on $DIR/state looks after fleet `lab`, and $DIR/fleet.yaml is of fleet `shop`
+    error: the controller on $DIR/state looks after fleet `lab`, and the file ($DIR/fleet.yaml) is of fleet `shop`
     hint: give this fleet a state folder of its own with --state-dir, or bring the other down first
     ");
 }

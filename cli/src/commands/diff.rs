@@ -49,7 +49,7 @@ pub(crate) async fn run(context: &mut Context, args: DiffArgs) -> CommandResult 
     };
     let known: Vec<&AgentName> = plan.agents.iter().map(|agent| &agent.name).collect();
     if let Some(unknown) = args.names.iter().find(|name| !known.contains(name)) {
-        return Err(no_such_agent(unknown, known));
+        return Err(no_such_agent(unknown, &known));
     }
     let mut found = diff(&plan, accepted.as_ref(), &loaded.fleet, &overrides, Timestamp::now());
     if !args.names.is_empty() {

@@ -26,7 +26,7 @@ pub(crate) async fn run(context: &mut Context, args: ListArgs) -> CommandResult 
     if let Some(names) = args.targets.resolve(&client).await? {
         let known: Vec<&AgentName> = answer.content.items.iter().map(|agent| &agent.name).collect();
         if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
-            return Err(no_such_agent(unknown, known));
+            return Err(no_such_agent(unknown, &known));
         }
         answer.content.items.retain(|agent| names.contains(&agent.name));
         retain(&mut answer.raw, "name", &names);

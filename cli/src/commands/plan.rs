@@ -12,18 +12,20 @@ use crate::file::FileArgs;
 use crate::render::{self, Planned};
 use crate::ui::{Format, OutputArgs};
 
+/// How a plan reads.
+const LEGEND: &str = "\
+Each line of a plan is a step, with its reason and what it takes:
+  + create      - destroy     -/+ replace: delete, and make anew
+  ^ start       v stop        * resize, with a restart where the machine runs
+  ~ in place    ! waits, and for what
+Below it stand the values that change, and where each new one comes from. The last line counts agents.";
+
 /// Show what would be done, and do nothing
 ///
 /// Without a file, here or named, it plans for the one that the controller has accepted. Without a
 /// controller, it plans from what the state folder knows.
-///
-/// Each line is a step, with its reason and what it takes:
-///   + create      - destroy       -/+ replace: delete, and make anew
-///   ^ start       v stop          *   resize (with a restart where the machine runs)
-///   ~ in place    ! waits, and for what
-/// Below it stand the values that change, and where the new one comes from. The last line counts agents.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = LEGEND)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     file: FileArgs,

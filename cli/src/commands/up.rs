@@ -72,7 +72,7 @@ async fn controller(context: &mut Context, loaded: &Loaded, watch: bool) -> Resu
     }
     let (running, wanted) = (&local.file.fleet, &loaded.fleet.name);
     let sentence = format!(
-        "the controller on {} looks after fleet `{running}`, and {} is of fleet `{wanted}`",
+        "the controller on {} looks after fleet `{running}`, and the file ({}) is of fleet `{wanted}`",
         state_dir.display(),
         loaded.name
     );

@@ -1,5 +1,6 @@
 //! Agents: all of them in a table, or one with everything about it.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use crate::table::{Cell, Table};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
 const COLUMNS: [&str; 7] = ["NAME", "DRIVER", "POWER", "SYNC", "HEALTH", "LAST SEEN", "NOTES"];
-const WIDE_COLUMNS: [&str; 13] = [
+const WIDE_COLUMNS: [&str; 14] = [
     "NAME",
     "DRIVER",
     "POWER",
@@ -28,6 +29,7 @@ const WIDE_COLUMNS: [&str; 13] = [
     "MEMORY",
     "DISK",
     "IMAGE",
+    "LABELS",
     "NOTES",
 ];
 
@@ -52,6 +54,7 @@ pub(crate) fn agent_table(agents: &[AgentView], wide: bool, now: Timestamp) -> S
                 text(spec.map(|spec| spec.memory)).into(),
                 text(spec.map(|spec| spec.disk)).into(),
                 text(spec.map(|spec| &spec.image)).into(),
+                text(spec.map(|spec| labels(&spec.labels))).into(),
             ]);
         }
         let style = if agent.overrides.is_empty() { PLAIN } else { BUSY };
@@ -65,6 +68,11 @@ fn text(value: Option<impl ToString>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }
 
+/// Labels as a selector has them.
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
 /// What stands out about an agent: overrides first, for they explain much of the rest.
 fn notes(agent: &AgentView, now: Timestamp) -> String {
     let overrides = agent.overrides.iter().map(|it| {
@@ -75,7 +83,11 @@ fn notes(agent: &AgentView, now: Timestamp) -> String {
     let waits = agent.waits_for.first().map(|it| format!("waits for {it}"));
     let rests = agent.rests.filter(|_| waits.is_none()).map(|rest| rest.to_string());
     // A reason to wait says more than the number of things that wait.
-    let drift = (waits.is_none() && !agent.drift.is_empty()).then(|| count(agent.drift.len(), "difference"));
+    let warned = agent.drift.iter().all(|it| it.policy == DriftPolicy::Warn);
+    let drift = (waits.is_none() && !agent.drift.is_empty()).then(|| {
+        let differences = count(agent.drift.len(), "difference");
+        if warned { format!("{differences} left as it is") } else { differences }
+    });
     paused.into_iter().chain(overrides).chain(waits).chain(rests).chain(drift).collect::<Vec<_>>().join("; ")
 }
 
@@ -193,6 +205,7 @@ impl Page {
 mod tests {
     use super::super::samples;
     use super::*;
+    use vm_agent_schemas::plan::{Drift, Health, Rest};
 
     fn plain(text: &str) -> String {
         anstream::adapter::strip_str(text).to_string()
@@ -200,20 +213,29 @@ mod tests {
 
     #[test]
     fn the_table_tells_overrides_and_what_is_waited_for() {
-        let agents = [samples::healthy("web"), samples::overridden("db"), samples::blocked("old")];
+        let warned = vec![Drift { policy: DriftPolicy::Warn, ..samples::memory_drift() }];
+        let idle =
+            AgentView { rests: Some(Rest::Idle), health: Health::Suspended, session: None, ..samples::healthy("rest") };
+        let agents = [
+            AgentView { drift: warned, ..samples::healthy("web") },
+            samples::overridden("db"),
+            samples::blocked("old"),
+            idle,
+        ];
         insta::assert_snapshot!(plain(&agent_table(&agents, false, samples::now())), @"
-        NAME  DRIVER  POWER    SYNC     HEALTH   LAST SEEN  NOTES
-        web   local   running  Synced   Healthy  4s ago     -
-        db    local   stopped  Drifted  Stopped  -          overridden (power: stopped, by ana, 55m0s left): debug a flake; 1 difference
-        old   local   -        Blocked  Healthy  4s ago     waits for an approval (c1d7b17c9b7a)
+        NAME  DRIVER  POWER    SYNC     HEALTH            LAST SEEN  NOTES
+        web   local   running  Synced   Healthy           4s ago     1 difference left as it is
+        db    local   stopped  Drifted  Stopped           -          overridden (power: stopped, by ana, 55m0s left): debug a flake; 1 difference
+        old   local   -        Blocked  Healthy           4s ago     waits for an approval (c1d7b17c9b7a)
+        rest  local   running  Synced   Suspended (idle)  -          it is idle
         ");
     }
 
     #[test]
     fn the_wide_table_adds_lives_and_sizes() {
         insta::assert_snapshot!(plain(&agent_table(&[samples::healthy("web")], true, samples::now())), @"
-        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  CPUS  MEMORY  DISK  IMAGE  NOTES
-        web   local   running  Synced  Healthy  4s ago     1            3      1     8G      5G    24.04  -
+        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  CPUS  MEMORY  DISK  IMAGE  LABELS  NOTES
+        web   local   running  Synced  Healthy  4s ago     1            3      1     8G      5G    24.04  -       -
         ");
     }
 

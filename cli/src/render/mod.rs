@@ -15,7 +15,7 @@ pub(crate) use diagnostic::diagnostic;
 pub(crate) use diff::diff;
 pub(crate) use explain::explain;
 pub(crate) use history::{history, revision};
-pub(crate) use plan::{Planned, covering, field, origin, plan, toll};
+pub(crate) use plan::{Planned, covering, field, origin, origin_of, plan, toll};
 pub(crate) use spec::spec;
 pub(crate) use status::{approval_table, controller, drift_table, event, override_table, task_table, token_table};
 pub(crate) use why::{Known, next, why};

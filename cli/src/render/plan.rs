@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use anstyle::Style;
 use jiff::Timestamp;
-use vm_agent_schemas::fleet::{DriftPolicy, Field, Origin};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy, Field, Origin};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Cost, Drift, DriftClass, Fuse, Plan, Step, StepAction, WaitsFor};
@@ -132,21 +132,13 @@ impl Planned<'_> {
             if matches!(drift.class, DriftClass::Missing | DriftClass::Unexpected) {
                 continue;
             }
-            let origin = self.origin(agent, &drift.path).map_or_else(String::new, |origin| format!(" ({origin})"));
+            let origin = self.origin(agent, drift).map_or_else(String::new, |origin| format!(" ({origin})"));
             let _ = writeln!(text, "    {}{FAINT}{origin}{}{FAINT:#}", transition(drift, " "), policy(drift));
         }
     }
 
-    /// Where the value at a path comes from.
-    fn origin(&self, agent: &AgentPlan, path: &str) -> Option<String> {
-        let found =
-            origin(agent.wanted.as_ref()?.origins.get(&field(path)?)?, self.covering(&agent.name, path), self.now);
-        Some(found)
-    }
-
-    /// The override that a value comes from.
-    fn covering(&self, agent: &AgentName, path: &str) -> Option<&Override> {
-        covering(self.overrides, agent, path)
+    fn origin(&self, agent: &AgentPlan, drift: &Drift) -> Option<String> {
+        origin_of(drift, agent.wanted.as_deref()?, self.overrides, &agent.name, self.now)
     }
 
     /// An agent that nothing is done about, though something is waited for or differs.
@@ -272,18 +264,24 @@ fn write_waits<'a>(text: &mut String, waits: impl Iterator<Item = &'a WaitsFor>)
 
 /// One difference: what, and from which value to which. `after` stands behind what.
 pub(crate) fn transition(drift: &Drift, after: &str) -> String {
+    let what = if is_configuration(drift) { "configuration" } else { &drift.path };
     let (observed, wanted) = transition_values(drift);
-    format!("{}{after}{observed} -> {wanted}", drift.path)
+    format!("{what}{after}{observed} -> {wanted}")
 }
 
 /// The value seen and the value wanted.
 pub(crate) fn transition_values(drift: &Drift) -> (String, String) {
-    // The marks by which configurations are told apart tell people nothing.
-    if drift.class == DriftClass::Provisioning && drift.wanted.is_string() {
+    if is_configuration(drift) {
         let observed = if drift.observed.is_null() { "nothing" } else { "an earlier one" };
         return (observed.to_owned(), "the one wanted".to_owned());
     }
     (value(&drift.path, &drift.observed), value(&drift.path, &drift.wanted))
+}
+
+/// Whether a difference is that of all that a runtime is told, which is known by its marks only: they
+/// tell people nothing.
+fn is_configuration(drift: &Drift) -> bool {
+    drift.class == DriftClass::Provisioning && drift.path == "env"
 }
 
 /// What is done about a difference that is not removed.
@@ -306,6 +304,18 @@ pub(crate) fn covering<'a>(overrides: &'a [Override], agent: &AgentName, path: &
     let of_agent = || overrides.iter().filter(|it| it.agent == *agent);
     let at = |path: &str| of_agent().find(|it| it.change.path().as_str() == path);
     at(path).or_else(|| at(OverridePath::Presence.as_str()))
+}
+
+/// Where the value that a difference is to get comes from.
+pub(crate) fn origin_of(
+    drift: &Drift,
+    wanted: &DeclaredAgent,
+    overrides: &[Override],
+    agent: &AgentName,
+    now: Timestamp,
+) -> Option<String> {
+    let layer = wanted.origins.get(&field(&drift.path)?).filter(|_| !is_configuration(drift))?;
+    Some(origin(layer, covering(overrides, agent, &drift.path), now))
 }
 
 /// The layer that a value comes from, with who said it where that is a person.

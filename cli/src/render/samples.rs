@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
-use vm_agent_schemas::api::{AgentView, DriverStatus, RevisionView, SessionView};
+use vm_agent_schemas::api::{
+    Addresses, AgentView, ControllerStatus, DriverStatus, FileState, FileStatus, RevisionView, SessionView,
+};
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{
-    AgentEntry, DeclaredAgent, DriftPolicy, DriverName, Field, Origin, PowerState, Until, resolve_entry,
+    AgentEntry, DeclaredAgent, Diagnostic, DriftPolicy, DriverName, Field, Origin, PowerState, Until, resolve_entry,
 };
-use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, OverrideId, Revision, TaskId, TokenId};
+use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Life, OverrideId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::{Change, Override};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
@@ -67,7 +69,7 @@ pub(crate) fn healthy(agent: &str) -> AgentView {
     }
 }
 
-fn memory_drift() -> Drift {
+pub(crate) fn memory_drift() -> Drift {
     Drift {
         class: DriftClass::Memory,
         path: "memory".into(),
@@ -272,6 +274,39 @@ pub(crate) fn revision(number: u64, current: bool) -> RevisionView {
 
 pub(crate) fn token(of: &str) -> ApiToken {
     ApiToken { id: TokenId::generate(), name: of.into(), digest: Digest::of(b""), created_at: before(60) }
+}
+
+pub(crate) fn controller(state: FileState, diagnostics: Vec<Diagnostic>) -> ControllerStatus {
+    let loopback = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    ControllerStatus {
+        pid: 7,
+        version: "0.1.0".into(),
+        fleet: "lab".parse().unwrap(),
+        state_dir: "/state".into(),
+        life: Life(2),
+        started_at: before(3600),
+        addresses: Addresses {
+            socket: "/state/api.sock".into(),
+            hub: loopback(9090),
+            api: loopback(9091),
+            dashboard: loopback(9092),
+        },
+        file: FileStatus {
+            roots: vec!["/fleet.yaml".into()],
+            revision: Some(Revision(3)),
+            applied_at: Some(before(120)),
+            author: Some("ana".into()),
+            state,
+            message: "what is on the disk is told here".into(),
+            diagnostics,
+        },
+        paused: None,
+        fuse: Fuse::Closed { since: before(3600) },
+        drivers: vec![driver()],
+        sync: [("Synced".to_owned(), 2)].into(),
+        health: [("Healthy".to_owned(), 2)].into(),
+        conditions: Vec::new(),
+    }
 }
 
 pub(crate) fn driver() -> DriverStatus {

@@ -166,7 +166,7 @@ pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
     let first = usize::from(!of);
     let mut table = Table::new(&header[first..]);
     for task in tasks {
-        let cells = vec![
+        let cells = [
             Cell::new(&task.agent, STRONG),
             task.id.into(),
             task_state(task).into(),
@@ -199,11 +199,50 @@ pub(crate) fn event(event: &Event) -> String {
 mod tests {
     use super::super::samples;
     use super::*;
+    use vm_agent_schemas::ids::Digest;
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
 
     #[test]
     fn an_event_is_one_line() {
         let line = anstream::adapter::strip_str(&event(&samples::event(7, "web"))).to_string();
         assert_eq!(line, "2026-01-02T03:04:00Z StepSucceeded web: created");
+    }
+
+    #[test]
+    fn a_controller_tells_of_its_file_and_what_is_wrong_with_it() {
+        let wrong = vm_agent_schemas::fleet::parse("/fleet.yaml", "agents:\n  web: {memroy: 8G}\n").unwrap_err();
+        let status = samples::controller(FileState::Invalid, wrong);
+        insta::assert_snapshot!(plain(&controller(&status, &[], samples::now())));
+        let held = Approval { id: Digest::of(b"reach"), agent: None, what: "let agents read /srv".into() };
+        let status = samples::controller(FileState::Held, Vec::new());
+        let text = plain(&controller(&status, &[&held], samples::now()));
+        assert!(text.contains("held: what is on the disk"), "{text}");
+        assert!(text.contains("let agents read /srv; say yes with `vm-agent approve "), "{text}");
+    }
+
+    #[test]
+    fn approvals_say_what_they_are_about() {
+        let what = "let agents read /srv";
+        let of_file = Approval { id: Digest::of(b"reach"), agent: None, what: what.into() };
+        let of_agent = Approval { agent: Some(samples::name("web")), ..of_file.clone() };
+        insta::assert_snapshot!(plain(&approval_table(&[of_file, of_agent])), @"
+        ID            ABOUT     WHAT
+        ed4561f685f1  the file  let agents read /srv
+        ed4561f685f1  web       let agents read /srv
+        ");
+    }
+
+    #[test]
+    fn tasks_say_whose_they_are_where_they_are_of_several() {
+        let tasks = [samples::task("web")];
+        insta::assert_snapshot!(plain(&task_table(&tasks, true, samples::now())), @"
+        AGENT  ID                                    STATE                   ATTEMPT  ACCEPTED  COMMAND
+        web    0190c5a8-0000-7000-8000-000000000000  ended with exit code 2  1        1m0s ago  make test
+        ");
+        assert!(!plain(&task_table(&tasks, false, samples::now())).contains("web"));
     }
 
     #[test]

@@ -8,11 +8,11 @@ use vm_agent_schemas::api::{AgentView, DriverStatus};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{DriftPolicy, Field, Origin};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{Condition, ConditionStatus, DriftClass, Health, Rest, Step, Sync, WaitsFor};
+use vm_agent_schemas::plan::{Condition, ConditionStatus, Drift, DriftClass, Health, Rest, Step, Sync, WaitsFor};
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::TaskOutcome;
 
-use super::plan::{covering, field, origin, policy, said, toll, transition};
+use super::plan::{covering, origin, origin_of, policy, said, toll, transition};
 use super::{ago, change, coarse, command, value};
 use crate::ui::{BAD, BUSY, FAINT, STRONG};
 
@@ -113,12 +113,10 @@ fn since(heading: &str, condition: &str, known: &Known<'_>) -> String {
 
 fn differences(known: &Known<'_>) -> Vec<String> {
     let agent = known.agent;
-    let layer = |path: &str| {
-        let layer = agent.wanted.as_ref()?.origins.get(&field(path)?)?;
-        Some(format!("; {}", origin(layer, covering(&agent.overrides, &agent.name, path), known.now)))
-    };
-    let line = |it: &vm_agent_schemas::plan::Drift| {
-        let layer = layer(&it.path).unwrap_or_default();
+    let line = |it: &Drift| {
+        let layer = agent.wanted.as_ref();
+        let layer = layer.and_then(|wanted| origin_of(it, wanted, &agent.overrides, &agent.name, known.now));
+        let layer = layer.map_or_else(String::new, |layer| format!("; {layer}"));
         let left = if it.policy == DriftPolicy::Warn { policy(it) } else { "" };
         format!("{} {FAINT}({}{layer}){left}{FAINT:#}", transition(it, ": "), it.cost)
     };
