@@ -178,7 +178,8 @@ impl HubHandle {
         self.tell(Event::Revoke(agent));
     }
 
-    /// Gives the agent another configuration. One with secrets is sent and not kept.
+    /// Gives the agent another configuration. One with secrets is sent and not kept, and one that is too
+    /// large for a message is not sent: [`configuration_fits`](crate::configuration_fits) tells before.
     pub fn configure(&self, agent: AgentName, configuration: Configuration) {
         self.tell(Event::Configure(agent, configuration));
     }

@@ -41,6 +41,7 @@ use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Challenge, Configuration, FromHub, Hello};
 
 pub use event::{CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, Record, SessionInfo, StreamKey};
+pub use sessions::configuration_fits;
 
 use sessions::Session;
 use tasks::TaskQueue;

@@ -381,7 +381,7 @@ impl Hub {
 
     pub(super) fn configure(&mut self, agent: &AgentName, configuration: Configuration) {
         let Some(enrolled) = self.agents.get_mut(agent) else { return };
-        if enrolled.configuration.as_ref() == Some(&configuration) {
+        if enrolled.configuration.as_ref() == Some(&configuration) || !configuration_fits(&configuration) {
             return;
         }
         enrolled.configuration = Some(&configuration).filter(|it| may_be_kept(it)).cloned();
@@ -398,9 +398,15 @@ impl Hub {
     }
 }
 
+/// Whether a configuration can be sent at all: a message has its limit, and secrets can be of any size.
+#[must_use]
+pub fn configuration_fits(configuration: &Configuration) -> bool {
+    tasks::fits(configuration)
+}
+
 /// Secrets go to the runtime and stay nowhere else.
 fn may_be_kept(configuration: &Configuration) -> bool {
-    configuration.secrets.is_empty()
+    configuration.secrets.is_empty() && configuration_fits(configuration)
 }
 
 fn going_down() -> Refusal {

@@ -8,9 +8,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use vm_agent_schemas::ids::{Epoch, Incarnation};
 use vm_agent_schemas::task::{Task, TaskState};
-use vm_agent_schemas::wire::{Run, TEXT_MAX, TaskEnded, TaskOutcome, TaskRef};
+use vm_agent_schemas::wire::{TEXT_MAX, TaskEnded, TaskOutcome, TaskRef};
 
 use super::elapsed;
 
@@ -26,8 +27,8 @@ const OVERDUE: Duration = Duration::from_secs(60);
 const MESSAGE_OVERHEAD: usize = 1024;
 
 /// Whether a message with this can be sent at all.
-pub(super) fn fits(run: &Run) -> bool {
-    serde_json::to_vec(run).is_ok_and(|json| json.len() + MESSAGE_OVERHEAD <= TEXT_MAX)
+pub(super) fn fits<T: Serialize>(content: &T) -> bool {
+    serde_json::to_vec(content).is_ok_and(|json| json.len() + MESSAGE_OVERHEAD <= TEXT_MAX)
 }
 
 #[derive(Debug)]

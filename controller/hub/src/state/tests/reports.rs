@@ -2,12 +2,12 @@
 
 use vm_agent_schemas::ids::{Digest, Secret};
 use vm_agent_schemas::wire::{
-    Configuration, Configured, FromHub, FromRuntime, HealthReport, RefusalCode, ServiceReport, ServiceState,
+    Configuration, Configured, FromHub, FromRuntime, HealthReport, RefusalCode, ServiceReport, ServiceState, TEXT_MAX,
 };
 
 use super::world::*;
 use crate::state::reports::{PROBLEM_MAX, PROBLEMS_MAX, SERVICES_MAX};
-use crate::state::{ConnId, Event, Notice};
+use crate::state::{ConnId, Event, Notice, configuration_fits};
 
 fn configured(problems: Vec<String>) -> FromRuntime {
     FromRuntime::Configured(Configured { digest: Some(Digest::of(b"mark")), problems })
@@ -95,4 +95,14 @@ fn secrets_go_to_the_runtime_and_stay_nowhere() {
     world.tell(Event::Closed { conn: ConnId(2) });
     // `Secret` hides itself: what is looked for here is that nothing holds one.
     assert!(!format!("{:?}", world.hub).contains("Secret("));
+}
+
+#[test]
+fn a_configuration_that_no_message_can_hold_is_not_sent() {
+    let secrets = [("TOKEN".to_owned(), Secret::from_text("x".repeat(TEXT_MAX)))].into();
+    let large = Configuration { secrets, ..Configuration::default() };
+    assert!(!configuration_fits(&large) && configuration_fits(&Configuration::default()));
+    let mut world = World::joined();
+    assert_eq!(world.tell(Event::Configure(name("web"), large)), []);
+    assert_eq!(world.hub.sessions().len(), 1);
 }
