@@ -340,6 +340,9 @@ pub enum StepAction {
     Task {
         /// The task.
         task: TaskName,
+        /// The moment that it is for; nothing for a task that runs once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        due: Option<Timestamp>,
     },
 }
 
@@ -389,7 +392,7 @@ impl StepAction {
 impl fmt::Display for StepAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Task { task } => write!(f, "run task {task}"),
+            Self::Task { task, .. } => write!(f, "run task {task}"),
             other => f.write_str(other.word()),
         }
     }

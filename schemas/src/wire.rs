@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
 use crate::fleet::{FileContent, ServiceEntry};
+use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
 use crate::names::{AgentName, FleetName, ServiceName};
 use crate::units::{ByteSize, Span};
 
@@ -409,7 +409,7 @@ pub struct HealthReport {
 pub struct ServiceReport {
     /// What it is doing.
     pub state: ServiceState,
-    /// How often it was started again since the configuration came.
+    /// How often it was started again since it first started with its present entry.
     pub restarts: u32,
     /// The share of one processor that its processes took since the last report, in percent.
     pub cpu_percent: f32,
@@ -659,7 +659,10 @@ mod tests {
                       "timestamp":1234567890,"payload":{"digest":"00"}}"#;
         let envelope: Envelope<FromRuntime> = serde_json::from_str(text).unwrap();
         assert_eq!(envelope.from, Address::Agent("web".parse().unwrap()));
-        assert_eq!(envelope.body, FromRuntime::Configured(Configured { digest: Some("00".to_owned().into()), problems: Vec::new() }));
+        assert_eq!(
+            envelope.body,
+            FromRuntime::Configured(Configured { digest: Some("00".to_owned().into()), problems: Vec::new() })
+        );
         let back: serde_json::Value = serde_json::to_value(&envelope).unwrap();
         assert_eq!(back["type"], "configured");
         assert_eq!(back["to"], "host");

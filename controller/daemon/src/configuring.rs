@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use vm_agent_hub::configuration_fits;
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::SecretSource;
 use vm_agent_schemas::ids::{Digest, Epoch};
@@ -96,8 +97,11 @@ pub(crate) async fn configure(
     let problem = match secrets::resolve(&sources).await {
         Ok(values) => {
             configuration.secrets = values;
-            core.hub.configure(agent.clone(), configuration);
-            None
+            let fits = configuration_fits(&configuration);
+            if fits {
+                core.hub.configure(agent.clone(), configuration);
+            }
+            (!fits).then(|| "its configuration with all secrets is longer than a message may be".to_owned())
         }
         Err(error) => Some(Chain(&error).to_string()),
     };

@@ -33,10 +33,10 @@ pub(crate) struct Rounds<'a> {
 }
 
 impl Rounds<'_> {
-    /// Whether the task should run now. A run that is dated later than now is from before the clock was
+    /// The moment for which the task should run now, if there is one. A run that is dated later than now is from before the clock was
     /// set back: until the clock has caught up nothing is due, so that nothing runs twice.
-    pub(crate) fn is_due(self, now: Timestamp) -> bool {
-        moment_between(&self.when.cron, self.since(now), now).is_some()
+    pub(crate) fn due(self, now: Timestamp) -> Option<Timestamp> {
+        moment_between(&self.when.cron, self.since(now), now)
     }
 
     /// The moment after now at which the task runs next.
@@ -44,9 +44,9 @@ impl Rounds<'_> {
         self.when.cron.next_after(now.max(self.made).max(self.last.unwrap_or(now)))
     }
 
-    /// When [`is_due`](Self::is_due) may answer otherwise.
+    /// When [`due`](Self::due) may answer otherwise.
     pub(crate) fn turns(self, now: Timestamp) -> impl Iterator<Item = Timestamp> + use<> {
-        let missed = moment_between(&self.when.cron, self.since(now), now).map(|moment| after(moment, LATE));
+        let missed = self.due(now).map(|moment| after(moment, LATE));
         missed.into_iter().chain(self.next(now))
     }
 
@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn is_due(missed: Missed, last: Option<&str>, made: &str, now: &str) -> bool {
-        Rounds { when: &when(missed), last: last.map(at), made: at(made) }.is_due(at(now))
+        Rounds { when: &when(missed), last: last.map(at), made: at(made) }.due(at(now)).is_some()
     }
 
     #[test]

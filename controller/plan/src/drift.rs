@@ -224,7 +224,7 @@ fn tasks(situation: &Situation<'_>, drift: &mut Vec<Drift>) {
     for (name, standing) in standings(situation) {
         let (observed, cost) = match standing {
             Standing::Done => continue,
-            Standing::Due(_) => ("not run".to_owned(), Cost::Live),
+            Standing::Due(..) => ("not run".to_owned(), Cost::Live),
             Standing::UnderWay => ("under way".to_owned(), Cost::Wait),
             Standing::Failed(task, _) => {
                 (task.outcome.as_ref().map_or_else(String::new, ToString::to_string), Cost::Wait)

@@ -157,7 +157,7 @@ fn digest(inputs: &Inputs, steps: &[Step], approvals: &[ApprovalRequest]) -> Dig
         part(step.agent.as_str());
         part(step.driver.as_str());
         part(step.action.word());
-        if let StepAction::Task { task } = &step.action {
+        if let StepAction::Task { task, .. } = &step.action {
             part(task.as_str());
         }
         part(&step.reason);

@@ -62,35 +62,56 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
         return moves;
     }
     let restart = situation.wanted.map(|agent| agent.spec.restart).unwrap_or_default();
-    // Steps that take down what runs, only to start it again.
-    let mut again = Moves::default();
-    match decide(situation.want, situation.seen, situation.link, situation.under(), restart) {
+    let decision = decide(situation.want, situation.seen, situation.link, situation.under(), restart);
+    if alone(situation, decision, guard, &mut moves) {
+        hold(situation, windows, &mut moves);
+        return moves;
+    }
+    let mut again = power(situation, drift, decision, &mut moves);
+    moves.waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
+    // What can be done in place comes after a restart, unless that has to wait.
+    let later = windows.hold(situation).is_some().then(|| std::mem::take(&mut again.steps));
+    moves.append(again);
+    if situation.want == Want::Running {
+        live(situation, drift, &mut moves);
+    }
+    moves.steps.extend(later.into_iter().flatten());
+    replace(situation, drift, guard, windows, &mut moves);
+    prove(situation, &mut moves);
+    ask_first(situation, guard, &mut moves);
+    hold(situation, windows, &mut moves);
+    moves
+}
+
+/// What is done or waited for so that nothing else can be done beside it. Answers whether that is so.
+fn alone(situation: &Situation<'_>, decision: Decision, guard: &mut Guard<'_>, moves: &mut Moves) -> bool {
+    match decision {
         Decision::AwaitOperation => {
             moves.settling = true;
             moves.waits_for.extend(
                 situation.operation.map(|operation| WaitsFor::Operation { id: operation.id, action: operation.action }),
             );
-            return moves;
         }
-        Decision::AwaitKnowledge => {
-            moves.wait(unknown(situation));
-            return moves;
-        }
-        Decision::BlockedByForeign | Decision::BlockedByTombstone => {
-            moves.waits_for.extend(obstacle(situation));
-            return moves;
-        }
+        Decision::AwaitKnowledge => moves.wait(unknown(situation)),
+        Decision::BlockedByForeign | Decision::BlockedByTombstone => moves.waits_for.extend(obstacle(situation)),
         Decision::Forget => {
             moves.push(StepAction::Forget, "its instance is gone and no longer wanted", Cost::Live);
-            return moves;
         }
         Decision::Act(Action::Destroy) => {
             let reason = if situation.wanted.is_some() { "the fleet is taken down" } else { "it is not wanted" };
             moves.push(StepAction::Destroy, reason, Cost::Destroy);
             moves.steps[0].waits_for.extend(guard.removal(situation));
-            hold(situation, windows, &mut moves);
-            return moves;
         }
+        _ => return false,
+    }
+    true
+}
+
+/// What is done or waited for so that the machine has the power and the sizes that it should. Answers the
+/// steps that take down what runs only to start it again.
+fn power(situation: &Situation<'_>, drift: &[Drift], decision: Decision, moves: &mut Moves) -> Moves {
+    let mut again = Moves::default();
+    match decision {
         Decision::AwaitTransition => {
             moves.settling = true;
             let state = situation.observed.map(|observed| observed.instance.state);
@@ -105,40 +126,24 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
             resize(situation, drift, &mut again);
             again.push(StepAction::Start, "with a new seed", Cost::Restart);
         }
-        Decision::Act(Action::Create) => create(situation, &mut moves),
+        Decision::Act(Action::Create) => create(situation, moves),
         // Only a create finishes what a create has left half made. It acts on no instance but its own.
         Decision::Act(Action::Start) if situation.is_half_made() => {
             moves.push(StepAction::Create, "it is half made", Cost::Create);
         }
         Decision::Act(Action::Start) if corrects(drift, DriftClass::Power) => {
-            resize(situation, drift, &mut moves);
+            resize(situation, drift, moves);
             moves.push(StepAction::Start, start_reason(situation), Cost::Start);
         }
         Decision::Act(Action::Stop) if corrects(drift, DriftClass::Power) => {
             moves.push(StepAction::Stop, stop_reason(situation), Cost::Stop);
-            resize(situation, drift, &mut moves);
+            resize(situation, drift, moves);
         }
         Decision::BlockedByPolicy if corrects(drift, DriftClass::Power) => moves.wait(WaitsFor::RestartPolicy),
         // Its power is as it should be, or is left as it is.
-        Decision::Act(Action::Start | Action::Stop | Action::Resize)
-        | Decision::BlockedByPolicy
-        | Decision::Nothing => {
-            again = in_rest(situation, drift, &mut moves);
-        }
+        _ => again = in_rest(situation, drift, moves),
     }
-    moves.waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
-    // What can be done in place comes after a restart, unless that has to wait.
-    let later = windows.hold(situation).is_some().then(|| std::mem::take(&mut again.steps));
-    moves.append(again);
-    if situation.want == Want::Running {
-        live(situation, drift, &mut moves);
-    }
-    moves.steps.extend(later.into_iter().flatten());
-    replace(situation, drift, guard, windows, &mut moves);
-    prove(situation, &mut moves);
-    ask_first(situation, guard, &mut moves);
-    hold(situation, windows, &mut moves);
-    moves
+    again
 }
 
 fn missing_driver(situation: &Situation<'_>) -> Option<WaitsFor> {
@@ -272,9 +277,9 @@ fn tasks(situation: &Situation<'_>, moves: &mut Moves) {
     for (name, standing) in standings(situation) {
         match standing {
             Standing::Done => {}
-            Standing::Due(why) => {
+            Standing::Due(why, due) => {
                 let waits_for_runtime = !situation.is_reachable() && moves.steps.is_empty();
-                moves.push(StepAction::Task { task: name.clone() }, why, Cost::Live);
+                moves.push(StepAction::Task { task: name.clone(), due }, why, Cost::Live);
                 let Some(step) = moves.steps.last_mut() else { continue };
                 if asleep {
                     step.waits_for.clear();

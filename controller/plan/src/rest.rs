@@ -115,5 +115,5 @@ pub(crate) fn is_occupied(situation: &Situation<'_>) -> bool {
 /// Whether a task of the file should run now.
 pub(crate) fn has_task_due(situation: &Situation<'_>) -> bool {
     situation.policy(DriftField::Tasks) == DriftPolicy::Correct
-        && standings(situation).any(|(_, standing)| matches!(standing, Standing::Due(_)))
+        && standings(situation).any(|(_, standing)| matches!(standing, Standing::Due(..)))
 }

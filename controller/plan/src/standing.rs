@@ -14,7 +14,7 @@ use crate::situation::Situation;
 #[derive(Debug)]
 pub(crate) enum Standing<'a> {
     /// It should be accepted, for this reason.
-    Due(&'static str),
+    Due(&'static str, Option<Timestamp>),
     /// It is accepted, and not over.
     UnderWay,
     /// Nothing is to be done: it succeeded, or its moment is to come.
@@ -51,14 +51,15 @@ fn standing<'a>(situation: &Situation<'a>, name: &TaskName, spec: &'a TaskSpec) 
     let now = situation.inputs.now;
     let last = last_run(situation, name, spec);
     let rounds = rounds(situation, spec, last);
+    let due = rounds.and_then(|rounds| rounds.due(now));
     match (last.map(|task| (task, task.outcome.as_ref())), rounds) {
         (Some((_, None)), _) => Standing::UnderWay,
-        (_, Some(rounds)) if rounds.is_due(now) => Standing::Due("its moment has come"),
+        _ if due.is_some() => Standing::Due("its moment has come", due),
         (Some((task, Some(outcome))), _) if !outcome.is_success() => {
             Standing::Failed(task, rounds.and_then(|rounds| rounds.next(now)))
         }
         (Some(_), _) => Standing::Done,
-        (None, _) if spec.when == TaskWhen::Once => Standing::Due("it has not run on this machine"),
+        (None, _) if spec.when == TaskWhen::Once => Standing::Due("it has not run on this machine", None),
         (None, _) => Standing::Done,
     }
 }

@@ -214,14 +214,14 @@ fn unprepared(step: &Step, why: &Unprepared, inputs: &Inputs, jitter: f64) -> [C
 /// The tasks of the file that are due, each to be accepted.
 fn tasks<'a>(planned: &'a Plan, records: &'a Records, now: Timestamp) -> impl Iterator<Item = Sequence> + 'a {
     planned.ready().filter_map(move |step| {
-        let StepAction::Task { task: name } = &step.action else { return None };
+        let StepAction::Task { task: name, due } = &step.action else { return None };
         let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
         let spec = wanted.and_then(|agent| agent.spec.tasks.get(name))?;
         let claim = records.claims.get(&step.agent)?;
         let task = Task {
             id: TaskId::generate(),
             agent: step.agent.clone(),
-            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id, due: None },
+            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id, due: *due },
             run: Run { argv: spec.exec.argv(), env: spec.env.clone(), cwd: spec.cwd.clone() },
             timeout: spec.timeout,
             attempt: 1,

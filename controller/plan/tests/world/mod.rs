@@ -95,6 +95,8 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
     match (&step.action, wanted) {
         (StepAction::Create, Some(agent)) => {
             claim(inputs, &step.agent, &agent, Proof::Confirmed);
+            let instance = inputs.claims[&step.agent].instance.clone();
+            instances(inputs).remove(&instance);
             observe(inputs, &step.agent, InstanceState::Running);
             connect(inputs, &step.agent, &agent);
         }
@@ -123,7 +125,7 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
             inputs.sessions.remove(&step.agent);
         }
         (StepAction::Configure, Some(agent)) => connect(inputs, &step.agent, &agent),
-        (StepAction::Task { task }, Some(agent)) => {
+        (StepAction::Task { task, .. }, Some(agent)) => {
             let claim = inputs.claims.get(&step.agent).expect("only what is claimed runs tasks");
             let digest = agent.spec.tasks.get(task).expect("the task is in the spec").digest();
             let outcome = is_up(inputs, &step.agent).then_some(TaskOutcome::Exited { code: 0 });
@@ -158,8 +160,9 @@ pub fn claim(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent, proof
 /// Lets an agent's claimed instance be seen in a state.
 pub fn observe(inputs: &mut Inputs, name: &AgentName, state: InstanceState) {
     let claim = inputs.claims.get(name).expect("the agent is claimed").clone();
-    let instance =
-        Instance { name: claim.instance.clone(), state, nonce: Some(claim.nonce), sizes: Some(claim.birth.sizes) };
+    let known = instances(inputs).get(&claim.instance).and_then(|observed| observed.instance.sizes);
+    let sizes = Some(known.unwrap_or(claim.birth.sizes));
+    let instance = Instance { name: claim.instance.clone(), state, nonce: Some(claim.nonce), sizes };
     let since = inputs.now;
     instances(inputs).insert(claim.instance, Observed { instance, since });
 }
