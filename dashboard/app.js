@@ -4,10 +4,14 @@
 const TOKEN_KEY = "vm-agent-token";
 /** Events shown, newest first. */
 const EVENTS_SHOWN = 30;
+/** Accepted files shown, newest first. */
+const REVISIONS_SHOWN = 10;
 /** Changes come in bursts: look again at most this often, in milliseconds. */
 const REFRESH_PAUSE = 300;
-/** Ages and remaining times change without an event: look again this often, in milliseconds. */
+/** Some things change without an event, such as the health of a service: look again this often, in milliseconds. */
 const REFRESH_EVERY = 10_000;
+/** Ages and remaining times are told to the second, in milliseconds. */
+const TICK_EVERY = 1000;
 /** The controller says every 15 s that it lives; after three times that, in milliseconds, it is gone. */
 const SILENCE_LIMIT = 45_000;
 /** Longest wait between two attempts to connect, in milliseconds. */
@@ -18,28 +22,73 @@ const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseco
 
 // ---------------------------------------------------------------- elements
 
+const present = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined);
+
 /** An element with these attributes and children. Texts become text nodes. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...present(children));
   return made;
 }
 
-const quiet = (text) => element("div", { class: "quiet" }, text);
+/** Gives an element these children, and touches only what differs: what a person has selected stays so. */
+function fill(parent, ...children) {
+  const wanted = present(children).map((child) => (typeof child === "string" ? new Text(child) : child));
+  wanted.forEach((child, index) => {
+    const old = parent.childNodes[index];
+    if (old) mend(old, child);
+    else parent.append(child);
+  });
+  while (parent.childNodes.length > wanted.length) parent.lastChild.remove();
+}
+
+/** Makes a node of the page like another one, or puts that in its place. */
+function mend(old, wanted) {
+  if (old.nodeName !== wanted.nodeName) {
+    old.replaceWith(wanted);
+  } else if (old instanceof Text) {
+    if (old.data !== wanted.data) old.data = wanted.data;
+  } else if (!old.isEqualNode(wanted)) {
+    for (const name of old.getAttributeNames()) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
+    for (const name of wanted.getAttributeNames()) {
+      if (old.getAttribute(name) !== wanted.getAttribute(name)) old.setAttribute(name, wanted.getAttribute(name));
+    }
+    fill(old, [...wanted.childNodes]);
+  }
+}
+
+const quiet = (...content) => element("div", { class: "quiet" }, content);
+const code = (text) => element("code", {}, text);
+/** A command to type. It stays in one piece, so that it can be copied. */
+const command = (text) => element("code", { class: "command" }, text);
 /** What a cell shows that has nothing to say. */
 const NONE = "–";
 const list = (items) => (items.length ? element("ul", {}, items.map((item) => element("li", {}, item))) : NONE);
+const mark = (word) => element("span", { class: "mark" }, word);
 
 /** A state as a word with a colour: the colour adds to the word, it does not replace it. */
-function state(word, tones) {
-  return element("span", { class: `state ${tones[word] ?? "calm"}` }, word);
-}
+const state = (word, tone = "calm") => element("span", { class: `state ${tone}` }, word);
 
 const SYNC_TONES = { Synced: "good", Reconciling: "busy", Drifted: "warn", Blocked: "bad", Unknown: "warn" };
 const HEALTH_TONES = { Healthy: "good", Starting: "busy", Degraded: "warn", Offline: "bad", Failed: "bad", Unknown: "warn" };
+const SERVICE_TONES = { running: "good", starting: "busy", failing: "bad" };
 
-// ---------------------------------------------------------------- words
+/** A row of a table: a heading, and cells that say what they are where the table's own headings can't be seen. */
+function row(heading, ...cells) {
+  return element("tr", { role: "row" }, element("th", { role: "rowheader", scope: "row" }, heading), cells);
+}
+
+function cell(label, ...content) {
+  const about = content[0] === NONE ? { class: "none" } : {};
+  return element("td", { role: "cell", "data-label": label, ...about }, element("div", {}, content));
+}
+
+function fact(name, ...content) {
+  return element("div", {}, element("dt", {}, name), element("dd", {}, content));
+}
+
+// ---------------------------------------------------------------- time
 
 /** How long something is, in one unit. */
 function duration(milliseconds) {
@@ -50,28 +99,77 @@ function duration(milliseconds) {
   return `${Math.round(seconds / 86_400)} d`;
 }
 
-/** A moment relative to now, with the exact time on hover. */
-function moment(timestamp) {
-  const distance = Date.now() - Date.parse(timestamp);
-  const text = distance >= 0 ? `${duration(distance)} ago` : `in ${duration(-distance)}`;
-  return element("time", { datetime: timestamp, title: timestamp }, text);
+/** How long something still is, in two units: to the second in its last hour. */
+function remaining(milliseconds) {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+  const [minutes, hours, days] = [60, 3600, 86_400].map((unit) => Math.floor(seconds / unit));
+  if (days > 0) return `${days} d ${hours % 24} h`;
+  if (hours > 0) return `${hours} h ${minutes % 60} min`;
+  return minutes > 0 ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
 }
 
-const clock = (timestamp) =>
-  element("time", { datetime: timestamp, title: timestamp }, new Date(timestamp).toLocaleString());
+/** Times that are told by how far off they are, in milliseconds. */
+const DISTANCES = {
+  distance: (ahead) => (ahead > 0 ? `in ${duration(ahead)}` : `${duration(-ahead)} ago`),
+  left: (ahead) => `${remaining(ahead)} left`,
+};
 
-function size(bytes) {
-  for (const [unit, letter] of [[2 ** 30, "G"], [2 ** 20, "M"], [2 ** 10, "K"]]) {
-    if (bytes >= unit) return `${Number((bytes / unit).toFixed(1))}${letter}`;
+const local = (timestamp) => new Date(timestamp).toLocaleString();
+const told = (how, timestamp) => DISTANCES[how](Date.parse(timestamp) - Date.now());
+
+/** A time as far off as it is, which goes on by itself, with the exact time on hover. */
+function ticking(how, timestamp) {
+  return element("time", { datetime: timestamp, title: local(timestamp), "data-ticks": how }, told(how, timestamp));
+}
+
+const moment = (timestamp) => ticking("distance", timestamp);
+const timeLeft = (timestamp, otherwise) => (timestamp ? ticking("left", timestamp) : otherwise);
+const clock = (timestamp) => element("time", { datetime: timestamp, title: timestamp }, local(timestamp));
+
+function tick() {
+  for (const time of document.querySelectorAll("time[data-ticks]")) {
+    const text = told(time.dataset.ticks, time.dateTime);
+    if (time.textContent !== text) time.textContent = text;
   }
-  return String(bytes);
+}
+
+// ---------------------------------------------------------------- words
+
+const SIZES = [["G", 2 ** 30], ["M", 2 ** 20], ["K", 2 ** 10], ["", 1]];
+
+/** The shortest exact spelling of a size, as a fleet file has it. */
+function size(bytes) {
+  const [letter, unit] = SIZES.find(([, unit]) => bytes >= unit && bytes % unit === 0) ?? SIZES.at(-1);
+  return `${bytes / unit}${letter}`;
+}
+
+/** A size where the last byte does not matter. */
+function rounded(bytes) {
+  const [letter, unit] = SIZES.find(([, unit]) => bytes >= unit) ?? SIZES.at(-1);
+  return `${Number((bytes / unit).toFixed(1))}${letter}`;
+}
+
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+function folders(mounts) {
+  const one = ([target, { source, writable }]) => `${source} at ${target}${writable ? ", writable" : ""}`;
+  return Object.entries(mounts).map(one).join("; ") || "none";
 }
 
 /** A value of a drift. Sizes come in bytes. */
 function value(path, raw) {
   if (raw === null || raw === undefined) return "nothing";
   if (typeof raw === "number" && /^(memory|disk)$/.test(path)) return size(raw);
+  if (path === "mounts" && typeof raw === "object") return folders(raw);
+  if (Array.isArray(raw)) return raw.join("; ");
   return typeof raw === "string" ? raw : JSON.stringify(raw);
+}
+
+/** What differs: the value seen, and the one wanted. */
+function values({ path, observed, wanted }) {
+  // The marks by which configurations are told apart tell people nothing.
+  if (path === "env") return [observed === null ? "nothing" : "an earlier one", "the one wanted"];
+  return [value(path, observed), value(path, wanted)];
 }
 
 const COSTS = {
@@ -85,43 +183,55 @@ const COSTS = {
   wait: "waits",
 };
 
-function drift({ path, observed, wanted, cost }) {
-  return [
-    element("code", {}, path),
-    `: ${value(path, observed)} → ${value(path, wanted)} `,
-    element("span", { class: "quiet" }, `(${COSTS[cost] ?? cost})`),
-  ];
+function drift(difference) {
+  const { path, cost, policy } = difference;
+  const left = policy === "warn" ? [" ", element("span", { class: "warn" }, "left as it is: drift says warn")] : null;
+  const takes = element("span", { class: "quiet" }, `(${COSTS[cost] ?? cost})`);
+  return [code(path), `: ${values(difference).join(" → ")} `, takes, left];
 }
+
+const UNTIL = { started: "started", healthy: "Healthy", completed: "done with its tasks" };
+const RESOURCES = { cpus: "processors" };
 
 /** What something waits for, as a sentence. */
 const WAITS = {
   earlierStep: () => "the step before it",
   operation: ({ action }) => `a ${action} that is under way`,
-  dependency: ({ agent }) => `agent ${agent}, which is not Healthy yet`,
+  dependency: ({ agent, until }) => `agent ${agent}, which is not ${UNTIL[until] ?? until} yet`,
+  window: ({ opens }) => (opens
+    ? ["the next window for disruptive steps, at ", clock(opens), ", ", moment(opens)]
+    : "a window for disruptive steps, and none opens any more"),
+  capacity: ({ resource, needs, free }) => {
+    const amount = resource === "cpus" ? String : rounded;
+    return `room on the host: it needs ${amount(needs)} of ${RESOURCES[resource] ?? resource}, and ${amount(free)} is free`;
+  },
   lane: ({ driver }) => `a free place in the lane of driver ${driver}`,
   backoff: ({ until, failures, last }) => [
-    "the next attempt ", moment(until), ` after ${failures} failure${failures === 1 ? "" : "s"}; the last: ${last}`,
+    "the next attempt ", moment(until), ` after ${counted(failures, "failure")}; the last: ${last}`,
   ],
-  approval: ({ id }) => ["an approval: ", element("code", {}, `vm-agent approve ${id.slice(0, 12)}`)],
+  approval: ({ id }) => ["an approval: ", command(`vm-agent approve ${short(id)}`)],
   paused: ({ fleet }) => `somebody to resume the ${fleet ? "fleet" : "agent"}, which is paused`,
   fuse: () => "the fuse, which is blown: too many agents failed at once",
   driver: ({ driver, since, reason }) => [`driver ${driver}, which has not answered since `, clock(since), `: ${reason}`],
   noDriver: () =>
     "a driver: multipass and qemu are not installed; install one, or write driver: local for processes without isolation",
   driverMissing: ({ driver }) => `driver ${driver}, which this controller does not have`,
+  unsupported: ({ what }) => `another driver, or no such wish: its driver can't ${what}`,
   protected: () => "the end of its protection: protect: true refuses every deletion",
-  pruneNever: (_, name) => ["a person: with prune: never it is not deleted; use ", element("code", {}, `vm-agent destroy ${name}`)],
+  pruneNever: (_, name) => ["a person: with prune: never it is not deleted; use ", command(`vm-agent destroy ${name}`)],
   foreignInstance: ({ instance }) =>
     `somebody to rename or delete instance ${instance}, which has this agent's name and is not ours`,
   tombstone: ({ instance }) => `somebody to purge the deleted instance ${instance}, which still holds the name`,
   proof: () => "proof that the instance is ours: its runtime has never said so",
-  restartPolicy: (_, name) => ["a person to start it, as its restart policy says: ", element("code", {}, `vm-agent start ${name}`)],
+  restartPolicy: (_, name) => ["a person to start it, as its restart policy says: ", command(`vm-agent start ${name}`)],
   transition: ({ state }) => `the instance, which is ${state}`,
   unknownState: () => "the instance's state to become known",
   runtime: () => "the runtime to connect",
   taskRunning: ({ task }) => `task ${task}, which is running`,
-  taskFailed: ({ task, outcome }) =>
-    `somebody to look at task ${task}, which ${outcome}; it runs again when its text changes`,
+  taskFailed: ({ task, outcome, next }) => [
+    `somebody to look at task ${task}, which ${outcome}; it runs again `, next ? moment(next) : "when its text changes",
+  ],
+  problem: ({ what }) => `somebody to look at it: ${what}`,
 };
 
 function waiting(reason, name) {
@@ -132,86 +242,181 @@ function waiting(reason, name) {
   return Object.keys(fields).length ? `${on} ${JSON.stringify(fields)}` : on;
 }
 
-function override({ path, author, reason, expiresAt }) {
-  const end = expiresAt ? [", ends ", moment(expiresAt)] : [", until cleared"];
-  return element("div", { class: "quiet" }, `Overridden: ${path} by ${author}`, end, reason ? `: ${reason}` : null);
+/** As much of an id as tells it apart. */
+const short = (id) => id.slice(0, 12);
+
+/** What an override says, and what of the file it covers. */
+function override({ path, value: said, author, reason, expiresAt }) {
+  const byHand = said === "absent" ? "destroyed by hand" : "made by hand";
+  const change = path === "presence" ? byHand : `${path}: ${said.wanted} (covers ${said.covers})`;
+  return quiet(`${change} by ${author}, `, timeLeft(expiresAt, "until cleared"), reason ? `: ${reason}` : null);
 }
 
-// ---------------------------------------------------------------- the page
+/** Why a machine is down although it should run. */
+const RESTS = {
+  idle: () => "it is idle, and starts when there is work",
+  aged: (name) => ["its time to live is over: ", command(`vm-agent start ${name}`)],
+};
 
-function cell(label, ...content) {
-  const about = content[0] === NONE ? { class: "none" } : {};
-  return element("td", { role: "cell", "data-label": label, ...about }, element("div", {}, content));
+// ---------------------------------------------------------------- the agents
+
+function service([name, { state: word, restarts, problem }]) {
+  const again = restarts > 0 ? `, restarted ${counted(restarts, "time")}` : "";
+  return quiet(code(name), " ", state(word, SERVICE_TONES[word]), again, problem ? `: ${problem}` : null);
 }
 
 function agentRow(agent) {
-  const heading = element(
-    "th",
-    { role: "rowheader", scope: "row" },
-    agent.name,
-    agent.overrides.map(override),
-    agent.power === null && agent.instance !== null ? quiet("Should not exist") : null,
-  );
+  const { name, overrides, rests, session } = agent;
+  const services = Object.entries(session?.health?.services ?? {});
   const instance = agent.instance === null ? "no machine" : `machine ${agent.instance}`;
-  return element(
-    "tr",
-    { role: "row" },
-    heading,
+  return row(
+    [
+      name,
+      overrides.length > 0 ? [" ", mark("Overridden")] : null,
+      agent.paused ? [" ", mark("Paused")] : null,
+      overrides.map(override),
+      agent.power === null && agent.instance !== null ? quiet("Should not exist") : null,
+    ],
     cell("Driver", agent.driver ?? "no driver", quiet(instance)),
-    cell("Sync", state(agent.sync, SYNC_TONES)),
-    cell("Health", state(agent.health, HEALTH_TONES)),
+    cell("Sync", state(agent.sync, SYNC_TONES[agent.sync])),
+    cell(
+      "Health",
+      state(agent.health, HEALTH_TONES[agent.health]),
+      rests ? quiet(RESTS[rests]?.(name) ?? rests) : null,
+      services.map(service),
+    ),
     cell("Drift", list(agent.drift.map(drift))),
-    cell("Waits for", list(agent.waitsFor.map((reason) => waiting(reason, agent.name)))),
-    cell("Last seen", agent.session ? moment(agent.session.lastSeen) : NONE),
+    cell("Waits for", list(agent.waitsFor.map((reason) => waiting(reason, name)))),
+    cell("Last seen", session ? moment(session.lastSeen) : NONE),
   );
 }
 
 function showAgents(agents, status) {
   byId("agents").hidden = agents.length === 0;
-  byId("agents").tBodies[0].replaceChildren(...agents.map(agentRow));
+  fill(byId("agents").tBodies[0], agents.map(agentRow));
   const counts = Object.entries(status.sync).filter(([, count]) => count > 0);
-  byId("summary").textContent = counts.map(([word, count]) => `${count} ${word}`).join(", ");
+  fill(byId("summary"), counts.map(([word, count]) => `${count} ${word}`).join(", "));
   byId("no-agents").hidden = agents.length > 0;
-  byId("no-agents").replaceChildren(...(status.file.revision === null
+  fill(byId("no-agents"), status.file.revision === null
     ? [element("p", {}, "No fleet file has been accepted yet. Write one and apply it:"),
-       element("pre", {}, element("code", {}, "vm-agent apply -f fleet.yaml"))]
+       element("pre", {}, code("vm-agent apply -f fleet.yaml"))]
     : [element("p", {}, "The fleet file declares no agent. Add one to it, or make one by hand:"),
-       element("pre", {}, element("code", {}, "vm-agent create NAME"))]));
+       element("pre", {}, code("vm-agent create NAME"))]);
 }
 
-function fact(name, ...content) {
-  return element("div", {}, element("dt", {}, name), element("dd", {}, content));
+function showApprovals(approvals) {
+  byId("approvals-section").hidden = approvals.length === 0;
+  fill(byId("approvals").tBodies[0], approvals.map(({ id, agent, what }) =>
+    row(agent ?? "the file", cell("What", what), cell("To say yes", command(`vm-agent approve ${short(id)}`)))));
 }
+
+// ---------------------------------------------------------------- the file
+
+const FILE_STATES = {
+  "in-force": ["In force", "good"],
+  unwatched: ["Not watched", "calm"],
+  invalid: ["Invalid", "bad"],
+  missing: ["Missing", "bad"],
+  held: ["Held", "warn"],
+  guarded: ["Guarded", "warn"],
+  "rolled-back": ["Rolled back", "warn"],
+};
+
+/** Up to this column a diagnostic has its line from the beginning, and of a longer one so much before its place. */
+const SHOWN_FROM_START = 100;
+const SHOWN_BEFORE = 60;
+
+/** A line of the file with a caret under the place that is meant. Before the caret stands what stands above it,
+ *  unseen: so it is as wide, whatever letters and tabs these are. */
+function sourceLine({ line, column }, excerpt) {
+  const before = column <= SHOWN_FROM_START ? column - 1 : SHOWN_BEFORE;
+  const unseen = element("span", { class: "unseen" }, `${line} | `, [...excerpt].slice(0, before).join(""));
+  const under = element("span", { "aria-hidden": "true" }, unseen, element("span", { class: "caret bad" }, "^"));
+  return element("pre", {}, element("code", {}, `${line} | ${excerpt}\n`, under));
+}
+
+function diagnostic({ file, place, path, message, hint, excerpt }) {
+  const where = place ? `${file}:${place.line}:${place.column}` : file;
+  return element(
+    "li",
+    {},
+    code(where),
+    path ? [" ", code(path)] : null,
+    `: ${message}`,
+    place && excerpt ? sourceLine(place, excerpt) : null,
+    hint ? quiet(`hint: ${hint}`) : null,
+  );
+}
+
+/** Whether a condition of the fleet is about its file: the file's own words say why. */
+const isOfFile = ({ type }) => type.startsWith("File");
+
+function showFile({ roots, revision, appliedAt, author, state: word, message, diagnostics = [] }, conditions) {
+  const [name, tone] = FILE_STATES[word] ?? [word, "warn"];
+  const errors = `what is on the disk has ${counted(diagnostics.length, "error")}; the accepted file stays in force`;
+  // The message has the first diagnostic only.
+  fill(byId("file-state"), state(name, tone), `: ${diagnostics.length ? errors : message}`);
+  const accepted = [appliedAt ? ["accepted ", moment(appliedAt)] : "accepted", author ? ` by ${author}` : null];
+  fill(
+    byId("file-facts"),
+    revision === null ? null : [
+      fact("From", roots.length ? roots.map((root) => element("div", {}, root)) : "stdin"),
+      fact("Revision", String(revision), quiet(accepted)),
+    ],
+    conditions.filter(isOfFile).map(({ type, status, reason, lastTransitionTime }) =>
+      fact(type, status, quiet(`${reason}, since `, clock(lastTransitionTime)))),
+  );
+  byId("diagnostics").hidden = diagnostics.length === 0;
+  fill(byId("diagnostics"), diagnostics.map(diagnostic));
+}
+
+function showHistory(revisions) {
+  byId("history-section").hidden = revisions.length === 0;
+  fill(byId("history").tBodies[0], revisions.map(({ revision, at, author, current, summary }) => row(
+    String(revision),
+    cell("Accepted", moment(at)),
+    cell("Author", author),
+    cell("Summary", summary),
+    cell("To go back", current ? state("In force", "good") : command(`vm-agent rollback ${revision}`)),
+  )));
+}
+
+// ---------------------------------------------------------------- the controller
 
 function fuseFact({ state: word, since, failed, of }) {
-  if (word !== "blown") return fact("Fuse", state("Closed", { Closed: "good" }));
-  return fact("Fuse", state("Blown", { Blown: "bad" }), quiet([`${failed} of ${of} agents had failed; since `, clock(since)]));
+  if (word !== "blown") return fact("Fuse", state("Closed", "good"));
+  return fact("Fuse", state("Blown", "bad"), quiet(`${failed} of ${of} agents had failed; since `, clock(since)));
+}
+
+function pauseFact({ author, reason, expiresAt }) {
+  const about = [`by ${author}, `, timeLeft(expiresAt, "until resumed"), reason ? `: ${reason}` : null];
+  return fact("Fleet", state("Paused", "warn"), quiet(about), quiet(command("vm-agent resume")));
 }
 
 function driverFact({ name, answering, problem, instances }) {
-  const word = answering ? "answers" : "does not answer";
-  const about = answering ? `${instances} instance${instances === 1 ? "" : "s"}` : problem ?? "";
-  return fact(`Driver ${name}`, state(word, { answers: "good", "does not answer": "bad" }), quiet(about));
-}
-
-function fileFact({ path, revision, appliedAt }) {
-  if (revision === null) return fact("Fleet file", "none accepted yet");
-  const accepted = appliedAt ? [`revision ${revision}, accepted `, moment(appliedAt)] : [`revision ${revision}`];
-  return fact("Fleet file", path ?? "from stdin", element("div", { class: "quiet" }, accepted));
+  const word = answering ? state("answers", "good") : state("does not answer", "bad");
+  return fact(`Driver ${name}`, word, quiet(answering ? counted(instances, "instance") : problem ?? ""));
 }
 
 function showStatus(status) {
-  byId("fleet-name").textContent = status.fleet;
+  fill(byId("fleet-name"), status.fleet);
   document.title = `${status.fleet} – VM Agent System`;
-  byId("facts").replaceChildren(
+  fill(
+    byId("facts"),
     fuseFact(status.fuse),
-    fileFact(status.file),
-    ...status.drivers.map(driverFact),
-    fact("Version", status.version, element("div", { class: "quiet" }, "started ", moment(status.startedAt))),
+    status.paused ? pauseFact(status.paused) : null,
+    status.drivers.map(driverFact),
+    fact("Version", status.version, quiet("started ", moment(status.startedAt))),
   );
-  byId("conditions").replaceChildren(...status.conditions.map((condition) =>
-    element("li", {}, element("strong", {}, `${condition.type}: ${condition.status}`), ` ${condition.message}`)));
+  const others = status.conditions.filter((condition) => !isOfFile(condition));
+  fill(byId("conditions"), others.map(({ type, status: holds, message }) =>
+    element("li", {}, element("strong", {}, `${type}: ${holds}`), ` ${message}`)));
+  showFile(status.file, status.conditions);
 }
+
+/** A kind of event as words: `FileRejected` is "File rejected". */
+const words = (kind) => kind.replace(/(?<!^)[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
+const TROUBLE = /Failed|TimedOut|Interrupted|Lost|Rejected|Refused|Blown$/;
 
 /** Adds an event on top of the list; the list remembers only the newest. */
 function showEvent(event) {
@@ -219,7 +424,7 @@ function showEvent(event) {
     "li",
     {},
     clock(event.at),
-    element("span", { class: "kind" }, event.kind),
+    element("span", { class: TROUBLE.test(event.kind) ? "kind bad" : "kind", title: event.kind }, words(event.kind)),
     element("span", { class: "message" }, event.agent ? `${event.agent}: ` : "", event.message),
   );
   const events = byId("events");
@@ -245,6 +450,8 @@ class Session {
     this.token = token;
     this.ended = new AbortController();
     this.lastEvent = null;
+    /** The file in force when the history was shown. */
+    this.revision = undefined;
     this.live = false;
     this.looking = false;
     this.lookAgain = false;
@@ -271,10 +478,16 @@ class Session {
     try {
       while (this.lookAgain && !this.ended.signal.aborted) {
         this.lookAgain = false;
-        const [status, agents] = await Promise.all([this.document("/status"), this.document("/agents")]);
+        const [status, approvals, agents] = await Promise.all(["/status", "/approvals", "/agents"].map((path) => this.document(path)));
+        // Accepted files stay as they are.
+        const history = status.file.revision === this.revision ? null
+          : await this.document(`/fleet/revisions?limit=${REVISIONS_SHOWN}`);
         if (this.ended.signal.aborted) return;
         showStatus(status);
+        showApprovals(approvals.items);
         showAgents(agents.items, status);
+        if (history) showHistory(history.items);
+        this.revision = status.file.revision;
         byId("dashboard").hidden = false;
         if (this.live) connection("live", "Live");
         await pause(REFRESH_PAUSE);
@@ -384,6 +597,7 @@ byId("sign-in-form").addEventListener("submit", (submitted) => {
 });
 byId("sign-out").addEventListener("click", () => signOut());
 setInterval(() => { if (!document.hidden) session?.look(); }, REFRESH_EVERY);
+setInterval(() => { if (!document.hidden) tick(); }, TICK_EVERY);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) session?.look(); });
 
 const kept = sessionStorage.getItem(TOKEN_KEY);
