@@ -107,10 +107,8 @@ fn compare(
     let configuration = written.iter().any(|it| field(&it.path).is_some_and(reaches_runtime));
     for drift in agent.drift.iter().filter(|drift| is_change(drift)) {
         if drift.class != DriftClass::Provisioning || !configuration {
-            fields.push(FieldDiff {
-                origin: agent.wanted.as_deref().and_then(|it| origin_of(drift, it, overrides, &agent.name, now)),
-                ..of_drift(drift)
-            });
+            let origin = agent.wanted.as_deref().and_then(|it| origin_of(drift, it, overrides, &agent.name, now));
+            fields.extend(of_drift(drift).map(|field| FieldDiff { origin: origin.clone(), ..field }));
         }
     }
     for field in written {
@@ -127,9 +125,12 @@ fn is_change(drift: &Drift) -> bool {
     drift.cost != Cost::Wait || drift.class == DriftClass::Unknown
 }
 
-fn of_drift(drift: &Drift) -> FieldDiff {
-    let Drift { path, wanted, observed, cost, policy, .. } = drift.clone();
-    FieldDiff { path, observed, wanted, cost, origin: None, policy }
+/// A difference key by key, where it is one of maps.
+fn of_drift(drift: &Drift) -> impl Iterator<Item = FieldDiff> {
+    let mut found = Vec::new();
+    descend(drift.path.clone(), &drift.observed, &drift.wanted, &mut found);
+    let Drift { cost, policy, .. } = *drift;
+    found.into_iter().map(move |field| FieldDiff { cost, policy, ..field })
 }
 
 /// Whether a field is handed to the runtime as a part of its configuration.

@@ -103,6 +103,7 @@ fn a_change_is_shown_applied_and_taken_back() {
     let fleet = Fleet::new();
     fleet.ok(&["up", "--detach", "--no-watch", "-f", "fleet"]);
     assert_eq!(fleet.code(&["diff", "-f", "fleet"]), (0, String::new()));
+    assert!(fleet.ok(&["status"]).contains("not watched: "));
 
     fleet.write("fleet/more.yaml", "agents: {web: {env: {A: '1'}, labels: {tier: front}}}\n");
     let file = fleet.read("fleet/fleet.yaml").replace("prune: confirm", "prune: auto");

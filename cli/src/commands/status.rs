@@ -1,6 +1,6 @@
 use clap::Args;
 use jiff::Timestamp;
-use vm_agent_schemas::api::{AgentView, Approval, ControllerStatus, List};
+use vm_agent_schemas::api::{AgentView, ControllerStatus, List};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
@@ -35,9 +35,7 @@ pub(crate) async fn run(context: &mut Context, args: StatusArgs) -> CommandResul
             context.ui.document(format, &answer.raw, String::new)?;
             return Ok(Exit::SUCCESS);
         }
-        let waiting = client.get::<List<Approval>>("/approvals").await?.content.items;
-        let held: Vec<&Approval> = waiting.iter().filter(|approval| approval.agent.is_none()).collect();
-        context.ui.print(render::controller(&answer.content, &held, Timestamp::now()))?;
+        context.ui.print(render::controller(&answer.content, Timestamp::now()))?;
         context.ui.hint("`vm-agent list` shows the agents")?;
         return Ok(Exit::SUCCESS);
     };

@@ -11,7 +11,7 @@ use vm_agent_schemas::plan::ConditionStatus;
 use vm_agent_schemas::task::Task;
 
 use super::plan::{policy, transition};
-use super::{ago, change, count, health_cell, health_text, sync_cell, task_state, time_left, value};
+use super::{ago, change, count, health_cell, health_text, says_nothing, sync_cell, task_state, time_left, value};
 use crate::table::{Cell, Table};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
@@ -81,14 +81,13 @@ fn notes(agent: &AgentView, now: Timestamp) -> String {
     });
     let paused = agent.paused.then(|| "paused".to_owned());
     let waits = agent.waits_for.first().map(|it| format!("waits for {it}"));
-    let rests = agent.rests.filter(|_| waits.is_none()).map(|rest| rest.to_string());
     // A reason to wait says more than the number of things that wait.
     let warned = agent.drift.iter().all(|it| it.policy == DriftPolicy::Warn);
     let drift = (waits.is_none() && !agent.drift.is_empty()).then(|| {
         let differences = count(agent.drift.len(), "difference");
         if warned { format!("{differences} left as it is") } else { differences }
     });
-    paused.into_iter().chain(overrides).chain(waits).chain(rests).chain(drift).collect::<Vec<_>>().join("; ")
+    paused.into_iter().chain(overrides).chain(waits).chain(drift).collect::<Vec<_>>().join("; ")
 }
 
 /// Everything about one agent.
@@ -167,12 +166,11 @@ fn session(page: &mut Page, agent: &AgentView, now: Timestamp) {
 fn wanted(page: &mut Page, agent: &AgentView) {
     let Some(wanted) = &agent.wanted else { return };
     let spec = serde_json::to_value(&wanted.spec).expect("a spec can be written as JSON");
-    let empty = |found: &serde_json::Value| found.is_null() || found.as_object().is_some_and(serde_json::Map::is_empty);
     page.section(
         "Wanted",
         Field::ALL.iter().filter_map(|field| {
             let origin = wanted.origins.get(field)?;
-            let found = spec.get(field.key()).filter(|found| !empty(found))?;
+            let found = spec.get(field.key()).filter(|found| !says_nothing(found))?;
             Some(format!("{field}: {} {FAINT}({origin}){FAINT:#}", value(field.key(), found)))
         }),
     );
@@ -227,7 +225,7 @@ mod tests {
         web   local   running  Synced   Healthy           4s ago     1 difference left as it is
         db    local   stopped  Drifted  Stopped           -          overridden (power: stopped, by ana, 55m0s left): debug a flake; 1 difference
         old   local   -        Blocked  Healthy           4s ago     waits for an approval (c1d7b17c9b7a)
-        rest  local   running  Synced   Suspended (idle)  -          it is idle
+        rest  local   running  Synced   Suspended (idle)  -          -
         ");
     }
 

@@ -92,10 +92,21 @@ fn written(value: &Value) -> String {
         Value::String(text) if is_plain(text) => text.clone(),
         Value::Array(items) => format!("[{}]", items.iter().map(written).collect::<Vec<_>>().join(", ")),
         Value::Object(map) => {
-            let entry = |(key, value): (&String, &Value)| format!("{key}: {}", written(value));
-            format!("{{{}}}", map.iter().map(entry).collect::<Vec<_>>().join(", "))
+            let said = map.iter().filter(|(_, value)| !says_nothing(value));
+            let entries: Vec<String> = said.map(|(key, value)| format!("{key}: {}", written(value))).collect();
+            format!("{{{}}}", entries.join(", "))
         }
         other => other.to_string(),
+    }
+}
+
+/// Whether a value is what stands there when nothing is written.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
     }
 }
 
@@ -104,7 +115,7 @@ fn is_plain(text: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || " -_./".contains(c);
     let a_text = matches!(serde_yaml::from_str::<Value>(text), Ok(Value::String(read)) if read == text);
     // What begins with 0 is a text to some readers and a number to others.
-    a_text && text.starts_with(|c: char| c.is_alphanumeric() && c != '0') && text.chars().all(plain)
+    a_text && text.starts_with(|c: char| c.is_alphanumeric() && c != '0' || "./".contains(c)) && text.chars().all(plain)
 }
 
 /// What an override says, in a word or two.

@@ -7,7 +7,7 @@ use vm_agent_schemas::intent::Override;
 use vm_agent_schemas::names::AgentName;
 
 use super::plan::{covering, origin};
-use super::value;
+use super::{says_nothing, value};
 use crate::table::{Cell, Table};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
@@ -36,17 +36,11 @@ fn rows(wanted: &DeclaredAgent) -> Vec<(String, String, Option<&Origin>)> {
             Value::Object(map) if !map.is_empty() => {
                 rows.extend(map.iter().map(|(name, it)| (format!("{key}.{name}"), one_line(name, it), layer)));
             }
-            empty if is_empty(empty) => rows.push((key.to_owned(), String::new(), layer)),
+            empty if says_nothing(empty) => rows.push((key.to_owned(), String::new(), layer)),
             it => rows.push((key.to_owned(), one_line(key, it), layer)),
         }
     }
     rows
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.is_null()
-        || value.as_object().is_some_and(serde_json::Map::is_empty)
-        || value.as_array().is_some_and(Vec::is_empty)
 }
 
 fn one_line(key: &str, it: &Value) -> String {

@@ -16,7 +16,7 @@ use crate::table::{Cell, Table};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 /// The controller.
-pub(crate) fn controller(status: &ControllerStatus, held: &[&Approval], now: Timestamp) -> String {
+pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{STRONG}{name:<10}{STRONG:#}  {value}");
@@ -26,7 +26,7 @@ pub(crate) fn controller(status: &ControllerStatus, held: &[&Approval], now: Tim
     let (pid, version, life) = (status.pid, &status.version, status.life);
     line("Controller", format!("process {pid}, version {version}, life {life}, up for {up}"));
     line("State", status.state_dir.display().to_string());
-    for text in file(&status.file, held, now) {
+    for text in file(&status.file, now) {
         line("File", text);
     }
     let addresses = &status.addresses;
@@ -77,7 +77,7 @@ pub(crate) fn controller(status: &ControllerStatus, held: &[&Approval], now: Tim
 }
 
 /// The file in force, how what is on the disk stands to it, and what is wrong with that.
-fn file(file: &FileStatus, held: &[&Approval], now: Timestamp) -> Vec<String> {
+fn file(file: &FileStatus, now: Timestamp) -> Vec<String> {
     let Some(revision) = file.revision else { return vec!["none accepted yet".to_owned()] };
     let paths: Vec<String> = file.roots.iter().map(|path| path.display().to_string()).collect();
     let from = if paths.is_empty() { "stdin".to_owned() } else { paths.join(", ") };
@@ -89,10 +89,14 @@ fn file(file: &FileStatus, held: &[&Approval], now: Timestamp) -> Vec<String> {
         FileState::Invalid | FileState::Missing => BAD,
     };
     let mut lines = vec![format!("{from}, revision {revision}{when}{by}")];
-    lines.push(format!("{style}{}{style:#}: {}", state(file.state), file.message));
+    // The message repeats the first of what stands below.
+    let message = match file.diagnostics.len() {
+        0 => file.message.clone(),
+        wrong => format!("{}; the accepted file stays in force", count(wrong, "error")),
+    };
+    lines.push(format!("{style}{}{style:#}: {message}", state(file.state)));
     // The text of a diagnostic has a mark under a word: it stays in one piece, and in its columns.
     lines.extend(file.diagnostics.iter().map(|it| diagnostic(it).replace('\n', "\n            ")));
-    lines.extend(held.iter().map(|it| format!("{}; say yes with `vm-agent approve {}`", it.what, it.id.short())));
     lines
 }
 
@@ -215,12 +219,9 @@ mod tests {
     fn a_controller_tells_of_its_file_and_what_is_wrong_with_it() {
         let wrong = vm_agent_schemas::fleet::parse("/fleet.yaml", "agents:\n  web: {memroy: 8G}\n").unwrap_err();
         let status = samples::controller(FileState::Invalid, wrong);
-        insta::assert_snapshot!(plain(&controller(&status, &[], samples::now())));
-        let held = Approval { id: Digest::of(b"reach"), agent: None, what: "let agents read /srv".into() };
-        let status = samples::controller(FileState::Held, Vec::new());
-        let text = plain(&controller(&status, &[&held], samples::now()));
-        assert!(text.contains("held: what is on the disk"), "{text}");
-        assert!(text.contains("let agents read /srv; say yes with `vm-agent approve "), "{text}");
+        insta::assert_snapshot!(plain(&controller(&status, samples::now())));
+        let text = plain(&controller(&samples::controller(FileState::Held, Vec::new()), samples::now()));
+        assert!(text.contains("File        held: what is on the disk is told here\n"), "{text}");
     }
 
     #[test]
