@@ -80,8 +80,8 @@ fn mounts_on_a_driver_that_has_none_are_told_and_keep_the_machine_down() {
     inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = false;
     let what = WaitsFor::Unsupported { what: "mount folders of the host".into() };
     assert_eq!(words(&steps(&inputs, "web")), "(create)");
-    assert_eq!(agent(&inputs, "web").waits_for, [what.clone()]);
-    assert_eq!(agent(&inputs, "web").sync, Sync::Blocked);
+    let web = agent(&inputs, "web");
+    assert_eq!((web.sync, web.waits_for), (Sync::Blocked, vec![what.clone()]));
 
     let mut running = settled("agents: {web: {}}");
     running.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = false;

@@ -6,6 +6,9 @@ use vm_agent_schemas::plan::{Cost, Health, Rest, Sync};
 
 use crate::{agent, say, settled, steps, words, world};
 
+/// Something that happens, and its name.
+type Happening<'a> = (&'a str, &'a dyn Fn(&mut Inputs));
+
 const IDLE: &str = "agents: {web: {idle: 10m}}";
 
 fn asleep(text: &str) -> Inputs {
@@ -36,7 +39,7 @@ fn an_agent_in_which_nothing_happens_is_stopped_and_shown_as_suspended() {
 
 #[test]
 fn an_agent_that_is_busy_has_a_service_at_work_or_has_work_does_not_sleep() {
-    let keep_up: [(&str, &dyn Fn(&mut Inputs)); 5] = [
+    let keep_up: [Happening<'_>; 5] = [
         ("a session", &|inputs| world::session(inputs, "web").busy = true),
         ("a service", &|inputs| {
             world::session(inputs, "web").services.values_mut().for_each(|service| service.cpu_percent = 6.0);
@@ -63,7 +66,7 @@ fn looking_at_an_agent_does_not_keep_it_up_nor_does_a_quiet_service() {
 
 #[test]
 fn an_agent_wakes_for_work_for_a_person_and_when_the_file_lets_it() {
-    let wake: [(&str, &dyn Fn(&mut Inputs)); 3] = [
+    let wake: [Happening<'_>; 3] = [
         ("work", &|inputs| inputs.work = [world::name("web")].into()),
         ("a person", &|inputs| say(inputs, "web", start())),
         ("the file", &|inputs| world::edit(inputs, "agents: {web: {}}")),

@@ -10,7 +10,7 @@ const CLOSED: &str = "windows: [{cron: '0 22 * * *', lasts: 8h}]\n";
 const OPEN: &str = "windows: [{cron: '0 7 * * *', lasts: 2h}]\n";
 
 fn opens() -> WaitsFor {
-    WaitsFor::Window { opens: Some("2027-01-15T22:00:00Z".parse().unwrap()) }
+    WaitsFor::Window { opens: Some(world::at(14 * 3600)) }
 }
 
 #[test]
