@@ -1,6 +1,7 @@
 //! One page on one agent: what is wanted and who said so, what is seen and how long ago, what differs,
 //! what that waits for, and what a person could do.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
@@ -16,6 +17,9 @@ use super::plan::{covering, origin, origin_of, policy, said, toll, transition};
 use super::{ago, change, coarse, command, value};
 use crate::ui::{BAD, BUSY, FAINT, STRONG};
 
+/// Most failed tasks that are shown.
+const TASKS_SHOWN: usize = 3;
+
 /// All that is known of one agent.
 pub(crate) struct Known<'a> {
     pub(crate) agent: &'a AgentView,
@@ -23,7 +27,7 @@ pub(crate) struct Known<'a> {
     pub(crate) driver: Option<&'a DriverStatus>,
     /// What would be done about it.
     pub(crate) steps: &'a [Step],
-    /// Its tasks.
+    /// Its tasks, newest first.
     pub(crate) tasks: &'a [Task],
     /// What happened to it last, oldest first.
     pub(crate) events: &'a [Event],
@@ -154,7 +158,10 @@ fn waits_for(it: &WaitsFor, now: Timestamp) -> String {
     format!("{it}{time}")
 }
 
+/// Tasks whose latest run did not succeed; they come newest first.
 fn failed_tasks(known: &Known<'_>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let latest = known.tasks.iter().filter(|task| seen.insert(&task.run.argv));
     let line = |task: &Task| {
         let TaskState::Ended { outcome } = &task.state else { return None };
         if *outcome == (TaskOutcome::Exited { code: 0 }) {
@@ -163,7 +170,7 @@ fn failed_tasks(known: &Known<'_>) -> Vec<String> {
         let when = task.ended_at.map_or_else(String::new, |at| format!(", {}", ago(known.now, at)));
         Some(format!("{}: {BAD}{outcome}{BAD:#}{when}", command(&task.run.argv)))
     };
-    known.tasks.iter().filter_map(line).take(3).collect()
+    latest.filter_map(line).take(TASKS_SHOWN).collect()
 }
 
 /// What a person could do, or that there is nothing to do.
