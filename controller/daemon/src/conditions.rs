@@ -119,7 +119,7 @@ fn silence(observer: &Observer) -> Option<String> {
     let name = observer.name();
     match observer.sight().listing {
         Some(Listing::Seen(_)) => None,
-        Some(Listing::Unanswered { since, reason }) => Some(format!("{name} has not answered since {since}: {reason}")),
+        Some(Listing::Unanswered { since, reason }) => Some(format!("{name} has not answered since {since:.0}: {reason}")),
         None => Some(format!("{name} has not been asked yet")),
     }
 }
@@ -142,7 +142,8 @@ fn provisioned(agent: &AgentPlan) -> Fact {
 
 fn powered(agent: &AgentPlan) -> Fact {
     let fact = |holds, reason, message: String| Fact::new("Powered", holds, reason, message);
-    let wanted = agent.wanted.as_ref().map(|wanted| wanted.spec.power);
+    let rests = agent.rests.map(|_| PowerState::Stopped);
+    let wanted = agent.wanted.as_ref().map(|wanted| rests.unwrap_or(wanted.spec.power));
     match (wanted, agent.observed) {
         (None, _) => fact(true, "NotWanted", "it should not exist".into()),
         (Some(PowerState::Running), Some(InstanceState::Running)) => fact(true, "Running", "it runs".into()),

@@ -130,8 +130,8 @@ pub fn set_power(
         let learnt = Learnt { standing: Some(Standing::Down), asleep: Some(false), ..Learnt::of(claim) };
         changes.push(Change::Learnt(agent.clone(), learnt));
     }
-    // An agent whose time to live is over is down although the file says that it should run.
-    if wanted == covers && !(wanted == PowerState::Running && is_aged(records, agent, said.now)) {
+    // An agent that rests is down although the file says that it should run.
+    if wanted == covers && !(wanted == PowerState::Running && rests(records, agent, said.now)) {
         changes.extend(clear(records, agent, OverridePath::Power, said));
         return Ok(Intent { changes, overridden: None });
     }
@@ -143,10 +143,11 @@ pub fn set_power(
     Ok(Intent { changes, overridden: Some(entry) })
 }
 
-fn is_aged(records: &Records, agent: &AgentName, now: Timestamp) -> bool {
+/// Whether an agent is asleep, or its time to live is over.
+fn rests(records: &Records, agent: &AgentName, now: Timestamp) -> bool {
     let ttl = written(records, agent, |spec| spec.ttl).flatten();
     let end = |claim: &Claim| ttl.and_then(|ttl| claim.created_at.checked_add(ttl.get()).ok());
-    records.claims.get(agent).and_then(end).is_some_and(|end| end <= now)
+    records.claims.get(agent).is_some_and(|claim| claim.asleep || end(claim).is_some_and(|end| end <= now))
 }
 
 /// Work has come for an agent that is asleep: the changes that wake it. None when it is not.
@@ -260,7 +261,7 @@ fn find<'a>(records: &'a Records, agent: &AgentName, path: OverridePath) -> Resu
 }
 
 fn until(end: Option<Timestamp>) -> String {
-    end.map_or_else(|| "until it is cleared".to_owned(), |at| format!("until {at}"))
+    end.map_or_else(|| "until it is cleared".to_owned(), |at| format!("until {at:.0}"))
 }
 
 /// `create`: an agent beside the file.

@@ -190,7 +190,7 @@ fn claim_for_create(
     let joined = records.credentials.get(&step.agent).is_some_and(|credential| credential.binding.is_some());
     Ok(match known {
         Some(claim) if claim.proof == Proof::Pending && !joined => {
-            Claim { birth: Birth::of(&agent.spec), ..claim.clone() }
+            Claim { birth: Birth::of(&agent.spec), created_at: now, ..claim.clone() }
         }
         Some(claim) => new(claim.instance.clone()),
         None => new(records.fleet.name.instance_of(&step.agent)?),

@@ -32,7 +32,7 @@ pub fn event_of(notice: &Notice) -> Option<NewEvent> {
         }
         Notice::SessionClosed { agent, why, .. } => (agent, EventKind::RuntimeLost, why.to_string()),
         Notice::SessionSilent { agent, last_seen } => {
-            (agent, EventKind::RuntimeLost, format!("its runtime has not been heard since {last_seen}"))
+            (agent, EventKind::RuntimeLost, format!("its runtime has not been heard since {last_seen:.0}"))
         }
         Notice::SessionHeard { agent } => (agent, EventKind::RuntimeConnected, "its runtime is heard again".to_owned()),
         Notice::Refused { agent, code, message, peer } => {

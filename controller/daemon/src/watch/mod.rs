@@ -247,9 +247,10 @@ impl Watcher {
         let changes = file::told(&records.watched, &verdict);
         if !changes.is_empty() {
             self.core.metrics.file_changed(result(&verdict));
-            self.core.ledger.record(changes, now).await.map_err(|error| Chain(&error).to_string())?;
         }
+        // Before the event: who looks because of that has to find what it tells of.
         self.core.watch.find(Some(verdict));
+        self.core.ledger.record(changes, now).await.map_err(|error| Chain(&error).to_string())?;
         let status = self.core.watch.status(&records);
         self.core.conditions.enter(None, file_facts(&status), status.revision, now);
         Ok(())
