@@ -36,6 +36,7 @@ pub fn read(
     let owner = store::meta::get(conn, FLEET_KEY)?.and_then(|name| name.parse().ok());
     let mut records = Records {
         life,
+        said: 0,
         fleet: Arc::default(),
         file: None,
         watched: store::meta::get_json(conn, WATCHED_KEY)?.unwrap_or_default(),

@@ -94,6 +94,24 @@ impl Ledger {
             return Ok(());
         }
         let _turn = self.turn.lock().await;
+        self.record_in_turn(changes, now).await
+    }
+
+    /// The same, unless people have said something since they had said so much. Answers whether it was
+    /// done.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing is changed.
+    pub(crate) async fn announce(&self, changes: Vec<Change>, said: u64, now: Timestamp) -> Result<bool, StoreError> {
+        let _turn = self.turn.lock().await;
+        let is_last_word = self.lock().said == said;
+        if is_last_word {
+            self.record_in_turn(changes, now).await?;
+        }
+        Ok(is_last_word)
+    }
+
+    async fn record_in_turn(&self, changes: Vec<Change>, now: Timestamp) -> Result<(), StoreError> {
         let (changes, events) = self
             .store
             .write(move |conn| {
@@ -162,5 +180,26 @@ impl Ledger {
     fn lock(&self) -> MutexGuard<'_, Arc<Records>> {
         // A change that panicked half-way has changed a copy only.
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent_plan::Mode;
+    use vm_agent_schemas::event::{EventKind, NewEvent};
+
+    #[tokio::test]
+    async fn what_people_have_said_meanwhile_overtakes_what_was_decided_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(Store::open(&folder.path().join("state.db")).unwrap()).await.unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let event = || vec![Change::Event(NewEvent::fleet(EventKind::StepStarted, "a step began"))];
+        let decided = ledger.records().said;
+        ledger.record(event(), now).await.unwrap();
+        assert!(ledger.announce(event(), decided, now).await.unwrap());
+        ledger.record(vec![Change::Mode(Mode::Down)], now).await.unwrap();
+        assert!(!ledger.announce(event(), decided, now).await.unwrap());
+        assert_eq!(ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap().len(), 2);
     }
 }

@@ -66,7 +66,7 @@ impl Observer {
             Ok(_) => self.sight.borrow().view(self.driver.capabilities(), since),
             Err(_) => {
                 let listing = Listing::Unanswered { since, reason: "nobody looks any more".into() };
-                DriverView { capabilities: self.driver.capabilities(), listing }
+                DriverView { capabilities: self.driver.capabilities(), listing, looked_at: None }
             }
         }
     }
@@ -114,6 +114,7 @@ impl Watcher {
     async fn look(&self) {
         self.begun.send_modify(|round| *round += 1);
         let round = *self.begun.borrow();
+        let begun_at = Timestamp::now();
         let deadline = self.driver.capabilities().deadlines.list.get();
         let list = AssertUnwindSafe(self.driver.list()).catch_unwind();
         let answer = match tokio::time::timeout(deadline, list).await {
@@ -123,7 +124,7 @@ impl Watcher {
             Err(_) => Err(format!("a listing took longer than {} s", deadline.as_secs())),
         };
         let before = self.sight.borrow().clone();
-        let sight = before.after(round, answer, Timestamp::now());
+        let sight = before.after(round, begun_at, answer, Timestamp::now());
         let differs = before.listing != sight.listing;
         self.sight.send_replace(sight);
         if differs {

@@ -60,7 +60,7 @@ fn wait_until(at: Option<Timestamp>) -> Duration {
 
 async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
     let begun = Instant::now();
-    loop {
+    'anew: loop {
         let inputs = core.inputs().await;
         let now = inputs.now;
         let mut act = match turn(&inputs, &core.ledger.records(), &core.hub_address, &mut jitter) {
@@ -72,7 +72,9 @@ async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
         };
         core.ledger.record(driver_events(core), now).await?;
         for sequence in std::mem::take(&mut act.sequences) {
-            carry_out(core, sequence, now).await?;
+            if carry_out(core, sequence, now).await? == Carried::Overtaken {
+                continue 'anew;
+            }
         }
         core.conditions.note(&act.plan, &core.observers, inputs.revision, now);
         core.metrics.pass(begun.elapsed());
@@ -90,17 +92,31 @@ fn driver_events(core: &Core) -> Vec<Change> {
     events.into_iter().chain(memory.clock_event()).map(Change::Event).collect()
 }
 
+/// What became of a sequence.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// All of it is done.
+    Out,
+    /// People have said something meanwhile: it is to be decided anew.
+    Overtaken,
+}
+
 /// Carries effects out in order.
 ///
 /// # Errors
 /// When the store fails; then nothing after that is done.
-pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timestamp) -> Result<(), StoreError> {
+pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timestamp) -> Result<Carried, StoreError> {
     for effect in sequence {
         match effect {
             Effect::Record(changes) => core.ledger.record(changes, now).await?,
+            Effect::Announce(changes, said) => {
+                if !core.ledger.announce(changes, said, now).await? {
+                    return Ok(Carried::Overtaken);
+                }
+            }
             Effect::Accept(changes) => match core.ledger.record(changes, now).await {
                 // In a pass whose memory did not learn of it.
-                Err(StoreError::AlreadyExists { .. }) => return Ok(()),
+                Err(StoreError::AlreadyExists { .. }) => return Ok(Carried::Out),
                 recorded => recorded?,
             },
             Effect::Hub(call) => tell(&core.hub, call),
@@ -120,7 +136,7 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
             Effect::Wake => core.wake(),
         }
     }
-    Ok(())
+    Ok(Carried::Out)
 }
 
 /// Tells the hub.

@@ -55,6 +55,9 @@ pub struct Inputs {
     /// When the wall clock last jumped, because the host slept or somebody set it: nobody could be heard
     /// while it did.
     pub resumed_at: Option<Timestamp>,
+    /// How often people had said something when this was read: what follows from it is not begun once
+    /// they have said more.
+    pub said: u64,
     /// The controller's life.
     pub life: Life,
     /// The time.
@@ -80,6 +83,8 @@ pub struct DriverView {
     pub capabilities: Capabilities,
     /// What it sees.
     pub listing: Listing,
+    /// When it began to look; nothing before it has looked.
+    pub looked_at: Option<Timestamp>,
 }
 
 impl DriverView {
@@ -181,6 +186,7 @@ impl Inputs {
             silence: Duration::from_secs(75),
             host: None,
             resumed_at: None,
+            said: 0,
             life: Life(1),
             now,
         }
@@ -194,14 +200,17 @@ impl Inputs {
 
     /// The operation under way on an agent, if it may still have an effect. One of this life has an end
     /// of its own, which is not to be judged by a wall clock: that jumps when the host has slept, and the
-    /// call goes on. One of an earlier life counts only while its deadline has not passed and its
-    /// driver's calls outlive a controller.
+    /// call goes on. One of an earlier life counts only where the driver's calls outlive a controller, and
+    /// until it has been looked at after the deadline: what was seen before may be of no machine, or of
+    /// half of one.
     #[must_use]
     pub fn operation(&self, agent: &AgentName) -> Option<&Operation> {
         self.operations.get(agent).filter(|operation| {
-            let outlives = |view: &DriverView| view.capabilities.calls_outlive_controller;
-            operation.life == self.life
-                || self.now < operation.deadline && self.drivers.get(&operation.driver).is_none_or(outlives)
+            let goes_on = |view: &DriverView| {
+                let seen_since = view.looked_at.is_some_and(|at| at >= operation.deadline);
+                view.capabilities.calls_outlive_controller && !seen_since
+            };
+            operation.life == self.life || self.drivers.get(&operation.driver).is_none_or(goes_on)
         })
     }
 }

@@ -9,9 +9,9 @@
 //! ```text
 //! records ─┐                     ┌─ Note(changes): write them down, look again
 //! memory  ─┼─▶ inputs ─▶ turn() ─┤
-//! sights  ─┤                     └─ Act(sequences) ─▶ Record ─▶ Hub(Enroll) ─▶ Begin(job)
-//! sessions ┘                                                                      │ driver's call, a look
-//!                                               Hub(Revoke) ─▶ Record ◀─ settle() ┘
+//! sights  ─┤                     └─ Act(sequences) ─▶ Announce ─▶ Hub(Enroll) ─▶ Begin(job)
+//! sessions ┘                                                                        │ driver's call, a look
+//!                                               Hub(Revoke) ─▶ Record ◀─ settle() ──┘
 //! ```
 //!
 //! - [`records`]: what survives, and each change of it
@@ -60,7 +60,10 @@ pub type Sequence = Vec<Effect>;
 pub enum Effect {
     /// Make these changes durable, all or none, and then known.
     Record(Vec<Change>),
-    /// The same, with a task that is new. Is it known already, then what follows has been done as well:
+    /// The same, unless people have said something since they had said so much: then the sequence ends
+    /// here, and what may begin is decided anew.
+    Announce(Vec<Change>, u64),
+    /// Make these changes durable and known, with a task that is new. Is it known already, then what follows has been done as well:
     /// the sequence ends here, and nothing has failed.
     Accept(Vec<Change>),
     /// Tell the hub.

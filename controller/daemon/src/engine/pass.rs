@@ -179,7 +179,7 @@ fn steps(
     let forgets = changes.iter().any(|change| matches!(change, Change::Unclaim(_)));
     let mut sequence = first;
     if !changes.is_empty() {
-        sequence.push(Effect::Record(changes));
+        sequence.push(Effect::Announce(changes, inputs.said));
     }
     if forgets {
         sequence.push(Effect::Wake);
@@ -233,4 +233,26 @@ fn tasks<'a>(planned: &'a Plan, records: &'a Records, now: Timestamp) -> impl It
         };
         Some(accept(task, format!("task {name} of the file is queued")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    use vm_agent_schemas::fleet::parse;
+
+    #[test]
+    fn work_of_an_agent_that_there_is_no_more_ends() {
+        let records = Records::empty(parse("fleet.yaml", "agents: {web: {}}").unwrap());
+        let inputs = Inputs {
+            work: BTreeSet::from(["web".parse().unwrap(), "gone".parse().unwrap()]),
+            ..records.inputs(Timestamp::UNIX_EPOCH)
+        };
+        let hub = HubAddress { url: String::new(), pin: None };
+        let Turn::Act(act) = turn(&inputs, &records, &hub, &mut || 0.5) else { panic!("there is nothing to note") };
+        let calls: Vec<&Effect> = act.sequences.iter().flatten().collect();
+        let [Effect::Hub(HubCall::Revoke(agent))] = calls.as_slice() else { panic!("{calls:?}") };
+        assert_eq!(agent.as_str(), "gone");
+    }
 }

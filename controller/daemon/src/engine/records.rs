@@ -28,6 +28,8 @@ pub const NEVER_BLOWN: Fuse = Fuse::Closed { since: Timestamp::UNIX_EPOCH };
 pub struct Records {
     /// The controller's life.
     pub life: Life,
+    /// How often people have said something in this life.
+    pub said: u64,
     /// The file spec.
     pub fleet: Arc<Fleet>,
     /// The accepted fleet file.
@@ -118,6 +120,14 @@ pub enum Change {
     Event(NewEvent),
 }
 
+impl Change {
+    /// Whether it is of what people say, and so of what may be done at all.
+    #[must_use]
+    pub const fn is_said(&self) -> bool {
+        matches!(self, Self::Override(_) | Self::DropOverride(..) | Self::Approve(..) | Self::Mode(_) | Self::Pause(_))
+    }
+}
+
 /// A fleet file to be accepted, read and resolved.
 #[derive(Debug, Clone)]
 pub struct NewFile {
@@ -145,6 +155,7 @@ impl Records {
     pub fn empty(fleet: Fleet) -> Self {
         Self {
             life: Life(1),
+            said: 0,
             fleet: Arc::new(fleet),
             file: None,
             watched: Watched::default(),
@@ -181,6 +192,7 @@ impl Records {
             backoffs: self.backoffs.clone(),
             fuse: self.fuse.clone(),
             pause: self.pause.clone(),
+            said: self.said,
             life: self.life,
             ..Inputs::empty(now)
         }
@@ -205,6 +217,7 @@ impl Records {
 
     /// The records once a fleet file is accepted as that revision.
     pub fn accept(&mut self, new: NewFile, revision: Revision, now: Timestamp) {
+        self.said += 1;
         let at = self.file.as_ref().filter(|file| file.revision == revision).map_or(now, |file| file.at);
         let known = self.file.take().filter(|file| file.revision == revision);
         let author = known.map_or(new.author.clone(), |file| file.author);
@@ -231,6 +244,7 @@ impl Records {
 
     /// The records as the change leaves them.
     pub fn apply(&mut self, change: Change) {
+        self.said += u64::from(change.is_said());
         match change {
             Change::Claim(claim) => {
                 let latest = self.incarnations.entry(claim.agent.clone()).or_default();

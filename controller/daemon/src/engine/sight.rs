@@ -16,6 +16,8 @@ pub const OBSERVE_EVERY: Duration = Duration::from_secs(10);
 pub struct Sight {
     /// How many listings have begun when this one did: grows by one with each.
     pub round: u64,
+    /// When it began.
+    pub begun_at: Option<Timestamp>,
     /// What the listing gave; nothing before the first has ended.
     pub listing: Option<Listing>,
     /// When the driver last answered.
@@ -23,11 +25,17 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// What is seen after the listing of that round.
+    /// What is seen after the listing of that round, which began then and has ended now.
     #[must_use]
-    pub fn after(&self, round: u64, answer: Result<Vec<Instance>, String>, now: Timestamp) -> Self {
+    pub fn after(
+        &self,
+        round: u64,
+        begun_at: Timestamp,
+        answer: Result<Vec<Instance>, String>,
+        now: Timestamp,
+    ) -> Self {
         let last_answer = if answer.is_ok() { Some(now) } else { self.last_answer };
-        Self { round, listing: Some(digest(self.listing.as_ref(), answer, now)), last_answer }
+        Self { round, begun_at: Some(begun_at), listing: Some(digest(self.listing.as_ref(), answer, now)), last_answer }
     }
 
     /// The driver as a plan sees it. Before its first listing has ended nothing is known, since the life
@@ -35,7 +43,8 @@ impl Sight {
     #[must_use]
     pub fn view(&self, capabilities: Capabilities, since: Timestamp) -> DriverView {
         let unasked = || Listing::Unanswered { since, reason: "it has not been asked yet".into() };
-        DriverView { capabilities, listing: self.listing.clone().unwrap_or_else(unasked) }
+        let listing = self.listing.clone().unwrap_or_else(unasked);
+        DriverView { capabilities, listing, looked_at: self.begun_at }
     }
 }
 

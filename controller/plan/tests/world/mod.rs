@@ -55,7 +55,8 @@ pub fn capabilities() -> Capabilities {
 
 /// Inputs with a driver that sees nothing, and this fleet.
 pub fn inputs(fleet: Fleet) -> Inputs {
-    let view = DriverView { capabilities: capabilities(), listing: Listing::Seen(BTreeMap::new()) };
+    let listing = Listing::Seen(BTreeMap::new());
+    let view = DriverView { capabilities: capabilities(), listing, looked_at: Some(at(0)) };
     Inputs { fleet: Arc::new(fleet), drivers: BTreeMap::from([(DRIVER, view)]), ..Inputs::empty(at(0)) }
 }
 
