@@ -71,6 +71,8 @@ struct Observer {
     sight: Sight,
     begun: u64,
     busy: bool,
+    /// When the listing under way began.
+    began: Option<Timestamp>,
     asked: bool,
     timer: u64,
     /// Steps that wait for a listing that begins later, and for which.
@@ -108,6 +110,14 @@ pub(super) enum Do {
     Effect(Effect),
     /// Accept a fleet file.
     Accept(Box<NewFile>, Vec<Change>),
+}
+
+/// What became of an effect.
+enum Carried {
+    /// It is done.
+    Out,
+    /// People have said something meanwhile: it is to be decided anew.
+    Overtaken,
 }
 
 /// Effects of the hub that wait for their records to become durable.
@@ -325,7 +335,7 @@ impl World {
 
     /// Everything that a plan is made from, were the records these.
     pub(super) fn inputs(&mut self, records: &Records) -> Inputs {
-        let clock = self.clock.wall();
+        let (clock, mono) = (self.clock.wall(), self.clock.mono);
         let life = self.life.as_mut().expect("a life goes on");
         let drivers = &self.drivers;
         let view = |(name, observer): (&DriverName, &Observer)| {
@@ -336,6 +346,8 @@ impl World {
             sessions: life.hub.sessions(),
             silence: silence(HEARTBEAT),
             clock,
+            monotonic: Duration::from_millis(mono),
+            unread: BTreeMap::new(),
         };
         life.memory.inputs(records, moment)
     }
@@ -353,7 +365,8 @@ impl World {
                 self.tell(Deed::Acted { inputs: Arc::clone(&inputs), plan: Arc::new(act.plan.clone()) });
                 let life = self.life_mut();
                 let listings = life.observers.iter().map(|(name, it)| (*name, it.sight.listing.as_ref()));
-                let told = life.memory.driver_events(listings).into_iter().map(Change::Event).collect();
+                let told = life.memory.driver_events(listings);
+                let told = told.into_iter().chain(life.memory.clock_event()).map(Change::Event).collect();
                 let mut sequences = vec![vec![Effect::Record(told)]];
                 sequences.append(&mut act.sequences);
                 let (now, whose) = (inputs.now, Whose::Pass(Arc::clone(&inputs), Some(act)));
@@ -414,7 +427,8 @@ impl World {
             Whose::Person => By::Person,
         };
         match self.carry_out_one(next, by, strand.now) {
-            Ok(()) => {}
+            Ok(Carried::Out) => {}
+            Ok(Carried::Overtaken) => return self.pass_begins(),
             // What follows has been done.
             Err(StoreError::AlreadyExists { .. }) => {
                 strand.todo.pop_front();
@@ -427,12 +441,14 @@ impl World {
         }
     }
 
+    fn pass_begins(&mut self) {
+        self.life_mut().pass = Pass::Begins;
+        self.soon(Within::Pass);
+    }
+
     fn strand_is_over(&mut self, whose: Whose, done: bool) {
         match whose {
-            Whose::Pass(_, None) if done => {
-                self.life_mut().pass = Pass::Begins;
-                self.soon(Within::Pass);
-            }
+            Whose::Pass(_, None) if done => self.pass_begins(),
             Whose::Pass(_, Some(act)) if done && act.down => {
                 let now = self.clock.wall();
                 let _ = self.write(By::Teller, vec![at_rest()], now);
@@ -450,7 +466,7 @@ impl World {
         }
     }
 
-    fn carry_out_one(&mut self, next: Do, by: By, now: Timestamp) -> Result<(), StoreError> {
+    fn carry_out_one(&mut self, next: Do, by: By, now: Timestamp) -> Result<Carried, StoreError> {
         match next {
             Do::Effect(Effect::Record(changes)) => {
                 // A store that is full fails in its own way; nothing is known already.
@@ -461,6 +477,12 @@ impl World {
                     }
                     error => error,
                 })?;
+            }
+            Do::Effect(Effect::Announce(changes, said)) => {
+                if self.life().records.said != said {
+                    return Ok(Carried::Overtaken);
+                }
+                self.write(by, changes, now)?;
             }
             Do::Effect(Effect::Accept(changes)) => self.write(by, changes, now)?,
             Do::Effect(Effect::Hub(call)) => self.tell_hub(call),
@@ -479,7 +501,7 @@ impl World {
             Do::Effect(Effect::Wake) => self.wake(),
             Do::Accept(file, changes) => self.accept(*file, changes, now)?,
         }
-        Ok(())
+        Ok(Carried::Out)
     }
 
     /// Makes changes durable, and then known.
@@ -550,6 +572,7 @@ impl World {
 
     /// Asks for a look at a driver soon.
     fn look_at(&mut self, driver: DriverName) {
+        let now = self.clock.wall();
         let Some(observer) = self.life_mut().observers.get_mut(&driver) else { return };
         if observer.busy {
             observer.asked = true;
@@ -557,6 +580,7 @@ impl World {
         }
         (observer.busy, observer.asked) = (true, false);
         observer.begun += 1;
+        observer.began = Some(now);
         observer.timer += 1;
         let delay = self.rng.u64(1..60);
         self.within(delay, Within::Lists(driver));
@@ -581,7 +605,7 @@ impl World {
         let now = self.clock.wall();
         let Some(observer) = self.life_mut().observers.get_mut(&name) else { return };
         observer.busy = false;
-        let sight = observer.sight.after(observer.begun, answer, now);
+        let sight = observer.sight.after(observer.begun, observer.began.unwrap_or(now), answer, now);
         let differs = sight.listing != observer.sight.listing;
         let (round, listing) = (sight.round, sight.listing.clone());
         observer.sight = sight;
@@ -757,9 +781,8 @@ impl World {
             self.tell(Deed::Stored(records.clone()));
             HubEvent::Stored(records)
         } else {
-            dependent.retain(|it| {
-                !matches!(it, HubEffect::Send { .. } | HubEffect::SendData { .. } | HubEffect::Notify(_))
-            });
+            dependent
+                .retain(|it| !matches!(it, HubEffect::Send { .. } | HubEffect::SendData { .. } | HubEffect::Notify(_)));
             HubEvent::StoreFailed(records)
         };
         let answer = self.life_mut().hub.handle(event, now);
@@ -818,6 +841,12 @@ impl World {
         let inputs = self.inputs(&records);
         let plan = plan(&inputs);
         Some((Arc::new(inputs), Arc::new(plan)))
+    }
+
+    /// Whether a file is being accepted: one is after the other.
+    pub(super) fn is_accepting(&self) -> bool {
+        let accepts = |strand: &Strand| strand.todo.iter().flatten().any(|it| matches!(it, Do::Accept(..)));
+        self.life.as_ref().is_some_and(|life| life.strands.values().any(accepts))
     }
 
     /// Whether anything is under way.

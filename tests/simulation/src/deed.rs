@@ -128,4 +128,6 @@ pub struct Rest {
     pub plan: Arc<Plan>,
     /// The agents that have a task which is not over.
     pub unfinished: Vec<AgentName>,
+    /// Every machine that was made for an agent and is there, with its nonce.
+    pub machines: Vec<(InstanceName, Nonce)>,
 }

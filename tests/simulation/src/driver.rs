@@ -39,6 +39,8 @@ pub struct Machine {
     pub sizes: Sizes,
     /// Whether its driver can't say what it is doing.
     pub dim: bool,
+    /// It was made after the moment until which, by a clock that has jumped, anybody could expect it.
+    pub unexpected: bool,
     /// What runs in it, or would.
     pub runtime: Option<Runtime>,
 }
@@ -250,8 +252,8 @@ impl Driver {
                     let runtime = Some(Runtime::new(seed.clone(), rng));
                     let nonce = Some(seed.nonce.clone());
                     let state = InstanceState::Starting;
-                    self.machines
-                        .insert(name.clone(), Machine { state, nonce, sizes: *sizes, dim: false, runtime });
+                    let machine = Machine { state, nonce, sizes: *sizes, dim: false, unexpected: false, runtime };
+                    self.machines.insert(name.clone(), machine);
                     self.held.insert(name.clone());
                     happened.made = true;
                 }

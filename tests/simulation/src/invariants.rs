@@ -61,6 +61,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(APassComesToAnEnd::default()),
         Box::new(RestIsRest::default()),
         Box::new(ItComesToRest),
+        Box::new(NothingIsLeftBehind),
         Box::new(IgnoranceActsOnNothing),
         Box::new(OverridesWinAndEnd),
         Box::new(TasksEndOnce::default()),
@@ -259,6 +260,14 @@ impl Invariant for WhatIsRecordedIsNotForgotten {
             let all = records.overrides.iter().map(|it| ((it.agent.clone(), it.change.path()), it.clone()));
             all.collect::<BTreeMap<_, _>>()
         };
+        // Of machines that are no more nobody has to know them.
+        let tasks = |records: &Records| {
+            let all = records.claims.values().flat_map(|claim| {
+                let known = records.tasks.get(&claim.agent).into_iter().flatten();
+                known.filter(|task| task.claim == claim.id).map(|task| (claim.agent.clone(), format!("{task:?}")))
+            });
+            all.collect::<BTreeSet<_>>()
+        };
         for (what, same) in [
             ("claims", left.claims == found.claims),
             ("credentials", left.credentials == found.credentials),
@@ -270,10 +279,14 @@ impl Invariant for WhatIsRecordedIsNotForgotten {
             ("pause", left.pause == found.pause),
             ("fuse", left.fuse == found.fuse),
             ("mode", left.mode == found.mode),
+            ("work", left.work == found.work),
+            ("tasks", tasks(left) == tasks(found)),
             ("file", left.file == found.file),
             ("fleet", left.fleet == found.fleet),
         ] {
-            hold(same, || format!("the {what} that life {} knew are not those that life {} found", left.life, found.life))?;
+            hold(same, || {
+                format!("the {what} that life {} knew are not those that life {} found", left.life, found.life)
+            })?;
         }
         Ok(())
     }
@@ -344,7 +357,10 @@ impl Invariant for ItComesToRest {
 /// # Errors
 /// With what is.
 pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
-    let by_a_person = |agent: &AgentPlan| agent.waits_for.iter().any(|reason| waits_for_a_person(reason, rest));
+    let by_a_person = |agent: &AgentPlan| {
+        let passes = agent.waits_for.iter().any(passes);
+        !passes && agent.waits_for.iter().any(|reason| waits_for_a_person(reason, rest))
+    };
     for agent in &rest.plan.agents {
         let waits = by_a_person(agent);
         hold(agent.drift.is_empty() || waits, || {
@@ -357,6 +373,20 @@ pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
         let waits = agent.is_some_and(|agent| agent.health != Health::Healthy || by_a_person(agent));
         hold(waits, || format!("a task of {name} never ends: {agent:?}"))
     })
+}
+
+/// Whether what is waited for comes by itself.
+const fn passes(reason: &WaitsFor) -> bool {
+    matches!(
+        reason,
+        WaitsFor::Backoff { .. }
+            | WaitsFor::Driver { .. }
+            | WaitsFor::Fuse
+            | WaitsFor::Lane { .. }
+            | WaitsFor::Operation { .. }
+            | WaitsFor::Transition { .. }
+            | WaitsFor::UnknownState
+    )
 }
 
 fn waits_for_a_person(reason: &WaitsFor, rest: &Rest) -> bool {
@@ -384,6 +414,20 @@ fn waits_for_a_person(reason: &WaitsFor, rest: &Rest) -> bool {
             })
         }
         _ => false,
+    }
+}
+
+/// Every machine that was made for an agent has its claim.
+#[derive(Debug)]
+struct NothingIsLeftBehind;
+
+impl Invariant for NothingIsLeftBehind {
+    invariant!(NothingIsLeftBehind, 1);
+    fn see(&mut self, deed: &Deed) -> Result<(), String> {
+        let Deed::Rest(Rest { inputs, machines, .. }) = deed else { return Ok(()) };
+        let claimed = |nonce: &Nonce| inputs.claims.values().any(|claim| claim.nonce == *nonce);
+        let orphan = machines.iter().find(|(_, nonce)| !claimed(nonce));
+        hold(orphan.is_none(), || format!("a machine that nobody claims any more: {orphan:?}"))
     }
 }
 
@@ -545,7 +589,9 @@ impl Invariant for IncarnationsAreNew {
         for change in changes.iter() {
             let Change::Claim(claim) = change else { continue };
             let before = self.latest.insert(claim.agent.clone(), (claim.id, claim.incarnation));
-            let new = before.is_none_or(|(id, latest)| if id == claim.id { claim.incarnation == latest } else { claim.incarnation > latest });
+            let new = before.is_none_or(|(id, latest)| {
+                if id == claim.id { claim.incarnation == latest } else { claim.incarnation > latest }
+            });
             hold(new, || format!("{} has incarnation {} again", claim.agent, claim.incarnation))?;
         }
         Ok(())

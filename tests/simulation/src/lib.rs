@@ -19,7 +19,7 @@
 //! - [`driver`]: drivers and machines; [`runtime`]: what runs in them; [`net`]: connections
 //! - [`people`]: who edits files and says things
 //! - [`invariants`]: what must always hold; [`deed`]: what it is judged by
-//! - [`run`]: one seed, or many
+//! - [`run`]: one seed, or many; [`trace`]: what happens, line by line
 
 pub mod clock;
 pub mod controller;
@@ -30,4 +30,5 @@ pub mod net;
 pub mod people;
 pub mod run;
 pub mod runtime;
+pub mod trace;
 pub mod world;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use vm_agent_daemon::engine::file::{self, Cause, Terms};
+use vm_agent_daemon::engine::file::{self, Cause, OnDisk, Terms, Verdict, judge};
 use vm_agent_daemon::engine::intent::{self, Intent, Voice};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
 use vm_agent_daemon::engine::{Effect, accept};
@@ -98,7 +98,9 @@ impl Agent {
             8 => self.protect = rng.bool(),
             9 => self.env += 1,
             10 => self.after = rng.choice(NAMES).filter(|_| rng.bool()),
-            _ => self.task = (rng.u8(..4) != 0).then(|| Task { code: u32::from(rng.u8(..4) == 0), millis: length(rng) }),
+            _ => {
+                self.task = (rng.u8(..4) != 0).then(|| Task { code: u32::from(rng.u8(..4) == 0), millis: length(rng) })
+            }
         }
     }
 }
@@ -245,6 +247,9 @@ impl World {
     }
 
     fn apply(&mut self, records: &Records) {
+        if self.is_accepting() {
+            return;
+        }
         let text = self.people.file.text();
         let file = SourceFile { name: "fleet.yaml".to_owned(), path: None, text: text.clone() };
         let source = FleetSource { roots: Vec::new(), files: vec![file] };
@@ -254,17 +259,23 @@ impl World {
         };
         let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.clone() };
         let plan = plan(&self.inputs(&hypothetical));
-        let approve = self.rng.u8(..5) == 0;
+        // A person applies it, or saves it where the watcher finds it.
+        let saved = records.file.is_some() && self.rng.u8(..4) == 0;
+        let approve = !saved && self.rng.u8(..5) == 0;
+        let cause = if saved { Cause::Changed } else { Cause::Applied { by: "ana".to_owned() } };
         let terms = Terms { plan: approve.then(|| plan.id.clone()), approve };
-        let cause = Cause::Applied { by: "ana".to_owned() };
+        if saved && judge(records, &OnDisk::of(source.clone()), None) != Verdict::Apply {
+            return;
+        }
         let Ok(changes) = file::accept(records, &source, &fleet, &plan, &terms, &cause) else { return };
         if approve {
             for request in plan.approvals.iter().cloned() {
                 self.tell(Deed::Approved { request, records: Arc::new(hypothetical.clone()) });
             }
         }
-        self.trace(|| format!("somebody applies (yes: {approve}):\n{text}"));
-        let file = NewFile { source, fleet, author: cause.author().to_owned(), summary: cause.summary(&plan) };
+        self.trace(|| format!("somebody applies (saved: {saved}, yes: {approve}):\n{text}"));
+        let (author, summary) = (cause.author().to_owned(), cause.summary(&plan));
+        let file = NewFile { source, fleet, author, summary };
         self.carry_out(vec![Do::Accept(Box::new(file), changes), Do::Effect(Effect::Wake)]);
     }
 

@@ -11,7 +11,8 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use vm_agent_schemas::ids::{Boot, Digest};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
-    Challenge, ChallengeProof, Configuration, Configured, FromRuntime, HealthReport, Hello, PROTOCOL, Seed, TaskEnded, TaskOutcome, TaskRef,
+    Challenge, ChallengeProof, Configuration, Configured, FromRuntime, HealthReport, Hello, PROTOCOL, Seed, TaskEnded,
+    TaskOutcome, TaskRef,
 };
 
 use crate::net::Wire;

@@ -23,6 +23,7 @@ use crate::invariants::{Broken, Invariant, all};
 use crate::net::{Net, Peer, Wire};
 use crate::people::People;
 use crate::runtime::{Known, Runtime, ended, health};
+use crate::trace::Trace;
 
 /// How long the world is troubled, at most.
 const TROUBLE: std::ops::Range<Millis> = 2 * MINUTE..20 * MINUTE;
@@ -66,7 +67,7 @@ pub struct World {
     last_entry: u64,
     invariants: Vec<Box<dyn Invariant>>,
     broken: Option<Broken>,
-    lines: Option<Vec<String>>,
+    lines: Option<Trace>,
 }
 
 /// Something that happens.
@@ -163,7 +164,7 @@ impl World {
             last_entry: 0,
             invariants: all(),
             broken: None,
-            lines: traced.then(Vec::new),
+            lines: traced.then(Trace::default),
         };
         world.after(0, Event::Begin);
         world.after(100, Event::Person);
@@ -198,7 +199,10 @@ impl World {
     fn rest(&mut self) -> Option<Rest> {
         let (inputs, plan) = self.present()?;
         let unfinished = vm_agent_store::tasks::unfinished(&self.disk).expect("the database in memory reads");
-        Some(Rest { inputs, plan, unfinished: unfinished.into_iter().map(|task| task.agent).collect() })
+        let unfinished = unfinished.into_iter().map(|task| task.agent).collect();
+        let machines = self.drivers.values().flat_map(|driver| &driver.machines).filter(|(_, it)| !it.unexpected);
+        let machines = machines.filter_map(|(name, it)| Some((name.clone(), it.nonce.clone()?))).collect();
+        Some(Rest { inputs, plan, unfinished, machines })
     }
 
     fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
@@ -276,15 +280,14 @@ impl World {
     /// Notes a line, if somebody reads it.
     pub(super) fn trace(&mut self, line: impl FnOnce() -> String) {
         if let Some(lines) = &mut self.lines {
-            let (seconds, millis) = (self.clock.mono / SECOND, self.clock.mono % SECOND);
-            lines.push(format!("{seconds:>6}.{millis:03} {}", line()));
+            lines.note(self.clock.mono, &line());
         }
     }
 
     /// The lines noted.
     #[must_use]
     pub fn lines(&self) -> &[String] {
-        self.lines.as_deref().unwrap_or_default()
+        self.lines.as_ref().map(Trace::lines).unwrap_or_default()
     }
 
     /// Shows a deed to every invariant.
@@ -335,6 +338,8 @@ impl World {
             self.drivers.get_mut(&name).expect("it was just looked at").calls.remove(&id);
         }
         if happened.made {
+            let unexpected = !call.waited_for && call.jumps != self.clock.jumps;
+            self.machine(name, &instance).unexpected = unexpected;
             self.made(name, &instance);
         }
         self.machine_changed(name, &instance, &happened);
@@ -532,7 +537,8 @@ impl World {
             None => {
                 runtime.journal.push((task, Known::Started));
                 let number = |index: usize| order.run.argv.get(index).and_then(|text| text.parse().ok());
-                let (code, takes) = (number(1).unwrap_or(0), number(2).map_or(SECOND, |it: i32| it.unsigned_abs().into()));
+                let (code, takes) =
+                    (number(1).unwrap_or(0), number(2).map_or(SECOND, |it: i32| it.unsigned_abs().into()));
                 let (takes, outcome) = if takes > order.timeout_ms {
                     (order.timeout_ms, TaskOutcome::TimedOut)
                 } else {
@@ -638,7 +644,9 @@ impl World {
         let now = self.clock.wall();
         // Whoever has been replaced by another run may still have said this.
         let agent = match &peer {
-            Peer::Machine { driver, instance, .. } => self.runtime_in(*driver, instance).map(|it| it.seed.agent.clone()),
+            Peer::Machine { driver, instance, .. } => {
+                self.runtime_in(*driver, instance).map(|it| it.seed.agent.clone())
+            }
             Peer::Ghost(index) => self.ghosts.get(*index).map(|it| it.seed.agent.clone()),
         };
         let Some(agent) = agent else { return };
@@ -741,7 +749,8 @@ impl World {
     }
 
     fn some_machine(&mut self) -> Option<(DriverName, InstanceName)> {
-        let all = self.drivers.values().flat_map(|it| it.machines.iter().map(move |(name, machine)| (it, name, machine)));
+        let all =
+            self.drivers.values().flat_map(|it| it.machines.iter().map(move |(name, machine)| (it, name, machine)));
         let ours = all.filter(|(_, _, machine)| machine.nonce.is_some());
         let ours: Vec<_> = ours.map(|(driver, name, _)| (driver.name, name.clone())).collect();
         self.rng.choice(ours)
@@ -756,10 +765,10 @@ impl World {
         let gib = ByteSize::from_gib;
         let sizes = Sizes { cpus: 1, memory: gib(1), disk: gib(5) };
         let foreign =
-            Machine { state: InstanceState::Running, nonce: None, sizes, dim: false, runtime: None };
+            Machine { state: InstanceState::Running, nonce: None, sizes, dim: false, unexpected: false, runtime: None };
         match (driver.machines.get_mut(&instance), kind) {
-            // Where nothing can be read back, nobody could tell it from the one that was there before.
-            (None, _) if driver.sight == Sight::Hidden && driver.held.contains(&instance) => return,
+            // Where listings show no nonce, nobody could tell it from the one that was there before.
+            (None, _) if driver.sight != Sight::Listed && driver.held.contains(&instance) => return,
             (None, _) => {
                 driver.machines.insert(instance.clone(), foreign);
             }
@@ -818,4 +827,3 @@ fn asked(call: &Call) -> String {
     let text = format!("{:?}", call.asked);
     text.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }
-

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "a program for a terminal")]
 
 mod machine;
+mod mutants;
 mod run;
 mod test;
 
@@ -26,6 +27,20 @@ enum Command {
     },
     /// Test everything that can be tested on this machine
     Test,
+    /// Simulate the control plane: --seeds N [--from SEED] [--limit SECONDS], or --seed SEED [--trace]
+    Simulate {
+        /// What to simulate; a thousand seeds from 0 when nothing is said
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Break the product in every way of tests/mutations, and see that the simulation notices
+    Mutants {
+        /// Only those whose name has this in it
+        only: Option<String>,
+        /// How long the simulation may take to notice, in seconds
+        #[arg(long, default_value_t = 60)]
+        limit: u64,
+    },
     /// Write the JSON Schemas and the OpenAPI document of schemas/ anew, from the types
     Schemas {
         /// Write nothing, and fail when they are out of date
@@ -44,6 +59,8 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo { up } => demo(&up),
         Command::Test => test::everything(),
+        Command::Simulate { args } => simulate(&args),
+        Command::Mutants { only, limit } => mutants::run(only.as_deref(), limit),
         Command::Schemas { check } => schemas(check),
         Command::Bench { criterion } => bench(&criterion),
     };
@@ -61,6 +78,14 @@ fn demo(up: &[OsString]) -> Result<(), String> {
     let mut command = cargo(&["run", "--release", "--locked", "--package", "vm-agent-cli", "--bin", "vm-agent", "--"]);
     command.arg("up").arg("--file").arg(root().join("fleet.example.yaml")).args(up);
     // In place of this program: signals, terminal and exit code are those of `vm-agent up`.
+    Err(run::instead(command))
+}
+
+fn simulate(args: &[OsString]) -> Result<(), String> {
+    Machine::look().need(&C_COMPILER)?;
+    let mut command = cargo(&["run", "--quiet", "--locked", "--package", "vm-agent-simulation", "--"]);
+    command.args(args);
+    // In place of this program: its exit code is that of the simulation.
     Err(run::instead(command))
 }
 

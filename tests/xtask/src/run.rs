@@ -27,6 +27,19 @@ pub(crate) fn run(mut command: Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("`{}` failed ({status})", told(&command))) }
 }
 
+/// Runs a program to its end, and gives what it printed.
+///
+/// # Errors
+/// When it can't be run or fails.
+pub(crate) fn answer_of(mut command: Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("`{}` can't be run: {error}", told(&command)))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(format!("`{}` failed ({})", told(&command), output.status))
+    }
+}
+
 /// Lets a program take the place of this one. It returns only when that fails, with the reason.
 pub(crate) fn instead(mut command: Command) -> String {
     let error = std::os::unix::process::CommandExt::exec(&mut command);
