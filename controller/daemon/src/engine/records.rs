@@ -274,7 +274,9 @@ impl Records {
             }
             Change::Override(entry) => {
                 self.drop_override(&entry.agent, entry.change.path());
-                self.overrides.push(*entry);
+                // In the order in which the store lists them: a restart changes nothing that is shown.
+                let place = self.overrides.partition_point(|other| override_key(other) < override_key(&entry));
+                self.overrides.insert(place, *entry);
             }
             Change::DropOverride(agent, path) => self.drop_override(&agent, path),
             Change::Backoff(backoff) => {
@@ -322,6 +324,11 @@ impl Records {
     }
 }
 
+/// What overrides are listed by.
+fn override_key(entry: &Override) -> (&AgentName, &'static str) {
+    (&entry.agent, entry.change.path().as_str())
+}
+
 /// What a plan needs to know of a task of the file; nothing for one by hand.
 fn file_task(task: &Task) -> Option<FileTask> {
     match &task.source {
@@ -333,5 +340,45 @@ fn file_task(task: &Task) -> Option<FileTask> {
             outcome: task.outcome().cloned(),
         }),
         TaskSource::Request { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent_schemas::fleet::{PowerState, Reconcile};
+    use vm_agent_schemas::ids::OverrideId;
+    use vm_agent_schemas::intent::{Change as Said, Presence};
+
+    use super::*;
+
+    #[test]
+    fn overrides_stand_in_the_order_in_which_the_store_lists_them() {
+        let entry = |agent: &str, change: Said| {
+            Change::Override(Box::new(Override {
+                id: OverrideId::generate(),
+                agent: agent.parse().unwrap(),
+                change,
+                author: "ann".to_owned(),
+                reason: None,
+                created_at: Timestamp::UNIX_EPOCH,
+                expires_at: None,
+            }))
+        };
+        let stopped = || Said::Power { wanted: PowerState::Stopped, covers: PowerState::Running };
+        let paused = || Said::Reconcile { wanted: Reconcile::Paused, covers: Reconcile::Auto };
+        let mut records = Records::empty(Fleet::default());
+        for change in [
+            entry("web", stopped()),
+            entry("db", paused()),
+            entry("db", Said::Presence(Presence::Absent)),
+            entry("db", stopped()),
+            entry("cache", stopped()),
+            entry("web", stopped()),
+        ] {
+            records.apply(change);
+        }
+        let listed: Vec<_> = records.overrides.iter().map(override_key).map(|(it, path)| (it.as_str(), path)).collect();
+        let stored = [("cache", "power"), ("db", "power"), ("db", "presence"), ("db", "reconcile"), ("web", "power")];
+        assert_eq!(listed, stored);
     }
 }
