@@ -198,6 +198,7 @@ const WAITS = {
   earlierStep: () => "the step before it",
   operation: ({ action }) => `a ${action} that is under way`,
   dependency: ({ agent, until }) => `agent ${agent}, which is not ${UNTIL[until] ?? until} yet`,
+  drain: ({ tasks }) => [String(tasks), tasks === 1 ? " task" : " tasks", " under way in it, to end first"],
   window: ({ opens }) => (opens
     ? ["the next window for disruptive steps, at ", clock(opens), ", ", moment(opens)]
     : "a window for disruptive steps, and none opens any more"),

@@ -205,6 +205,7 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::Problem { .. }
         | WaitsFor::TaskFailed { .. } => true,
         WaitsFor::EarlierStep
+        | WaitsFor::Drain { .. }
         | WaitsFor::Operation { .. }
         | WaitsFor::Dependency { .. }
         | WaitsFor::Lane { .. }

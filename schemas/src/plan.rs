@@ -108,6 +108,8 @@ pub struct AgentPlan {
     pub held_back: bool,
     /// Why its machine is to be down although its spec says that it should run.
     pub rests: Option<Rest>,
+    /// Whether it is given no new task, because its machine is about to go down.
+    pub cordoned: bool,
 }
 
 /// Why a machine is to be down although its spec says that it should run.
@@ -311,6 +313,8 @@ pub struct Step {
 pub struct Disturbance {
     /// Tasks that run in the machine, or were sent to it.
     pub tasks: u32,
+    /// Whether the step waits until these have ended by themselves. What a person asks for now does not.
+    pub drains: bool,
     /// Open sessions: shells and commands that somebody runs in it.
     pub sessions: u32,
 }
@@ -417,6 +421,11 @@ pub enum WaitsFor {
         agent: AgentName,
         /// How far it has to be.
         until: Until,
+    },
+    /// The tasks under way in the machine, which end before it goes down.
+    Drain {
+        /// How many.
+        tasks: u32,
     },
     /// The time in which what runs may be disturbed.
     Window {
@@ -534,6 +543,8 @@ impl fmt::Display for WaitsFor {
             Self::EarlierStep => f.write_str("the step before it"),
             Self::Operation { action, .. } => write!(f, "a {action} that is under way"),
             Self::Dependency { agent, until } => write!(f, "agent `{agent}`, which is not {until} yet"),
+            Self::Drain { tasks: 1 } => f.write_str("the task under way in it, which ends first"),
+            Self::Drain { tasks } => write!(f, "the {tasks} tasks under way in it, which end first"),
             Self::Window { opens: Some(opens) } => write!(f, "the next window for disruptive steps, at {opens:.0}"),
             Self::Window { opens: None } => f.write_str("a window for disruptive steps, and none opens any more"),
             Self::Capacity { resource, needs, free } => {

@@ -103,13 +103,14 @@ impl Line<'_> {
 
 /// What a step takes, and what it ends.
 pub(crate) fn toll(step: &Step) -> String {
-    let ended = step.disturbs.map(|it| {
-        [(it.tasks, "task"), (it.sessions, "session")]
-            .map(|(number, noun)| (number > 0).then(|| count(number as usize, noun)))
-    });
-    let ended: Vec<String> = ended.into_iter().flatten().flatten().collect();
-    let ends = if ended.is_empty() { String::new() } else { format!("; ends {}", ended.join(" and ")) };
-    format!("{}{ends}", step.cost)
+    let Some(disturbed) = step.disturbs else { return step.cost.to_string() };
+    let tasks = (disturbed.tasks > 0).then(|| count(disturbed.tasks as usize, "task"));
+    let sessions = (disturbed.sessions > 0).then(|| count(disturbed.sessions as usize, "session"));
+    let (drained, cut) = if disturbed.drains { (tasks, None) } else { (None, tasks) };
+    let drains = drained.map(|tasks| format!("; {tasks} {}", if disturbed.tasks == 1 { "drains" } else { "drain" }));
+    let ended: Vec<String> = cut.into_iter().chain(sessions).collect();
+    let ends = (!ended.is_empty()).then(|| format!("; ends {}", ended.join(" and ")));
+    format!("{}{}{}", step.cost, drains.unwrap_or_default(), ends.unwrap_or_default())
 }
 
 impl Planned<'_> {

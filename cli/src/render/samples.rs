@@ -123,6 +123,7 @@ fn agent_plan(view: AgentView) -> AgentPlan {
         drift: view.drift,
         waits_for: view.waits_for,
         held_back: false,
+        cordoned: false,
         rests: view.rests,
     }
 }
@@ -194,7 +195,7 @@ pub(crate) fn plan() -> Plan {
 
 /// `db` takes its memory with a restart, and `web` is to be replaced.
 pub(crate) fn disruptive_plan() -> Plan {
-    let ends = |tasks, sessions| Some(Disturbance { tasks, sessions });
+    let ends = |tasks, sessions| Some(Disturbance { tasks, drains: true, sessions });
     let opens = Some(before(-7200));
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(8), disk: ByteSize::from_gib(5) };
     let then = || vec![WaitsFor::EarlierStep];

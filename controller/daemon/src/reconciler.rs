@@ -146,6 +146,7 @@ pub(crate) fn tell(hub: &HubHandle, call: HubCall) {
         HubCall::Revoke(agent) => hub.revoke(agent),
         HubCall::Configure(agent, configuration) => hub.configure(agent, configuration),
         HubCall::Submit(task) => hub.submit(*task),
+        HubCall::Cordon(agents) => hub.cordon(agents),
     }
 }
 

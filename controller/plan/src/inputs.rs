@@ -139,8 +139,10 @@ pub struct SessionSeen {
     /// When it was last busy, or one of its services [at work](crate::is_at_work), and at the earliest
     /// when it connected.
     pub active_at: Timestamp,
-    /// Tasks that run in it, or were sent to it.
+    /// Tasks for it that are not over.
     pub tasks: u32,
+    /// Those of them that were sent, and may be running.
+    pub running: u32,
     /// Streams that are open to it.
     pub streams: u32,
     /// Its services, as its last report tells them.

@@ -29,6 +29,7 @@ use ring::digest::{Context, SHA256};
 use vm_agent_schemas::fleet::{DriftPolicy, Until};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{AgentPlan, ApprovalRequest, Drift, Health, Plan, Step, StepAction, Sync, WaitsFor};
 
 pub use clock::SetBack;
@@ -122,11 +123,25 @@ fn agent_plan(
         waits_for,
         held_back: false,
         rests: situation.rests,
+        cordoned: is_cordoned(situation, steps),
     }
 }
 
+/// Whether the machine is about to go down, as soon as what runs in it has ended: a task that began now
+/// would be cut off.
+fn is_cordoned(situation: &Situation<'_>, steps: &[Step]) -> bool {
+    let takes_down = |action: Action| matches!(action, Action::Stop | Action::Destroy);
+    let next = steps.iter().find(|step| step.action.on_instance().is_some());
+    let about_to = next.is_some_and(|step| {
+        step.action.on_instance().is_some_and(takes_down)
+            && step.waits_for.iter().all(|reason| matches!(reason, WaitsFor::Drain { .. }))
+    });
+    about_to || situation.operation.is_some_and(|operation| takes_down(operation.action))
+}
+
 fn sync(situation: &Situation<'_>, drift: &[Drift], settling: bool, steps: &[Step]) -> Sync {
-    let soon = |reason: &WaitsFor| matches!(reason, WaitsFor::EarlierStep | WaitsFor::Lane { .. });
+    let soon =
+        |reason: &WaitsFor| matches!(reason, WaitsFor::EarlierStep | WaitsFor::Lane { .. } | WaitsFor::Drain { .. });
     if situation.operation.is_some() {
         Sync::Reconciling
     } else if situation.seen == table::Seen::Unknown {

@@ -13,6 +13,7 @@ use crate::fuse::probe_at;
 use crate::inputs::{Inputs, Mode};
 use crate::moves::Move;
 use crate::situation::Situation;
+use crate::windows::is_disruptive;
 
 /// Hands out the room on the host, the places in each driver's lane, and the one that a blown fuse leaves.
 pub(crate) struct Schedule<'a> {
@@ -61,6 +62,9 @@ impl<'a> Schedule<'a> {
             if !(self.inputs.mode == Mode::Destroy && step.action == StepAction::Destroy) {
                 waits_for.extend(self.backoff(situation));
             }
+            if waits_for.is_empty() && is_disruptive(situation, &step) {
+                waits_for.extend(situation.drain());
+            }
             // Only a step that could begin otherwise takes room or a place from the others.
             if waits_for.is_empty() {
                 waits_for.extend(sizes.and_then(|sizes| self.budget.admit(situation, &step, sizes)));
@@ -72,8 +76,8 @@ impl<'a> Schedule<'a> {
                 waits_for.extend(self.place(driver));
             }
         }
+        let disturbs = situation.disturbance(&step.action, is_disruptive(situation, &step));
         let Move { action, reason, cost, .. } = step;
-        let disturbs = situation.disturbance(&action);
         Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs, waits_for }
     }
 

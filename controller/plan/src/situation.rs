@@ -8,7 +8,7 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{
     Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
 };
-use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction};
+use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction, WaitsFor};
 
 use crate::clock::{after, counted_from};
 use crate::effective::Effective;
@@ -97,10 +97,17 @@ impl<'a> Situation<'a> {
     }
 
     /// What a step would end in a machine that runs.
-    pub(crate) fn disturbance(&self, action: &StepAction) -> Option<Disturbance> {
+    pub(crate) fn disturbance(&self, action: &StepAction, drains: bool) -> Option<Disturbance> {
         let takes_down = matches!(action, StepAction::Stop | StepAction::Destroy);
-        let told = self.session.map(|session| Disturbance { tasks: session.tasks, sessions: session.streams });
-        (takes_down && self.runs()).then(|| told.unwrap_or_default())
+        let (tasks, sessions) = self.session.map_or((0, 0), |session| (session.running, session.streams));
+        (takes_down && self.runs()).then_some(Disturbance { tasks, drains, sessions })
+    }
+
+    /// What a step waits for that would end what runs in the machine, and that nobody asked for now: the
+    /// tasks under way end first. How long that takes they say themselves.
+    pub(crate) fn drain(&self) -> Option<WaitsFor> {
+        let session = self.session.filter(|session| session.running > 0 && self.is_reachable())?;
+        Some(WaitsFor::Drain { tasks: session.running })
     }
 
     /// What the spec asks for that the agent's driver can't do.

@@ -735,6 +735,7 @@ impl World {
             HubCall::Revoke(agent) => HubEvent::Revoke(agent),
             HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
             HubCall::Submit(task) => HubEvent::Submit(*task),
+            HubCall::Cordon(agents) => HubEvent::Cordon(agents),
         });
     }
 

@@ -112,6 +112,7 @@ impl Memory {
                 busy: session.busy,
                 active_at: session.active_at,
                 tasks: session.tasks,
+                running: session.running,
                 streams: session.streams,
                 services: session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default(),
             };

@@ -38,7 +38,7 @@ pub mod reach;
 pub mod records;
 pub mod sight;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
@@ -91,6 +91,8 @@ pub enum HubCall {
     Configure(AgentName, Configuration),
     /// This task, accepted and stored, is to be delivered.
     Submit(Box<Task>),
+    /// The machines of these agents, and of no others, are about to go down: they get no new task.
+    Cordon(BTreeSet<AgentName>),
 }
 
 /// Accepts a task: durable first, then on its way.

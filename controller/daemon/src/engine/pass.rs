@@ -53,7 +53,8 @@ pub fn turn(inputs: &Inputs, records: &Records, hub: &HubAddress, jitter: &mut d
     if !changes.is_empty() {
         return Turn::Note(changes);
     }
-    let mut sequences = vec![steps(&plan, inputs, records, hub, jitter)];
+    let cordoned = plan.agents.iter().filter(|agent| agent.cordoned).map(|agent| agent.name.clone()).collect();
+    let mut sequences = vec![vec![Effect::Hub(HubCall::Cordon(cordoned))], steps(&plan, inputs, records, hub, jitter)];
     sequences.extend(tasks(&plan, records, inputs.now));
     let (wake_at, down) = (wake_at(inputs), is_down(inputs, &plan));
     Turn::Act(Box::new(Act { plan, sequences, wake_at, down }))

@@ -18,6 +18,7 @@ mod release;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -188,6 +189,11 @@ impl HubHandle {
     /// order in which they were accepted.
     pub fn submit(&self, task: Task) {
         self.tell(Event::Submit(task));
+    }
+
+    /// Gives no new task to these agents, whose machines are about to go down, and to all others again.
+    pub fn cordon(&self, agents: BTreeSet<AgentName>) {
+        self.tell(Event::Cordon(agents));
     }
 
     /// Runs a process in an agent.

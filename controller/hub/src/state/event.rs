@@ -1,6 +1,7 @@
 //! What the hub is told, and what it answers: plain data, so that every behaviour can be written
 //! down as a list of the one and compared with a list of the other.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -74,6 +75,8 @@ pub enum Event {
     Configure(AgentName, Configuration),
     /// An accepted, stored task is to be delivered.
     Submit(Task),
+    /// The machines of these agents, and of no others, are about to go down: they are given no new task.
+    Cordon(BTreeSet<AgentName>),
     /// A client wants a process in an agent.
     OpenStream {
         /// The client's end.
@@ -420,6 +423,8 @@ pub struct SessionInfo {
     pub problems: Vec<String>,
     /// Tasks for the agent that are not over: queued here, sent or running.
     pub tasks: u32,
+    /// Those of them that were sent, and may be running.
+    pub running: u32,
     /// Open streams of clients.
     pub streams: u32,
     /// Whether there are such tasks or streams.

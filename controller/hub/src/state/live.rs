@@ -1,5 +1,7 @@
 //! What goes on in a session: health, log, tasks and streams.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::names::AgentName;
@@ -93,6 +95,15 @@ impl Hub {
         self.look_at(&agent, now);
     }
 
+    /// Keeps new tasks from these agents, whose machines are about to go down, and from no others.
+    pub(super) fn cordon(&mut self, agents: BTreeSet<AgentName>, now: Timestamp) {
+        let before = std::mem::replace(&mut self.cordoned, agents);
+        let freed: Vec<AgentName> = before.difference(&self.cordoned).cloned().collect();
+        for agent in freed {
+            self.deliver(&agent, now);
+        }
+    }
+
     /// Sends the agent's next task, when it is its turn and the agent is there.
     pub(super) fn deliver(&mut self, agent: &AgentName, now: Timestamp) {
         let Some(conn) = self.live(agent) else { return };
@@ -100,7 +111,8 @@ impl Hub {
             let Some(session) = self.session(conn) else { return };
             let (incarnation, epoch) = (session.incarnation, session.epoch);
             let Some(queue) = self.tasks.get_mut(agent) else { return };
-            let Some(task) = queue.next_to_send(incarnation, epoch, now) else { return };
+            let cordoned = self.cordoned.contains(agent);
+            let Some(task) = queue.next_to_send(incarnation, epoch, cordoned, now) else { return };
             if fits(&task.run) {
                 return self.order(conn, task);
             }

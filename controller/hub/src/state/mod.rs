@@ -28,7 +28,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct Hub {
     agents: BTreeMap<AgentName, Enrolled>,
     /// Tasks may be accepted for an agent that has no instance yet.
     tasks: BTreeMap<AgentName, TaskQueue>,
+    /// Agents that are given no new task, because their machines are about to go down.
+    cordoned: BTreeSet<AgentName>,
     connections: BTreeMap<ConnId, Connection>,
     clients: BTreeMap<StreamKey, (ConnId, u32)>,
     last_tick: Option<Timestamp>,
@@ -112,6 +114,7 @@ impl Hub {
             heartbeat: heartbeat.get(),
             agents: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            cordoned: BTreeSet::new(),
             connections: BTreeMap::new(),
             clients: BTreeMap::new(),
             last_tick: None,
@@ -139,6 +142,7 @@ impl Hub {
             Event::Revoke(agent) => self.revoke(&agent, now),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
             Event::Submit(task) => self.submit(task, now),
+            Event::Cordon(agents) => self.cordon(agents, now),
             Event::OpenStream { key, agent, run, stdin } => self.open_stream(key, &agent, run, stdin, now),
             Event::Input { key, offset, end, data } => self.input(key, offset, end, data, now),
             Event::Taken { key, channel, offset } => self.taken(key, channel, offset),
@@ -153,7 +157,11 @@ impl Hub {
     #[must_use]
     pub fn sessions(&self) -> Vec<SessionInfo> {
         let live = self.agents.values().filter_map(|agent| self.session(agent.live?));
-        live.filter(|session| session.durable).map(|session| session.info(self.open_tasks(&session.agent))).collect()
+        let info = |session: &Session| {
+            let running = self.tasks.get(&session.agent).map_or(0, TaskQueue::under_way);
+            session.info(self.open_tasks(&session.agent), running)
+        };
+        live.filter(|session| session.durable).map(info).collect()
     }
 
     fn session(&self, conn: ConnId) -> Option<&Session> {

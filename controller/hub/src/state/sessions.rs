@@ -90,7 +90,7 @@ impl Session {
         tasks > 0 || self.streams.clients().next().is_some()
     }
 
-    pub(super) fn info(&self, tasks: u32) -> SessionInfo {
+    pub(super) fn info(&self, tasks: u32, running: u32) -> SessionInfo {
         SessionInfo {
             agent: self.agent.clone(),
             incarnation: self.incarnation,
@@ -103,6 +103,7 @@ impl Session {
             configured: self.configured.clone(),
             problems: self.problems.clone(),
             tasks,
+            running,
             streams: u32::try_from(self.streams.clients().count()).unwrap_or(u32::MAX),
             busy: self.is_busy(tasks),
             active_at: self.active_at,

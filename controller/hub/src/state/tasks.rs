@@ -121,14 +121,28 @@ impl TaskQueue {
         u32::try_from(self.entries.iter().filter(|entry| !entry.is_over()).count()).unwrap_or(u32::MAX)
     }
 
-    /// The task to send in this session now, if any: none while another may be running. It is to be
-    /// stored before it is sent, also when it was sent before, since its first record may have failed.
-    pub(super) fn next_to_send(&mut self, incarnation: Incarnation, epoch: Epoch, now: Timestamp) -> Option<Task> {
+    /// How many tasks were sent, and are not over: they may be running.
+    pub(super) fn under_way(&self) -> u32 {
+        let sent = |entry: &&Entry| !entry.is_over() && entry.task.handed_to().is_some();
+        u32::try_from(self.entries.iter().filter(sent).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The task to send in this session now, if any: none while another may be running, and of those that
+    /// were never sent none to a `cordoned` agent. It is to be stored before it is sent, also when it was
+    /// sent before, since its first record may have failed.
+    pub(super) fn next_to_send(
+        &mut self,
+        incarnation: Incarnation,
+        epoch: Epoch,
+        cordoned: bool,
+        now: Timestamp,
+    ) -> Option<Task> {
         let busy = |entry: &Entry| !entry.is_over() && (entry.is_running() || entry.ordered_in(epoch).is_some());
         if self.entries.iter().any(busy) {
             return None;
         }
-        let open = self.entries.iter_mut().filter(|entry| !entry.is_over());
+        let may_go = |entry: &&mut Entry| !entry.is_over() && (!cordoned || entry.task.handed_to().is_some());
+        let open = self.entries.iter_mut().filter(may_go);
         // What was sent before, and may be running, goes before what was not.
         let entry = open.min_by_key(|entry| entry.task.handed_to().is_none())?;
         entry.ordered = Some((epoch, now));

@@ -1,3 +1,4 @@
+use vm_agent_plan::Inputs;
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::intent::{Change, Presence};
 use vm_agent_schemas::observe::InstanceState;
@@ -88,9 +89,38 @@ fn a_runtime_that_never_joined_is_given_a_new_seed_in_a_window() {
 #[test]
 fn a_step_that_takes_a_running_machine_down_says_what_it_ends() {
     let mut inputs = settled("agents: {web: {cpus: 1}}");
-    world::session(&mut inputs, "web").tasks = 2;
+    world::session(&mut inputs, "web").running = 2;
     world::session(&mut inputs, "web").streams = 1;
     world::edit(&mut inputs, "agents: {web: {cpus: 2}}");
     let disturbs: Vec<_> = steps(&inputs, "web").iter().map(|step| step.disturbs).collect();
-    assert_eq!(disturbs, [Some(Disturbance { tasks: 2, sessions: 1 }), None, None]);
+    assert_eq!(disturbs, [Some(Disturbance { tasks: 2, drains: true, sessions: 1 }), None, None]);
+}
+
+#[test]
+fn what_the_file_wants_down_goes_down_when_the_tasks_in_it_have_ended_and_begins_no_new_one() {
+    let mut inputs = settled("agents: {web: {cpus: 1}}");
+    world::session(&mut inputs, "web").running = 1;
+    world::edit(&mut inputs, "agents: {web: {cpus: 2}}");
+    assert_eq!(steps(&inputs, "web")[0].waits_for, [WaitsFor::Drain { tasks: 1 }]);
+    let cordoned = |inputs: &Inputs| vm_agent_plan::plan(inputs).agent(&world::name("web")).unwrap().cordoned;
+    assert!(cordoned(&inputs));
+    world::session(&mut inputs, "web").running = 0;
+    assert_eq!(words(&steps(&inputs, "web")), "stop (resize) (start)");
+    assert!(cordoned(&inputs), "a task that began now would be cut off");
+}
+
+#[test]
+fn a_closed_window_lets_tasks_begin() {
+    let mut inputs = settled("agents: {web: {cpus: 1}}");
+    world::session(&mut inputs, "web").running = 1;
+    world::edit(&mut inputs, &format!("{CLOSED}agents: {{web: {{cpus: 2}}}}"));
+    assert!(!vm_agent_plan::plan(&inputs).agent(&world::name("web")).unwrap().cordoned);
+}
+
+#[test]
+fn what_a_person_wants_down_goes_down_now() {
+    let mut inputs = settled("agents: {web: {}}");
+    world::session(&mut inputs, "web").running = 1;
+    say(&mut inputs, "web", Change::Power { wanted: PowerState::Stopped, covers: PowerState::Running });
+    assert_eq!(words(&steps(&inputs, "web")), "stop");
 }

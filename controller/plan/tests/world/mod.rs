@@ -181,6 +181,7 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         busy: false,
         active_at: inputs.now,
         tasks: 0,
+        running: 0,
         streams: 0,
         services: agent.spec.services.keys().map(|service| (service.clone(), works.clone())).collect(),
     };

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::{
@@ -101,6 +103,18 @@ fn what_was_sent_before_a_restart_is_sent_again_to_the_same_incarnation_before_a
         assert_eq!(end_of(&effects).unwrap().0, TaskOutcome::Exited { code: 0 });
         assert_eq!(order(&effects, 1).unwrap().task, of(&queued));
     }
+}
+
+#[test]
+fn a_cordoned_agent_gets_no_new_task_until_it_is_free_again() {
+    let (mut world, first) = with_task();
+    let second = task("web");
+    assert_eq!(world.tell(Event::Cordon([name("web")].into())), []);
+    assert_eq!(order(&world.tell(Event::Submit(second.clone())), 1), None);
+    // What was sent before goes on, and is sent again.
+    assert_eq!(order(&reconnect(&mut world, 2), 2).unwrap().task, of(&first));
+    assert_eq!(order(&world.say(2, "web", ended(of(&first), 0)), 2), None);
+    assert_eq!(order(&world.tell(Event::Cordon(BTreeSet::new())), 2).unwrap().task, of(&second));
 }
 
 #[test]
