@@ -119,7 +119,9 @@ fn silence(observer: &Observer) -> Option<String> {
     let name = observer.name();
     match observer.sight().listing {
         Some(Listing::Seen(_)) => None,
-        Some(Listing::Unanswered { since, reason }) => Some(format!("{name} has not answered since {since:.0}: {reason}")),
+        Some(Listing::Unanswered { since, reason }) => {
+            Some(format!("{name} has not answered since {since:.0}: {reason}"))
+        }
         None => Some(format!("{name} has not been asked yet")),
     }
 }
