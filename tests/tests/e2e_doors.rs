@@ -12,25 +12,6 @@ use vm_agent_tests::e2e::Fleet;
 
 const TWO: &str = "defaults: {driver: local}\nagents:\n  web: {}\n  db: {}\n";
 
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            files.extend(files_below(&entry.path()));
-        } else if kind.is_file() {
-            files.push(entry.path());
-        }
-    }
-    files
-}
-
-/// The files below a folder that hold a text.
-fn holders(folder: &Path, text: &str) -> Vec<PathBuf> {
-    let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-    files_below(folder).into_iter().filter(|file| std::fs::read(file).is_ok_and(|bytes| holds(&bytes))).collect()
-}
-
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -52,13 +33,13 @@ fn no_token_is_written_down_anywhere() {
     assert!(token.len() > 30, "a token is long: {}", token.len());
     assert!(fleet.ok(&["token", "ls"]).contains("somebody"));
     assert_eq!(status_of(fleet.status().addresses.api, "/agents", &format!("Authorization: Bearer {token}\r\n")), 200);
-    assert_eq!(holders(fleet.path(), &token), Vec::<PathBuf>::new());
+    assert_eq!(fleet.holders(&token), Vec::<PathBuf>::new());
     assert!(fleet.processes().iter().all(|process| process.command.iter().all(|word| !word.contains(&token))));
 
     for agent in ["web", "db"] {
         let seed = fleet.instance(agent).join("seed.json");
         let join = serde_json::from_slice::<Seed>(&std::fs::read(&seed).unwrap()).unwrap().join_token;
-        assert_eq!(holders(fleet.path(), join.expose()), [seed], "the seed alone carries it");
+        assert_eq!(fleet.holders(join.expose()), [seed], "the seed alone carries it");
         assert!(
             fleet.processes().iter().all(|process| process.command.iter().all(|word| !word.contains(join.expose())))
         );

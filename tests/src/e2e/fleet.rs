@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
-use vm_agent_schemas::api::{AgentView, ControllerStatus, Document, List};
+use vm_agent_schemas::api::{AgentView, Approval, ControllerStatus, Document, FileState, FileStatus, List};
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::plan::{Health, Sync};
@@ -66,6 +66,11 @@ impl Fleet {
     /// Replaces the fleet file.
     pub fn write(&self, file: &str) {
         std::fs::write(self.file(), format!("{HUB}{file}")).expect("the fleet file is written");
+    }
+
+    /// Saves the fleet file as editors do that take care: whole under another name, and then in its place.
+    pub fn save(&self, file: &str) {
+        replace(&self.file(), &format!("{HUB}{file}"));
     }
 
     /// The fleet file.
@@ -164,6 +169,16 @@ impl Fleet {
         self.document(&["status"])
     }
 
+    /// What waits for a person's yes.
+    pub fn approvals(&self) -> Vec<Approval> {
+        self.document::<List<Approval>>(&["approvals"]).items
+    }
+
+    /// Runs a line for the shell in an agent, which has to succeed, and gives what it wrote to stdout.
+    pub fn exec(&self, agent: &str, line: &str) -> String {
+        self.ok(&["exec", agent, "--", line])
+    }
+
     /// Events after the one with this number.
     pub fn events_since(&self, seq: u64) -> Vec<Event> {
         let mut events: Vec<Event> = Vec::new();
@@ -259,9 +274,22 @@ impl Fleet {
         self.wait_for(&format!("{kind} of {agent:?}"), || self.events_since(since).into_iter().find(&meant))
     }
 
+    /// Waits for the fleet file on the disk to stand so to the one in force.
+    pub fn wait_for_file(&self, state: FileState) -> FileStatus {
+        let look = || Some(self.status().file).filter(|file| file.state == state);
+        self.wait_for(&format!("the file to be {state:?}"), look)
+    }
+
     /// Waits until every agent is as it should be.
     pub fn wait_until_well(&self) {
         self.wait_for("all to be well", || self.agents().values().all(is_well).then_some(()));
+    }
+
+    /// The files of the fleet, its own state included, in which that text stands.
+    #[must_use]
+    pub fn holders(&self, text: &str) -> Vec<PathBuf> {
+        let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        files_below(self.path()).into_iter().filter(|file| std::fs::read(file).is_ok_and(|it| holds(&it))).collect()
     }
 
     /// Waits until no process of the fleet lives.
@@ -336,6 +364,27 @@ impl From<Output> for Ran {
             bytes: output.stdout,
         }
     }
+}
+
+/// Puts a file with this text in the place of what is there.
+pub fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("a file is written");
+    std::fs::rename(new, path).expect("a file takes the place of another");
+}
+
+/// Every file below a folder. Links are not followed.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    // What is deleted meanwhile holds nothing.
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files.extend(files_below(&entry.path())),
+            Ok(kind) if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    files
 }
 
 /// Whether an agent is as it should be.

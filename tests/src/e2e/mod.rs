@@ -5,6 +5,6 @@ mod follow;
 mod process;
 mod records;
 
-pub use fleet::{Fleet, HUB, LIMIT, Ran};
+pub use fleet::{Fleet, HUB, LIMIT, Ran, replace};
 pub use process::{Process, send};
 pub use records::Records;
