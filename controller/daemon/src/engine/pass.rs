@@ -253,7 +253,9 @@ mod tests {
         let hub = HubAddress { url: String::new(), pin: None };
         let Turn::Act(act) = turn(&inputs, &records, &hub, &mut || 0.5) else { panic!("there is nothing to note") };
         let calls: Vec<&Effect> = act.sequences.iter().flatten().collect();
-        let [Effect::Hub(HubCall::Revoke(agent))] = calls.as_slice() else { panic!("{calls:?}") };
+        let [Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] = calls.as_slice() else {
+            panic!("{calls:?}");
+        };
         assert_eq!(agent.as_str(), "gone");
     }
 }
