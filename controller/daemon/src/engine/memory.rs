@@ -74,7 +74,7 @@ impl Memory {
 
     /// Everything that a plan is made from.
     pub fn inputs(&mut self, records: &Records, moment: Moment) -> Inputs {
-        let Moment { drivers, sessions, silence, clock, monotonic, unread } = moment;
+        let Moment { mut drivers, sessions, silence, clock, monotonic, unread } = moment;
         if let Some(jump) = self.clock.observe(monotonic, clock) {
             self.resumed_at = Some(clock);
             self.untold = Some(jump);
@@ -85,11 +85,9 @@ impl Memory {
                 seen.problems.push(problem);
             }
         }
-        // Not before anything that is seen, even by a clock that was set back: else a crash would be
-        // newer than the backoff that was set for it, and count again and again.
-        let now = latest(&drivers).map_or(clock, |seen| seen.max(clock));
+        seen_by(&mut drivers, clock);
         let (last_success, host, resumed_at) = (self.last_success, self.host, self.resumed_at);
-        Inputs { drivers, sessions, last_success, silence, host, resumed_at, ..records.inputs(now) }
+        Inputs { drivers, sessions, last_success, silence, host, resumed_at, ..records.inputs(clock) }
     }
 
     /// The runtimes heard of: those connected now, and when the others were last heard.
@@ -163,16 +161,56 @@ impl Memory {
     }
 }
 
-/// When the youngest state that any driver shows was first seen.
-fn latest(drivers: &BTreeMap<DriverName, DriverView>) -> Option<Timestamp> {
-    let seen = drivers.values().filter_map(|view| match &view.listing {
-        Listing::Seen(instances) => Some(instances.values()),
-        Listing::Unanswered { .. } => None,
-    });
-    seen.flatten().map(|observed| observed.since).max()
+/// Nothing was seen later than now: what says so was seen before the clock was set back.
+fn seen_by(drivers: &mut BTreeMap<DriverName, DriverView>, now: Timestamp) {
+    for view in drivers.values_mut() {
+        if let Listing::Seen(instances) = &mut view.listing {
+            instances.values_mut().for_each(|observed| observed.since = observed.since.min(now));
+        }
+    }
 }
 
 fn is_ailing(report: &HealthReport) -> bool {
     let (used, total) = (report.disk_used.bytes(), report.disk_total.bytes());
     total > 0 && used.saturating_mul(100) >= total.saturating_mul(DISK_FULL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent_schemas::fleet::Fleet;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn moment(wall: i64, monotonic: u64) -> Moment {
+        Moment {
+            drivers: BTreeMap::new(),
+            sessions: Vec::new(),
+            silence: silence(HEARTBEAT),
+            clock: at(wall),
+            monotonic: Duration::from_secs(monotonic),
+            unread: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_jump_of_the_clock_is_remembered_and_told_once() {
+        let (mut memory, records) = (Memory::of(None), Records::empty(Fleet::default()));
+        assert_eq!(memory.inputs(&records, moment(0, 0)).resumed_at, None);
+        assert_eq!(memory.inputs(&records, moment(7_200, 1)).resumed_at, Some(at(7_200)));
+        assert!(memory.clock_event().unwrap().message.contains("ahead by 1h59m59s"));
+        assert_eq!(memory.clock_event(), None);
+        assert_eq!(memory.inputs(&records, moment(7_201, 2)).resumed_at, Some(at(7_200)));
+        memory.inputs(&records, moment(1, 3));
+        assert!(memory.clock_event().unwrap().message.contains("set back by 2h"));
+    }
+
+    #[test]
+    fn time_goes_on_when_the_clock_was_set_back() {
+        let (mut memory, records) = (Memory::of(None), Records::empty(Fleet::default()));
+        assert_eq!(memory.inputs(&records, moment(7_200, 0)).now, at(7_200));
+        assert_eq!(memory.inputs(&records, moment(10, 1)).now, at(10));
+    }
 }
