@@ -12,7 +12,7 @@ use vm_agent_schemas::plan::{StepAction, WaitsFor};
 use world::{DRIVER, at, inputs_of, instances, observe, settled};
 
 fn web() -> AgentName {
-    "web".parse().unwrap()
+    world::name("web")
 }
 
 /// A create of `web` under way until second 60, and nothing to be seen of it.
@@ -30,7 +30,7 @@ fn begins(inputs: &Inputs) -> Option<StepAction> {
 }
 
 fn looked_at(inputs: &mut Inputs, when: Timestamp) {
-    inputs.drivers.get_mut(&DRIVER).unwrap().looked_at = Some(when);
+    inputs.drivers.get_mut(&DRIVER).expect("the model has a driver").looked_at = Some(when);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_step_of_an_earlier_life_is_over_once_it_was_looked_at_after_its_deadline() 
 /// `web` exists, is on its way up since second 0, and has never shown that it is ours.
 fn half_made() -> Inputs {
     let mut inputs = settled(inputs_of("agents: {web: {driver: qemu}}"));
-    inputs.claims.get_mut(&web()).unwrap().proof = Proof::Pending;
+    inputs.claims.get_mut(&web()).expect("it was made").proof = Proof::Pending;
     inputs.sessions.clear();
     observe(&mut inputs, &web(), InstanceState::Starting);
     instances(&mut inputs).values_mut().for_each(|observed| observed.instance.nonce = None);

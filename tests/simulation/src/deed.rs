@@ -11,6 +11,7 @@ use vm_agent_schemas::ids::{Boot, Epoch, Incarnation, Nonce, OperationId};
 use vm_agent_schemas::names::{AgentName, InstanceName};
 use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
+use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::TaskRef;
 
 /// Who had something written down.
@@ -92,6 +93,8 @@ pub enum Deed {
         /// The records.
         records: Arc<Records>,
     },
+    /// A runtime is sent a task, which stands so on the disk.
+    Ordered(Option<Box<Task>>),
     /// A runtime runs a task.
     Ran(TaskRef),
     /// A life of the controller began.

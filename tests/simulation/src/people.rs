@@ -41,6 +41,10 @@ pub struct People {
 struct File {
     prune: &'static str,
     parallelism: Option<u32>,
+    /// What the machines may have together, in gigabytes.
+    memory: Option<u32>,
+    /// When what runs may be disturbed.
+    window: Option<&'static str>,
     agents: BTreeMap<&'static str, Agent>,
 }
 
@@ -55,8 +59,11 @@ struct Agent {
     restart: &'static str,
     protect: bool,
     env: u32,
-    after: Option<&'static str>,
+    after: Option<(&'static str, &'static str)>,
     task: Option<Task>,
+    idle: Option<u64>,
+    ttl: Option<u64>,
+    drift: &'static str,
 }
 
 #[derive(Debug, Clone)]
@@ -79,6 +86,9 @@ impl Agent {
             env: 0,
             after: None,
             task: None,
+            idle: None,
+            ttl: None,
+            drift: "",
         };
         for _ in 0..rng.u8(..3) {
             agent.edit(rng);
@@ -87,7 +97,7 @@ impl Agent {
     }
 
     fn edit(&mut self, rng: &mut Rng) {
-        match rng.u8(..14) {
+        match rng.u8(..18) {
             0 => self.driver = pick(rng, &[None, None, Some("qemu"), Some("multipass")]),
             1 => self.cpus = rng.u32(1..4),
             2 => self.disk = rng.u32(8..14),
@@ -97,9 +107,15 @@ impl Agent {
             7 => self.restart = pick(rng, &["always", "on-failure", "never"]),
             8 => self.protect = rng.bool(),
             9 => self.env += 1,
-            10 => self.after = rng.choice(NAMES).filter(|_| rng.bool()),
+            10 => {
+                let until = pick(rng, &["started", "healthy", "completed"]);
+                self.after = rng.choice(NAMES).filter(|_| rng.bool()).map(|name| (name, until));
+            }
+            11 => self.idle = rng.bool().then(|| rng.u64(20..400)),
+            12 => self.ttl = rng.bool().then(|| rng.u64(1..15)),
+            13 => self.drift = pick(rng, &["", "memory: warn", "cpus: ignore", "power: warn", "disk: ignore"]),
             _ => {
-                self.task = (rng.u8(..4) != 0).then(|| Task { code: u32::from(rng.u8(..4) == 0), millis: length(rng) })
+                self.task = (rng.u8(..4) != 0).then(|| Task { code: u32::from(rng.u8(..4) == 0), millis: length(rng) });
             }
         }
     }
@@ -108,7 +124,7 @@ impl Agent {
 /// How long a task takes: most are short, and some longer than they may.
 fn length(rng: &mut Rng) -> u64 {
     match rng.u8(..5) {
-        0 => rng.u64(SECOND..2 * MINUTE),
+        0 | 1 => rng.u64(SECOND..2 * MINUTE),
         _ => rng.u64(10..8 * SECOND),
     }
 }
@@ -120,9 +136,11 @@ fn pick<T: Copy>(rng: &mut Rng, among: &[T]) -> T {
 impl File {
     /// One more edit.
     fn edit(&mut self, rng: &mut Rng) {
-        match rng.u8(..16) {
+        match rng.u8(..18) {
             0 => self.prune = pick(rng, &["never", "confirm", "auto", "auto"]),
             1 => self.parallelism = rng.bool().then(|| rng.u32(1..4)),
+            16 => self.memory = rng.bool().then(|| rng.u32(1..8)),
+            17 => self.window = pick(rng, &[None, None, Some("* * * * *"), Some("*/20 * * * *")]),
             2..5 => {
                 let name = pick(rng, &NAMES);
                 self.agents.entry(name).or_insert_with(|| Agent::draw(rng));
@@ -143,8 +161,14 @@ impl File {
 
     fn text(&self) -> String {
         let mut text = format!("prune: {}\n", self.prune);
-        if let Some(parallelism) = self.parallelism {
-            let _ = writeln!(text, "limits: {{parallelism: {parallelism}}}");
+        let parallelism = self.parallelism.map(|lanes| format!("parallelism: {lanes}"));
+        let memory = self.memory.map(|memory| format!("memory: {memory}G"));
+        if parallelism.is_some() || memory.is_some() {
+            let limits: Vec<String> = parallelism.into_iter().chain(memory).collect();
+            let _ = writeln!(text, "limits: {{{}}}", limits.join(", "));
+        }
+        if let Some(cron) = self.window {
+            let _ = writeln!(text, "windows: [{{cron: \"{cron}\", lasts: 30s}}]");
         }
         text.push_str(if self.agents.is_empty() { "agents: {}\n" } else { "agents:\n" });
         for (name, agent) in &self.agents {
@@ -158,8 +182,17 @@ impl File {
                 let _ = write!(text, ", driver: {driver}");
             }
             // Only on an earlier one: so there is no circle.
-            if let Some(after) = agent.after.filter(|after| self.agents.contains_key(after) && after < name) {
-                let _ = write!(text, ", dependsOn: [{after}]");
+            if let Some((after, until)) = agent.after.filter(|(it, _)| self.agents.contains_key(it) && it < name) {
+                let _ = write!(text, ", dependsOn: {{{after}: {until}}}");
+            }
+            if let Some(seconds) = agent.idle {
+                let _ = write!(text, ", idle: {seconds}s");
+            }
+            if let Some(minutes) = agent.ttl {
+                let _ = write!(text, ", ttl: {minutes}m");
+            }
+            if !agent.drift.is_empty() {
+                let _ = write!(text, ", drift: {{{}}}", agent.drift);
             }
             if let Some(Task { code, millis }) = &agent.task {
                 let _ = write!(text, ", tasks: {{t: {{exec: [run, \"{code}\", \"{millis}\"], timeout: 60s}}}}");
@@ -270,7 +303,7 @@ impl World {
         let Ok(changes) = file::accept(records, &source, &fleet, &plan, &terms, &cause) else { return };
         if approve {
             for request in plan.approvals.iter().cloned() {
-                self.tell(Deed::Approved { request, records: Arc::new(hypothetical.clone()) });
+                self.tell(&Deed::Approved { request, records: Arc::new(hypothetical.clone()) });
             }
         }
         self.trace(|| format!("somebody applies (saved: {saved}, yes: {approve}):\n{text}"));
@@ -288,7 +321,7 @@ impl World {
         // The door shows what waits now, and takes a yes to nothing else.
         let Some(request) = plan.approvals.iter().find(|it| it.id == meant.id).cloned() else { return };
         let records = Arc::clone(&self.life.as_ref().expect("somebody showed it").records);
-        self.tell(Deed::Approved { request: request.clone(), records });
+        self.tell(&Deed::Approved { request: request.clone(), records });
         self.said(&format!("yes, {}", request.what), intent::approve(&request, "ana").into());
     }
 

@@ -62,7 +62,6 @@ pub fn one(seed: u64) -> Result<u64, Box<Failure>> {
 }
 
 /// Runs a seed and keeps what happens.
-#[must_use]
 pub fn traced(seed: u64) -> (Result<(), Broken>, Vec<String>) {
     let mut world = World::new(seed, true);
     let result = world.run();

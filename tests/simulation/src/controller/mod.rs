@@ -1,30 +1,31 @@
 //! One life of a controller: it looks, lets the engine decide, and carries effects out, one at a time,
 //! each an event of its own. So the world goes on, and the life may end, between any two of them.
 
+mod hub;
+mod steps;
+
+pub(crate) use steps::failed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_daemon::disk;
-use vm_agent_daemon::engine::job::{Called, HubAddress, Job, settle};
+use vm_agent_daemon::engine::job::{Called, HubAddress, Job};
 use vm_agent_daemon::engine::memory::{HEARTBEAT, Memory, Moment, silence};
-use vm_agent_daemon::engine::notices::{event_of, looks_at, matters};
 use vm_agent_daemon::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
-use vm_agent_daemon::engine::sight::{OBSERVE_EVERY, Sight};
+use vm_agent_daemon::engine::sight::Sight;
 use vm_agent_daemon::engine::{Effect, HubCall, Sequence, life};
-use vm_agent_drivers::DriverError;
 use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, Record};
 use vm_agent_plan::{Inputs, Listing, plan};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
-use vm_agent_schemas::wire::FromHub;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::clock::{Millis, SECOND};
 use crate::deed::{By, Deed};
-use crate::driver::{Asked, Call, Fate};
 use crate::world::{Event, World};
 
 /// How often the hub looks at the time. The real one does so twice as often, to no other end.
@@ -106,7 +107,7 @@ enum Whose {
 
 /// What a strand does next.
 #[derive(Debug)]
-pub(super) enum Do {
+pub(crate) enum Do {
     Effect(Effect),
     /// Accept a fleet file.
     Accept(Box<NewFile>, Vec<Change>),
@@ -161,7 +162,7 @@ pub enum Within {
 
 impl World {
     /// A life begins.
-    pub(super) fn begin_life(&mut self) {
+    pub(crate) fn begin_life(&mut self) {
         if self.life.is_some() {
             return;
         }
@@ -186,7 +187,7 @@ impl World {
         let number = records.life.0;
         self.trace(|| format!("life {number} begins"));
         let left = self.left.take();
-        self.tell(Deed::Began { left, found: Arc::clone(&records) });
+        self.tell(&Deed::Began { left, found: Arc::clone(&records) });
         let observers = self.drivers.keys().map(|name| (*name, Observer::default())).collect();
         let hub = Hub::new(records.owner.clone().unwrap_or_default(), HEARTBEAT);
         self.life = Some(Life {
@@ -225,17 +226,17 @@ impl World {
     }
 
     /// The life ends, wherever it is.
-    pub(super) fn end_life(&mut self) {
+    pub(crate) fn end_life(&mut self) {
         let Some(life) = self.life.take() else { return };
         self.trace(|| format!("life {} ends", life.number));
         for run in life.jobs.values() {
-            self.tell(Deed::CallOver(run.job.operation.id));
+            self.tell(&Deed::CallOver(run.job.operation.id));
             if let Some(call) = run.call {
                 self.abandon(run.job.operation.driver, call);
             }
         }
         self.left = Some(life.records);
-        self.cut_all(true);
+        self.cut_all();
     }
 
     /// Nobody waits for a call any more: it ends, unless its driver goes on by itself.
@@ -251,7 +252,7 @@ impl World {
     }
 
     /// Something happens in the life with that number, if it still goes on.
-    pub(super) fn happens_within(&mut self, number: u64, event: Within) {
+    pub(crate) fn happens_within(&mut self, number: u64, event: Within) {
         if self.life.as_ref().is_none_or(|life| life.number != number) {
             return;
         }
@@ -305,7 +306,7 @@ impl World {
     // The loop.
 
     /// Asks for a pass.
-    pub(super) fn wake(&mut self) {
+    pub(crate) fn wake(&mut self) {
         let life = self.life_mut();
         life.woken = true;
         if matches!(life.pass, Pass::Asleep) {
@@ -334,7 +335,7 @@ impl World {
     }
 
     /// Everything that a plan is made from, were the records these.
-    pub(super) fn inputs(&mut self, records: &Records) -> Inputs {
+    pub(crate) fn inputs(&mut self, records: &Records) -> Inputs {
         let (clock, mono) = (self.clock.wall(), self.clock.mono);
         let life = self.life.as_mut().expect("a life goes on");
         let drivers = &self.drivers;
@@ -362,7 +363,7 @@ impl World {
                 self.begin_strand(vec![vec![Effect::Record(changes)]], inputs.now, whose);
             }
             Turn::Act(mut act) => {
-                self.tell(Deed::Acted { inputs: Arc::clone(&inputs), plan: Arc::new(act.plan.clone()) });
+                self.tell(&Deed::Acted { inputs: Arc::clone(&inputs), plan: Arc::new(act.plan.clone()) });
                 let life = self.life_mut();
                 let listings = life.observers.iter().map(|(name, it)| (*name, it.sight.listing.as_ref()));
                 let told = life.memory.driver_events(listings);
@@ -407,7 +408,7 @@ impl World {
     }
 
     /// What a person said is carried out.
-    pub(super) fn carry_out(&mut self, todo: Vec<Do>) {
+    pub(crate) fn carry_out(&mut self, todo: Vec<Do>) {
         let now = self.clock.wall();
         self.begin_to_do(VecDeque::from([todo.into()]), now, Whose::Person);
     }
@@ -550,7 +551,7 @@ impl World {
             });
         }
         let after = Arc::clone(&self.life().records);
-        self.tell(Deed::Recorded { by, before, after, changes: Arc::new(changes), at });
+        self.tell(&Deed::Recorded { by, before, after, changes: Arc::new(changes), at });
     }
 
     /// Writes, all or nothing.
@@ -568,276 +569,8 @@ impl World {
         written
     }
 
-    // Drivers.
-
-    /// Asks for a look at a driver soon.
-    fn look_at(&mut self, driver: DriverName) {
-        let now = self.clock.wall();
-        let Some(observer) = self.life_mut().observers.get_mut(&driver) else { return };
-        if observer.busy {
-            observer.asked = true;
-            return;
-        }
-        (observer.busy, observer.asked) = (true, false);
-        observer.begun += 1;
-        observer.began = Some(now);
-        observer.timer += 1;
-        let delay = self.rng.u64(1..60);
-        self.within(delay, Within::Lists(driver));
-    }
-
-    fn lists(&mut self, name: DriverName) {
-        let driver = &self.drivers[&name];
-        let limit = millis(driver.capabilities.deadlines.list);
-        let (delay, answer) = if driver.out_until > self.clock.mono {
-            if driver.hangs {
-                (limit, Err("a listing took too long".to_owned()))
-            } else {
-                (10, Err("it is down".to_owned()))
-            }
-        } else {
-            (self.rng.u64(1..150), Ok(driver.list()))
-        };
-        self.within(delay, Within::Listed(name, answer));
-    }
-
-    fn listed(&mut self, name: DriverName, answer: Result<Vec<vm_agent_schemas::observe::Instance>, String>) {
-        let now = self.clock.wall();
-        let Some(observer) = self.life_mut().observers.get_mut(&name) else { return };
-        observer.busy = false;
-        let sight = observer.sight.after(observer.begun, observer.began.unwrap_or(now), answer, now);
-        let differs = sight.listing != observer.sight.listing;
-        let (round, listing) = (sight.round, sight.listing.clone());
-        observer.sight = sight;
-        let (due, waiting) = std::mem::take(&mut observer.waiting).into_iter().partition(|(_, from)| round >= *from);
-        observer.waiting = waiting;
-        let (asked, timer) = (observer.asked, observer.timer);
-        if asked {
-            self.look_at(name);
-        } else {
-            self.within(u64::try_from(OBSERVE_EVERY.as_millis()).unwrap_or(SECOND), Within::Observe(name, timer));
-        }
-        if differs {
-            self.wake();
-        }
-        let due: Vec<(u64, u64)> = due;
-        for (job, _) in due {
-            self.looked(job, listing.clone());
-        }
-    }
-
-    // Steps.
-
-    /// A step calls its driver.
-    fn call(&mut self, id: u64) {
-        let Some(run) = self.life().jobs.get(&id) else { return };
-        let (job, limit) = (&run.job, u64::try_from(run.job.deadline.as_millis()).unwrap_or(SECOND));
-        let (name, asked, target) = (job.operation.driver, Asked::of(&job.work), job.target());
-        let operation = job.operation.clone();
-        let number = self.life().number;
-        let driver = &self.drivers[&name];
-        let now = self.clock.mono;
-        // By a clock that has jumped nobody can tell how long it may still go on.
-        let goes_on = |call: &&Call| call.goes_on(now) && call.jumps == self.clock.jumps;
-        let still = driver.calls.values().filter(goes_on).any(|call| call.target.instance == target.instance);
-        self.trace(|| format!("call {} {}", operation.action, operation.agent));
-        self.tell(Deed::Called {
-            driver: name,
-            operation: operation.id,
-            agent: operation.agent.clone(),
-            action: operation.action,
-            instance: target.instance.clone(),
-            nonce: target.nonce.clone(),
-            still,
-            records: Arc::clone(&self.life().records),
-        });
-        let now = self.clock.mono;
-        let driver = &self.drivers[&name];
-        let fate = if driver.out_until > now {
-            Fate { half: None, effect: None, answer: (!driver.hangs).then_some((now + 20, true)) }
-        } else {
-            driver.fate(&asked, now, limit, self.calm, &mut self.rng)
-        };
-        self.last_call += 1;
-        let call = self.last_call;
-        for (at, event) in [
-            (fate.half, Event::CallHalf(name, call)),
-            (fate.effect, Event::CallEffect(name, call)),
-            (fate.answer.map(|(at, _)| at), Event::CallAnswer(name, call, number, id)),
-        ] {
-            if let Some(at) = at {
-                self.at(at, event);
-            }
-        }
-        let entry = Call { target, asked, jumps: self.clock.jumps, waited_for: true, fate };
-        self.drivers.get_mut(&name).expect("it was just looked at").calls.insert(call, entry);
-        let run = self.life_mut().jobs.get_mut(&id).expect("it was just looked at");
-        run.call = Some(call);
-        let timed_out = Called::TimedOut(run.job.deadline);
-        self.within(limit, Within::Called(id, timed_out));
-    }
-
-    /// A call was answered, or its time is over. What comes second comes too late.
-    pub(super) fn called(&mut self, id: u64, called: Called) {
-        let Some(run) = self.life_mut().jobs.get_mut(&id).filter(|run| run.called.is_none()) else { return };
-        let text = match &called {
-            Called::Done => "done".to_owned(),
-            Called::Failed(error) => error.to_string(),
-            Called::TimedOut(_) => "timed out".to_owned(),
-        };
-        run.called = Some(called);
-        let (operation, call) = (run.job.operation.clone(), run.call);
-        self.trace(|| format!("called {} {}: {text}", operation.action, operation.agent));
-        self.tell(Deed::CallOver(operation.id));
-        if let Some(call) = call {
-            self.abandon(operation.driver, call);
-        }
-        let observer = self.life_mut().observers.get_mut(&operation.driver).expect("each driver is observed");
-        let from = observer.begun + 1;
-        observer.waiting.push((id, from));
-        self.look_at(operation.driver);
-    }
-
-    fn looked(&mut self, id: u64, listing: Option<Listing>) {
-        let Some(run) = self.life_mut().jobs.get_mut(&id) else { return };
-        run.listing = listing;
-        let proves = run.job.asks_for_proof(run.listing.as_ref());
-        let (driver, instance) = (run.job.operation.driver, run.job.claim.instance.clone());
-        if !proves {
-            return self.settle(id);
-        }
-        let driver = &self.drivers[&driver];
-        if driver.out_until > self.clock.mono {
-            let delay = if driver.hangs { millis(driver.capabilities.deadlines.list) } else { 10 };
-            return self.within(delay, Within::Proved(id, None));
-        }
-        let nonce = driver.prove(&instance);
-        self.soon(Within::Proved(id, nonce));
-    }
-
-    fn settle(&mut self, id: u64) {
-        let now = self.clock.wall();
-        let jitter = self.rng.f64();
-        let life = self.life();
-        let Some(run) = life.jobs.get(&id) else { return };
-        let Some(called) = &run.called else { return };
-        let before = life.records.backoffs.get(&run.job.operation.agent);
-        let settled = settle(&run.job, called, run.listing.as_ref(), run.proved.as_ref(), before, jitter, now);
-        let sequence = settled.into_effects(&run.job);
-        self.begin_strand(vec![sequence], now, Whose::Step(id));
-    }
-
-    // The hub.
-
-    fn tell_hub(&mut self, call: HubCall) {
-        self.hub(match call {
-            HubCall::Enroll(credential, configuration) => HubEvent::Enroll(*credential, configuration),
-            HubCall::Revoke(agent) => HubEvent::Revoke(agent),
-            HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
-            HubCall::Submit(task) => HubEvent::Submit(*task),
-            HubCall::Cordon(agents) => HubEvent::Cordon(agents),
-        });
-    }
-
-    /// Something happens to the hub. Effects that wait for a record wait in line.
-    pub(super) fn hub(&mut self, event: HubEvent) {
-        let now = self.clock.wall();
-        let Some(life) = &mut self.life else { return };
-        let mut at_once = Vec::new();
-        let mut depends = false;
-        let mut effects = life.hub.handle(event, now).into_iter().peekable();
-        while let Some(effect) = effects.next() {
-            if let HubEffect::Store(record) = effect {
-                let mut records = vec![record];
-                while let Some(HubEffect::Store(record)) = effects.next_if(|next| matches!(next, HubEffect::Store(_))) {
-                    records.push(record);
-                }
-                life.held.push_back(Held { records, dependent: Vec::new(), later: Vec::new() });
-                depends = true;
-                continue;
-            }
-            match life.held.back_mut() {
-                Some(held) if depends => held.dependent.push(effect),
-                Some(held) => held.later.push(effect),
-                None => at_once.push(effect),
-            }
-        }
-        let begins = !life.held.is_empty() && !std::mem::replace(&mut life.storing, true);
-        if begins {
-            self.soon(Within::Store);
-        }
-        self.carry_out_hub(at_once);
-    }
-
-    fn store(&mut self) {
-        let Some(Held { records, mut dependent, later }) = self.life_mut().held.pop_front() else {
-            self.life_mut().storing = false;
-            return;
-        };
-        let now = self.clock.wall();
-        let stored = self.transaction(|conn| disk::note(conn, &records));
-        let event = if stored.is_ok() {
-            let known = Arc::make_mut(&mut self.life_mut().records);
-            known.note(&records);
-            self.tell(Deed::Stored(records.clone()));
-            HubEvent::Stored(records)
-        } else {
-            dependent
-                .retain(|it| !matches!(it, HubEffect::Send { .. } | HubEffect::SendData { .. } | HubEffect::Notify(_)));
-            HubEvent::StoreFailed(records)
-        };
-        let answer = self.life_mut().hub.handle(event, now);
-        self.carry_out_hub(answer);
-        self.carry_out_hub(dependent);
-        self.carry_out_hub(later);
-        if self.life().held.is_empty() {
-            self.life_mut().storing = false;
-        } else {
-            self.soon(Within::Store);
-        }
-    }
-
-    fn carry_out_hub(&mut self, effects: Vec<HubEffect>) {
-        for effect in effects {
-            match effect {
-                HubEffect::Send { conn, body, .. } => {
-                    if let FromHub::Welcome(welcome) = &body {
-                        self.welcomed(conn, welcome.epoch);
-                    }
-                    self.send_to_runtime(conn, body);
-                }
-                HubEffect::Close { conn } => self.close_from_hub(conn),
-                HubEffect::Notify(notice) => {
-                    let first = self.life().notices.is_empty();
-                    self.life_mut().notices.push(notice);
-                    if first {
-                        self.soon(Within::Notices);
-                    }
-                }
-                // Nobody opens streams here, and records wait in line.
-                _ => {}
-            }
-        }
-    }
-
-    fn take_notices(&mut self) {
-        let notices = std::mem::take(&mut self.life_mut().notices);
-        let wakes = notices.iter().any(matters);
-        for agent in notices.iter().filter_map(looks_at) {
-            if let Some(driver) = self.life().records.claims.get(agent).map(|claim| claim.driver) {
-                self.look_at(driver);
-            }
-        }
-        let events = notices.iter().filter_map(event_of).map(Change::Event).collect();
-        let now = self.clock.wall();
-        let _ = self.write(By::Teller, events, now);
-        if wakes {
-            self.wake();
-        }
-    }
-
     /// What is seen and planned now.
-    pub(super) fn present(&mut self) -> Option<(Arc<Inputs>, Arc<vm_agent_schemas::plan::Plan>)> {
+    pub(crate) fn present(&mut self) -> Option<(Arc<Inputs>, Arc<vm_agent_schemas::plan::Plan>)> {
         let records = Arc::clone(&self.life.as_ref()?.records);
         let inputs = self.inputs(&records);
         let plan = plan(&inputs);
@@ -845,13 +578,13 @@ impl World {
     }
 
     /// Whether a file is being accepted: one is after the other.
-    pub(super) fn is_accepting(&self) -> bool {
+    pub(crate) fn is_accepting(&self) -> bool {
         let accepts = |strand: &Strand| strand.todo.iter().flatten().any(|it| matches!(it, Do::Accept(..)));
         self.life.as_ref().is_some_and(|life| life.strands.values().any(accepts))
     }
 
     /// Whether anything is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.life.as_ref().is_some_and(|life| {
             life.jobs.is_empty() && life.held.is_empty() && life.strands.is_empty() && matches!(life.pass, Pass::Asleep)
         })
@@ -860,17 +593,4 @@ impl World {
 
 fn hub_address() -> HubAddress {
     HubAddress { url: "ws://127.0.0.1:9090/v1/runtime".to_owned(), pin: None }
-}
-
-fn millis(span: vm_agent_schemas::units::Span) -> Millis {
-    u64::try_from(span.get().as_millis()).unwrap_or(SECOND)
-}
-
-/// The answer that a driver gives when it has failed.
-pub(super) fn failed(call: &Call) -> Called {
-    Called::Failed(DriverError::Failed {
-        action: "act on",
-        instance: call.target.instance.clone(),
-        reason: "it went wrong".to_owned(),
-    })
 }

@@ -1,0 +1,180 @@
+//! What goes wrong by itself.
+
+use vm_agent_hub::state::ConnId;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{InstanceState, Sizes};
+use vm_agent_schemas::units::ByteSize;
+
+use crate::clock::{MINUTE, SECOND};
+use crate::driver::{Driver, Machine, Sight};
+use crate::net::Peer;
+use crate::runtime::Runtime;
+use crate::world::{Event, World};
+
+impl World {
+    pub(super) fn nature(&mut self) {
+        if self.calm {
+            return;
+        }
+        let delay = self.rng.u64(200..20 * SECOND);
+        self.after(delay, Event::Nature);
+        match self.rng.u8(..20) {
+            0..4 => {
+                self.end_life();
+                self.start_again();
+            }
+            4 | 5 => {
+                if let Some((driver, instance)) = self.some_machine() {
+                    self.trace(|| format!("{driver} {instance}: crashes"));
+                    let down = [InstanceState::Failed, InstanceState::Failed, InstanceState::Stopped];
+                    let state = *self.rng.choice(&down).expect("there are some");
+                    self.machine(driver, &instance).state = state;
+                    self.runtime_ends(driver, &instance);
+                }
+            }
+            6 => self.intrude(),
+            7 => {
+                if let Some((driver, instance)) = self.some_machine() {
+                    let machine = self.machine(driver, &instance);
+                    machine.dim = !machine.dim;
+                }
+            }
+            8 | 9 => {
+                let name = *self.rng.choice(self.drivers.keys().collect::<Vec<_>>()).expect("there are some");
+                let (until, hangs) = (self.clock.mono + self.rng.u64(..MINUTE), self.rng.bool());
+                self.trace(|| format!("{name} does not answer"));
+                let driver = self.drivers.get_mut(&name).expect("it is one of them");
+                (driver.out_until, driver.hangs) = (until, hangs);
+            }
+            10 | 11 => {
+                if let Some((driver, instance)) = self.some_machine() {
+                    self.trace(|| format!("{driver} {instance}: its runtime dies"));
+                    self.runtime_ends(driver, &instance);
+                    if let Some(run) = self.runtime_in(driver, &instance).map(|it| it.run) {
+                        self.after(500, Event::Boot(driver, instance, run));
+                    }
+                }
+            }
+            12 => {
+                if let Some((driver, instance)) = self.some_machine()
+                    && let Some(runtime) = self.runtime_in(driver, &instance)
+                {
+                    runtime.silent = !runtime.silent;
+                }
+            }
+            13 | 14 => self.haunt(),
+            15 => {
+                let conns: Vec<ConnId> = self.net.conns.iter().filter(|(_, it)| it.open).map(|(id, _)| *id).collect();
+                if let Some(conn) = self.rng.choice(conns) {
+                    self.cut(conn);
+                }
+            }
+            16 => {
+                let ahead = i64::try_from(self.rng.u64(MINUTE..3 * 60 * MINUTE)).unwrap_or_default();
+                self.trace(|| format!("the host sleeps for {} s", ahead / 1000));
+                self.clock.jump(ahead);
+            }
+            17 if self.rng.bool() => {
+                let back = i64::try_from(self.rng.u64(SECOND..20 * MINUTE)).unwrap_or_default();
+                self.trace(|| format!("the clock is set back by {} s", back / 1000));
+                self.clock.jump(-back);
+            }
+            19 => {
+                if let Some((driver, instance)) = self.some_machine() {
+                    self.trace(|| format!("{driver} {instance}: somebody deletes it"));
+                    let machines = self.drivers.get_mut(&driver).map(|driver| &mut driver.machines);
+                    machines.and_then(|machines| machines.remove(&instance));
+                    self.runtime_ends(driver, &instance);
+                }
+            }
+            18 => self.disk_full_until = self.clock.mono + self.rng.u64(..5 * SECOND),
+            _ => {}
+        }
+    }
+
+    /// Somebody starts the controller again, sooner or later.
+    pub(crate) fn start_again(&mut self) {
+        let delay = if self.rng.u8(..4) == 0 { self.rng.u64(..2 * MINUTE) } else { self.rng.u64(..2 * SECOND) };
+        self.after(if self.calm { SECOND } else { delay }, Event::Begin);
+    }
+
+    pub(super) fn machine(&mut self, driver: DriverName, instance: &InstanceName) -> &mut Machine {
+        let driver = self.drivers.get_mut(&driver).expect("the machine's driver is there");
+        driver.machines.get_mut(instance).expect("the machine is there")
+    }
+
+    pub(super) fn some_machine(&mut self) -> Option<(DriverName, InstanceName)> {
+        let all =
+            self.drivers.values().flat_map(|it| it.machines.iter().map(move |(name, machine)| (it, name, machine)));
+        let ours = all.filter(|(_, _, machine)| machine.nonce.is_some());
+        let ours: Vec<_> = ours.map(|(driver, name, _)| (driver.name, name.clone())).collect();
+        self.rng.choice(ours)
+    }
+
+    /// Somebody else makes or deletes machines.
+    pub(super) fn intrude(&mut self) {
+        let name = *self.rng.choice(self.drivers.keys().collect::<Vec<_>>()).expect("there are some");
+        let instance: InstanceName = self.people.some_name(&mut self.rng).parse().expect("it is a name");
+        let kind = self.rng.u8(..4);
+        let driver = self.drivers.get_mut(&name).expect("it is one of them");
+        let gib = ByteSize::from_gib;
+        let sizes = Sizes { cpus: 1, memory: gib(1), disk: gib(5) };
+        let foreign =
+            Machine { state: InstanceState::Running, nonce: None, sizes, dim: false, unexpected: false, runtime: None };
+        match (driver.machines.get_mut(&instance), kind) {
+            // Where listings show no nonce, nobody could tell it from the one that was there before.
+            (None, _) if driver.sight != Sight::Listed && driver.held.contains(&instance) => return,
+            (None, _) => {
+                driver.machines.insert(instance.clone(), foreign);
+            }
+            (Some(machine), 0) if machine.nonce.is_some() => machine.state = InstanceState::Deleted,
+            (Some(machine), 1) if machine.nonce.is_some() => {
+                driver.machines.remove(&instance);
+            }
+            (Some(machine), _) if machine.nonce.is_none() => {
+                driver.machines.remove(&instance);
+            }
+            _ => return,
+        }
+        self.trace(|| format!("{name} {instance}: somebody else was here"));
+        self.runtime_ends(name, &instance);
+    }
+
+    /// What is left of a runtime comes back: as it was, or in another machine.
+    pub(super) fn haunt(&mut self) {
+        if self.ghosts.len() < 8
+            && let Some((driver, instance)) = self.some_machine()
+        {
+            let other = self.rng.bool();
+            let mut rng = self.rng.fork();
+            // A copy of what has not joined yet may join first: then the one in place is the copy, and
+            // a person has to see to it.
+            if let Some(runtime) = self.runtime_in(driver, &instance).filter(|runtime| runtime.joined) {
+                let mut ghost = if other { runtime.copy(&mut rng) } else { runtime.clone() };
+                (ghost.wire, ghost.up) = (None, true);
+                self.ghosts.push(ghost);
+            }
+        }
+        if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len())) {
+            // As it was in that start of it, it may be the very runtime: a ghost is one that has been
+            // replaced by a later start, an earlier life or another machine.
+            let ghost = &self.ghosts[index];
+            let (agent, boot, incarnation) = (ghost.seed.agent.clone(), ghost.boot, ghost.seed.incarnation);
+            let all = self.drivers.values().flat_map(|driver| driver.machines.values());
+            let same = |it: &&Runtime| it.seed.agent == agent && it.seed.incarnation == incarnation && it.boot == boot;
+            let is_it = all.filter_map(|machine| machine.runtime.as_ref()).any(|it| same(&it));
+            let copied = !is_it || ghost_is_copy(ghost, self.drivers.values());
+            if copied {
+                self.ghosts[index].given_up = false;
+                self.after(1, Event::Connect(Peer::Ghost(index)));
+            }
+        }
+    }
+}
+
+/// Whether no machine has this ghost's disk.
+fn ghost_is_copy<'a>(ghost: &Runtime, drivers: impl Iterator<Item = &'a Driver>) -> bool {
+    let mut runtimes = drivers.flat_map(|driver| driver.machines.values()).filter_map(|it| it.runtime.as_ref());
+    !runtimes.any(|it| it.is_same_machine(ghost))
+}
