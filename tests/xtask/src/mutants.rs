@@ -1,7 +1,9 @@
 //! `cargo xtask mutants`: a simulation that notices nothing shows nothing. So the product is broken on
 //! purpose, in a copy of its sources, in one way after the other, and each must be noticed by some seed.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -108,9 +110,13 @@ fn copy() -> Result<PathBuf, String> {
     let to = from.join("target/mutants/sources");
     let mut git = Command::new("git");
     git.args(["ls-files", "-z"]).current_dir(&from);
-    let names = answer_of(git)?;
-    for name in names.split('\0').filter(|name| !name.is_empty()) {
-        let (source, target) = (from.join(name), to.join(name));
+    let answer = answer_of(git)?;
+    let names: BTreeSet<PathBuf> =
+        answer.split('\0').filter(|name| !name.is_empty()).map(|name| to.join(name)).collect();
+    remove_others(&to, &names).map_err(|error| format!("{} can't be tidied up: {error}", to.display()))?;
+    for target in names {
+        let source = from.join(target.strip_prefix(&to).unwrap_or(&target));
+        // What git knows may be deleted here.
         let Ok(content) = fs::read(&source) else { continue };
         if fs::read(&target).is_ok_and(|known| known == content) {
             continue;
@@ -121,6 +127,22 @@ fn copy() -> Result<PathBuf, String> {
         fs::write(&target, content).map_err(|error| format!("{} can't be written: {error}", target.display()))?;
     }
     Ok(to)
+}
+
+/// Removes the files of an earlier copy that are no more.
+fn remove_others(folder: &Path, names: &BTreeSet<PathBuf>) -> io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let (path, is_folder) = entry.and_then(|it| Ok((it.path(), it.file_type()?.is_dir())))?;
+        if is_folder {
+            remove_others(&path, names)?;
+        } else if !names.contains(&path) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
