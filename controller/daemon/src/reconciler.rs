@@ -143,6 +143,7 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
 pub(crate) fn tell(hub: &HubHandle, call: HubCall) {
     match call {
         HubCall::Enroll(credential, configuration) => hub.enroll(*credential, configuration),
+        HubCall::Claimed(agent, claim) => hub.claimed(agent, claim),
         HubCall::Revoke(agent) => hub.revoke(agent),
         HubCall::Configure(agent, configuration) => hub.configure(agent, configuration),
         HubCall::Submit(task) => hub.submit(*task),

@@ -7,7 +7,7 @@ use vm_agent_daemon::engine::records::{Change, Records};
 use vm_agent_hub::Record;
 use vm_agent_plan::Inputs;
 use vm_agent_schemas::fleet::DriverName;
-use vm_agent_schemas::ids::{Boot, Epoch, Incarnation, Nonce, OperationId};
+use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Incarnation, Nonce, OperationId};
 use vm_agent_schemas::names::{AgentName, InstanceName};
 use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
@@ -94,7 +94,12 @@ pub enum Deed {
         records: Arc<Records>,
     },
     /// A runtime is sent a task, which stands so on the disk.
-    Ordered(Option<Box<Task>>),
+    Ordered {
+        /// As it is stored, if it is.
+        stored: Option<Box<Task>>,
+        /// The claim of its agent.
+        claim: Option<ClaimId>,
+    },
     /// A runtime runs a task.
     Ran(TaskRef),
     /// A life of the controller began.

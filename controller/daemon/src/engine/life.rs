@@ -12,7 +12,7 @@ use super::HubCall;
 use super::job::first_configuration;
 use super::records::{Change, Records};
 
-/// What the hub is told first: who may speak, and which accepted tasks are not over, in the order in
+/// What the hub is told first: who may speak, whose machine is whose, and which accepted tasks are not over, in the order in
 /// which they were accepted.
 #[must_use]
 pub fn first_words(records: &Records, unfinished: Vec<Task>, now: Timestamp) -> Vec<HubCall> {
@@ -23,7 +23,8 @@ pub fn first_words(records: &Records, unfinished: Vec<Task>, now: Timestamp) -> 
     });
     let stranded = stranded(&unfinished, |agent| records.claims.contains_key(agent));
     let submit = unfinished.into_iter().map(|task| HubCall::Submit(Box::new(task)));
-    enroll.chain(submit).chain(stranded.into_iter().map(HubCall::Revoke)).collect()
+    let claimed = records.claims.values().map(|claim| HubCall::Claimed(claim.agent.clone(), claim.id));
+    enroll.chain(claimed).chain(submit).chain(stranded.into_iter().map(HubCall::Revoke)).collect()
 }
 
 /// The word that a life has begun.

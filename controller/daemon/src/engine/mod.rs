@@ -44,6 +44,7 @@ use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::SecretSource;
+use vm_agent_schemas::ids::ClaimId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::Configuration;
@@ -85,6 +86,8 @@ pub enum HubCall {
     /// The agent's runtime may speak with this credential, which is stored already. Without a
     /// configuration it goes on with the one that it has, until it is told otherwise.
     Enroll(Box<Credential>, Option<Configuration>),
+    /// The agent's machine is that of this claim.
+    Claimed(AgentName, ClaimId),
     /// The agent's instance is no more.
     Revoke(AgentName),
     /// The agent has another configuration.

@@ -8,6 +8,7 @@ use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftPolicy};
 use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
 use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::Run;
@@ -186,6 +187,9 @@ fn steps(
         sequence.push(Effect::Wake);
     }
     for mut job in jobs {
+        if job.operation.action == Action::Create {
+            sequence.push(Effect::Hub(HubCall::Claimed(job.operation.agent.clone(), job.claim.id)));
+        }
         let enroll = job.enroll.take();
         sequence.extend(
             enroll.map(|(credential, configuration)| Effect::Hub(HubCall::Enroll(Box::new(credential), configuration))),

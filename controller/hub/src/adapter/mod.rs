@@ -30,6 +30,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::ids::ClaimId;
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::units::Span;
@@ -172,6 +173,12 @@ impl HubHandle {
     /// it has, until [`Self::configure`] says otherwise.
     pub fn enroll(&self, credential: Credential, configuration: Option<Configuration>) {
         self.tell(Event::Enroll(credential, configuration));
+    }
+
+    /// Says whose machine the agent's is: tasks of the file that were accepted for another one end unsent.
+    /// At the controller's start: before the tasks.
+    pub fn claimed(&self, agent: AgentName, claim: ClaimId) {
+        self.tell(Event::Claimed(agent, claim));
     }
 
     /// Ends the agent's session, its credential and its tasks: its instance is no more.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, SessionId};
+use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, Nonce, SessionId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::{
@@ -69,6 +69,9 @@ pub enum Event {
     StoreFailed(Vec<Record>),
     /// This credential, already stored, is the agent's from now on, with this configuration.
     Enroll(Credential, Option<Configuration>),
+    /// The agent's machine is that of this claim: what was accepted for another one, and not sent yet,
+    /// ends.
+    Claimed(AgentName, ClaimId),
     /// The agent's instance is no more.
     Revoke(AgentName),
     /// The agent has another configuration.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use vm_agent_schemas::ids::ClaimId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::{
@@ -87,12 +88,24 @@ impl Hub {
         let agent = task.agent.clone();
         let queue = self.tasks.entry(agent.clone()).or_default();
         queue.submit(task);
+        let mut over = Vec::new();
         if let Some(enrolled) = self.agents.get(&agent) {
-            let over = queue.end_incarnations(Some(enrolled.credential.incarnation), now);
-            self.finish(over);
+            over.extend(queue.end_incarnations(Some(enrolled.credential.incarnation), now));
         }
+        if let Some(claim) = self.claims.get(&agent) {
+            over.extend(queue.end_of_other_claims(*claim, now));
+        }
+        self.finish(over);
         self.deliver(&agent, now);
         self.look_at(&agent, now);
+    }
+
+    /// A task of the file is for one machine: the next one gets its own.
+    pub(super) fn claimed(&mut self, agent: AgentName, claim: ClaimId, now: Timestamp) {
+        let queue = self.tasks.get_mut(&agent);
+        let over = queue.map(|queue| queue.end_of_other_claims(claim, now)).unwrap_or_default();
+        self.claims.insert(agent, claim);
+        self.finish(over);
     }
 
     /// Keeps new tasks from these agents, whose machines are about to go down, and from no others.

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::SessionId;
+use vm_agent_schemas::ids::{ClaimId, SessionId};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::units::Span;
@@ -56,6 +56,8 @@ pub struct Hub {
     tasks: BTreeMap<AgentName, TaskQueue>,
     /// Agents that are given no new task, because their machines are about to go down.
     cordoned: BTreeSet<AgentName>,
+    /// The claims of the agents' machines.
+    claims: BTreeMap<AgentName, ClaimId>,
     connections: BTreeMap<ConnId, Connection>,
     clients: BTreeMap<StreamKey, (ConnId, u32)>,
     last_tick: Option<Timestamp>,
@@ -115,6 +117,7 @@ impl Hub {
             agents: BTreeMap::new(),
             tasks: BTreeMap::new(),
             cordoned: BTreeSet::new(),
+            claims: BTreeMap::new(),
             connections: BTreeMap::new(),
             clients: BTreeMap::new(),
             last_tick: None,
@@ -139,6 +142,7 @@ impl Hub {
             Event::Stored(records) => self.stored(&records),
             Event::StoreFailed(records) => self.store_failed(&records),
             Event::Enroll(credential, configuration) => self.enroll(credential, configuration, now),
+            Event::Claimed(agent, claim) => self.claimed(agent, claim, now),
             Event::Revoke(agent) => self.revoke(&agent, now),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
             Event::Submit(task) => self.submit(task, now),

@@ -374,6 +374,7 @@ impl Hub {
             self.refuse(conn, Refusal::new(RefusalCode::Revoked, format!("agent `{agent}` was removed")));
         }
         self.agents.remove(agent);
+        self.claims.remove(agent);
         if let Some(queue) = self.tasks.get_mut(agent) {
             let over = queue.end_all("the agent was removed before the task was delivered", now);
             self.finish(over);

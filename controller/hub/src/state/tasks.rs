@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vm_agent_schemas::ids::{Epoch, Incarnation};
-use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::ids::{ClaimId, Epoch, Incarnation};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::{TEXT_MAX, TaskEnded, TaskOutcome, TaskRef};
 
 use super::elapsed;
@@ -185,6 +185,16 @@ impl TaskQueue {
         self.end_where(now, |entry| {
             let incarnation = entry.task.handed_to()?;
             (Some(incarnation) != except).then_some(TaskOutcome::Interrupted)
+        })
+    }
+
+    /// The agent's machine is that of this claim. Answers with the tasks of the file that were for another
+    /// one, and end unsent.
+    pub(super) fn end_of_other_claims(&mut self, current: ClaimId, now: Timestamp) -> Vec<Task> {
+        self.end_where(now, |entry| {
+            let TaskSource::File { claim, .. } = &entry.task.source else { return None };
+            let stranded = *claim != current && entry.task.handed_to().is_none();
+            stranded.then(|| TaskOutcome::NotStarted { reason: "the machine that it was for is no more".to_owned() })
         })
     }
 

@@ -18,6 +18,7 @@ impl World {
     pub(super) fn tell_hub(&mut self, call: HubCall) {
         self.hub(match call {
             HubCall::Enroll(credential, configuration) => HubEvent::Enroll(*credential, configuration),
+            HubCall::Claimed(agent, claim) => HubEvent::Claimed(agent, claim),
             HubCall::Revoke(agent) => HubEvent::Revoke(agent),
             HubCall::Cordon(agents) => HubEvent::Cordon(agents),
             HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
@@ -92,7 +93,9 @@ impl World {
                         FromHub::Task(order) => {
                             let stored = store::tasks::get(&self.disk, order.task.task);
                             let stored = stored.expect("the database in memory reads");
-                            self.tell(&Deed::Ordered(stored.map(Box::new)));
+                            let claims = &self.life().records.claims;
+                            let claim = stored.as_ref().and_then(|task| claims.get(&task.agent)).map(|claim| claim.id);
+                            self.tell(&Deed::Ordered { stored: stored.map(Box::new), claim });
                         }
                         _ => {}
                     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use vm_agent_hub::Record;
 use vm_agent_schemas::ids::{Boot, Epoch, Incarnation, TaskId};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::TaskRef;
 
 use crate::deed::Deed;
@@ -55,10 +55,13 @@ pub(super) struct TasksAreStoredFirst;
 impl Invariant for TasksAreStoredFirst {
     invariant!(TasksAreStoredFirst, ONCE);
     fn see(&mut self, deed: &Deed) -> Result<(), String> {
-        let Deed::Ordered(stored) = deed else { return Ok(()) };
+        let Deed::Ordered { stored, claim } = deed else { return Ok(()) };
         let Some(task) = stored else { return Err("a task was sent, and never accepted".to_owned()) };
         let is_queued = matches!(task.state, TaskState::Queued);
-        hold(!is_queued, || format!("a task of {} was sent, and still stands as queued", task.agent))
+        hold(!is_queued, || format!("a task of {} was sent, and still stands as queued", task.agent))?;
+        let TaskSource::File { claim: meant, .. } = &task.source else { return Ok(()) };
+        let fits = claim.is_none_or(|claim| claim == *meant);
+        hold(fits, || format!("a task of the file was sent to another machine of {} than it is for", task.agent))
     }
 }
 

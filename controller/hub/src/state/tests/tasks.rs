@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
-use vm_agent_schemas::ids::Incarnation;
-use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation};
+use vm_agent_schemas::task::{Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::{
     Channel, Configuration, Frame, FromHub, FromRuntime, Hello, StreamTaken, TEXT_MAX, TaskOrder, TaskOutcome,
 };
@@ -37,6 +37,29 @@ fn with_task() -> (World, Task) {
     let effects = world.tell(Event::Submit(task.clone()));
     assert_eq!(order(&effects, 1).unwrap().task, of(&task));
     (world, task)
+}
+
+#[test]
+fn a_task_of_the_file_that_was_not_sent_ends_with_the_machine_that_it_was_for() {
+    let source =
+        |claim| TaskSource::File { name: "setup".parse().unwrap(), digest: Digest::of(b"setup"), claim, due: None };
+    let (former, present) = (ClaimId::generate(), ClaimId::generate());
+    let mut world = World::new();
+    world.tell(Event::Claimed(name("web"), former));
+    world.tell(Event::Submit(Task { source: source(former), ..task("web") }));
+    let own = task("web");
+    world.tell(Event::Submit(own.clone()));
+    let ended = world.tell(Event::Claimed(name("web"), present));
+    assert!(matches!(end_of(&ended), Some((TaskOutcome::NotStarted { .. }, _))));
+    // One that a crash has kept from its end.
+    let late = world.tell(Event::Submit(Task { source: source(former), ..task("web") }));
+    assert!(matches!(end_of(&late), Some((TaskOutcome::NotStarted { .. }, _))));
+    let joined = world.join(1, &hello("web", 1), 1);
+    assert_eq!(
+        order(&joined, 1).map(|order| order.task),
+        Some(of(&own)),
+        "what a person asked for waits for any machine"
+    );
 }
 
 #[test]
