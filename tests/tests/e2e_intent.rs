@@ -32,14 +32,6 @@ fn is_healthy(fleet: &Fleet, name: &str) {
     fleet.wait_for_agent(name, "Healthy", |agent| agent.health == Health::Healthy);
 }
 
-/// A controller that applies nothing by itself when it starts, as a service manager begins it.
-fn controller(fleet: &Fleet) {
-    let mut child = fleet.begin(&["controller", "--hub-listen", "127.0.0.1:0", "--heartbeat", "1s"]);
-    fleet.wait_for("the controller", || (fleet.run(&["status"]).code == 0).then_some(()));
-    // It goes with the fleet; whoever waits for it leaves no zombie.
-    std::thread::spawn(move || child.wait());
-}
-
 #[test]
 fn an_agent_that_is_saved_into_the_file_comes_up() {
     let fleet = Fleet::new(TWO);
@@ -322,7 +314,8 @@ fn what_a_person_went_back_from_stays_away_until_the_file_changes() {
     // The same text, written anew, is not a change.
     fleet.save(THREE);
     fleet.kill_controller();
-    controller(&fleet);
+    // Unlike `up` it applies nothing.
+    fleet.begin_controller(&[]);
     fleet.wait_until_well();
     let file = fleet.status().file;
     assert_eq!((file.state, as_it_is(&fleet)), (FileState::RolledBack, before));

@@ -11,6 +11,14 @@ fn code(fleet: &Fleet) -> i32 {
     fleet.run(&["plan", "--detailed-exitcode"]).code
 }
 
+/// A fleet that is up as the file says, with a controller that leaves what becomes of the file to commands.
+fn unwatched(file: &str, flags: &[&str]) -> Fleet {
+    let fleet = Fleet::new(file);
+    fleet.begin_controller(&[&["--no-watch"], flags].concat());
+    fleet.up();
+    fleet
+}
+
 fn assert_plans_alike(fleet: &Fleet) {
     let plans = [0, 1, 2].map(|_| fleet.ok(&["plan", "-o", "json"]));
     assert_eq!(plans[0], plans[1]);
@@ -22,7 +30,7 @@ fn a_plan_says_whether_there_is_something_to_do() {
     let fleet = Fleet::new(TWO);
     assert_eq!(code(&fleet), 2, "all is missing");
     assert!(!fleet.state_dir().exists(), "a plan without a controller leaves nothing behind");
-    fleet.up();
+    let fleet = unwatched(TWO, &[]);
     assert_eq!(code(&fleet), 0);
     fleet.write(THREE);
     assert_eq!(code(&fleet), 2);
@@ -36,10 +44,8 @@ fn a_plan_says_whether_there_is_something_to_do() {
 
 #[test]
 fn the_same_plan_reads_the_same_to_the_byte() {
-    let fleet = Fleet::new(THREE);
-    assert_plans_alike(&fleet);
-    fleet.write(TWO);
-    fleet.up();
+    assert_plans_alike(&Fleet::new(THREE));
+    let fleet = unwatched(TWO, &[]);
     assert_plans_alike(&fleet);
     fleet.write(THREE);
     assert_plans_alike(&fleet);
@@ -71,8 +77,7 @@ fn a_plan_that_can_not_be_made_is_1() {
 
 #[test]
 fn a_dry_run_of_every_verb_changes_nothing() {
-    let fleet = Fleet::new(TWO);
-    fleet.up();
+    let fleet = unwatched(TWO, &[]);
     let before = (fleet.runtimes(), fleet.status().file.revision, fleet.last_event());
     fleet.write(THREE);
     for verb in [
@@ -94,8 +99,7 @@ fn a_dry_run_of_every_verb_changes_nothing() {
 
 #[test]
 fn a_typo_is_told_with_its_place_and_the_right_word_and_touches_nothing() {
-    let fleet = Fleet::new(TWO);
-    fleet.up();
+    let fleet = unwatched(TWO, &[]);
     let before = (fleet.runtimes(), fleet.status().file.revision, fleet.last_event());
     fleet.write("defaults: {driver: local}\nagents:\n  web:\n    memroy: 2G\n");
     // The line of the hub's ports stands before the others.
@@ -112,8 +116,7 @@ fn a_typo_is_told_with_its_place_and_the_right_word_and_touches_nothing() {
 
 #[test]
 fn an_empty_file_is_refused_and_the_last_good_one_stays_in_force() {
-    let fleet = Fleet::new(TWO);
-    fleet.up();
+    let fleet = unwatched(TWO, &[]);
     let before = (fleet.runtimes(), fleet.status().file.revision, fleet.last_event());
     for text in ["", "# nothing but a remark\n", "---\n", "agents:\n"] {
         std::fs::write(fleet.file(), text).unwrap();
@@ -128,8 +131,7 @@ fn an_empty_file_is_refused_and_the_last_good_one_stays_in_force() {
 
 #[test]
 fn a_file_of_another_fleet_is_refused_with_both_names() {
-    let fleet = Fleet::new(&format!("name: lab\n{TWO}"));
-    fleet.up();
+    let fleet = unwatched(&format!("name: lab\n{TWO}"), &["--fleet", "lab"]);
     let before = (fleet.runtimes(), fleet.last_event());
     fleet.write(&format!("name: shop\n{TWO}"));
     for command in [&["up", "--detach"][..], &["apply"], &["plan"]] {
@@ -154,8 +156,7 @@ fn a_file_of_another_fleet_is_refused_with_both_names() {
 
 #[test]
 fn an_agent_that_leaves_the_file_goes_only_with_a_yes() {
-    let fleet = Fleet::new(TWO);
-    fleet.up();
+    let fleet = unwatched(TWO, &[]);
     let before = fleet.runtimes();
     fleet.write("defaults: {driver: local}\nagents:\n  db: {power: stopped}\n");
     fleet.up();

@@ -202,6 +202,16 @@ impl Fleet {
         self.ok(&["up", "--detach"])
     }
 
+    /// Starts a controller as service managers do, and waits until it answers. It applies nothing.
+    pub fn begin_controller(&self, flags: &[&str]) {
+        let free = "127.0.0.1:0";
+        let ports = ["--hub-listen", free, "--api-listen", free, "--dashboard-listen", free, "--heartbeat", "1s"];
+        let mut child = self.begin(&[&["controller"], &ports[..], flags].concat());
+        // It ends with the fleet, and whoever waits for it leaves no zombie.
+        std::thread::spawn(move || child.wait());
+        self.wait_for("the controller", || (self.run(&["status"]).code == 0).then_some(()));
+    }
+
     /// Every living process of the fleet.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
