@@ -228,6 +228,14 @@ impl World {
         }
         let delay = self.rng.u64(200..30 * SECOND);
         self.after(delay, Event::Person);
+        self.remark();
+    }
+
+    /// A person says something.
+    pub(crate) fn remark(&mut self) {
+        if self.calm {
+            return;
+        }
         let Some(records) = self.life.as_ref().map(|life| Arc::clone(&life.records)) else { return };
         if records.file.is_none() {
             return self.apply(&records);

@@ -370,8 +370,14 @@ impl World {
                 let told = told.into_iter().chain(life.memory.clock_event()).map(Change::Event).collect();
                 let mut sequences = vec![vec![Effect::Record(told)]];
                 sequences.append(&mut act.sequences);
+                let begins = sequences.iter().flatten().any(|effect| matches!(effect, Effect::Begin(_)));
                 let (now, whose) = (inputs.now, Whose::Pass(Arc::clone(&inputs), Some(act)));
                 self.begin_strand(sequences, now, whose);
+                // People like to say something just when it has been decided otherwise.
+                if begins && !self.calm && self.rng.u8(..8) == 0 {
+                    let soon = self.rng.u64(..5);
+                    self.after(soon, Event::Remark);
+                }
             }
         }
     }

@@ -105,6 +105,11 @@ impl World {
         } else {
             driver.fate(&asked, now, limit, self.calm, &mut self.rng)
         };
+        // A controller likes to die in the middle of something.
+        if !self.calm && self.rng.u8(..16) == 0 {
+            let soon = self.rng.u64(..3 * SECOND);
+            self.after(soon, Event::Kill);
+        }
         self.last_call += 1;
         let call = self.last_call;
         for (at, event) in [

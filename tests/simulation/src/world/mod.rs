@@ -105,6 +105,10 @@ pub enum Event {
     Begin,
     /// A person does something.
     Person,
+    /// A person says something that can't wait.
+    Remark,
+    /// The controller is killed.
+    Kill,
     /// Something goes wrong, or right again.
     Nature,
 }
@@ -324,6 +328,8 @@ impl World {
             Event::ClosedToRuntime(conn) => self.closed_to_runtime(conn),
             Event::Begin => self.begin_life(),
             Event::Person => self.person(),
+            Event::Remark => self.remark(),
+            Event::Kill => self.kill(),
             Event::Nature => self.nature(),
         }
     }

@@ -20,10 +20,7 @@ impl World {
         let delay = self.rng.u64(200..20 * SECOND);
         self.after(delay, Event::Nature);
         match self.rng.u8(..20) {
-            0..4 => {
-                self.end_life();
-                self.start_again();
-            }
+            0..=3 => self.kill(),
             4 | 5 => {
                 if let Some((driver, instance)) = self.some_machine() {
                     self.trace(|| format!("{driver} {instance}: crashes"));
@@ -90,6 +87,14 @@ impl World {
             }
             18 => self.disk_full_until = self.clock.mono + self.rng.u64(..5 * SECOND),
             _ => {}
+        }
+    }
+
+    /// The controller is killed, and started again some time.
+    pub(super) fn kill(&mut self) {
+        if !self.calm && self.life.is_some() {
+            self.end_life();
+            self.start_again();
         }
     }
 
