@@ -62,7 +62,13 @@ impl Hub {
                 check_configured(&configured)?;
                 session.configured.clone_from(&configured.digest);
                 session.problems.clone_from(&configured.problems);
-                self.notify(Notice::Configured { agent, digest: configured.digest, problems: configured.problems });
+                let notice = Notice::Configured {
+                    agent: agent.clone(),
+                    digest: configured.digest,
+                    problems: configured.problems,
+                };
+                self.notify(notice);
+                self.deliver(&agent, now);
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
             FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
@@ -117,9 +123,9 @@ impl Hub {
         }
     }
 
-    /// Sends the agent's next task, when it is its turn and the agent is there.
+    /// Sends the agent's next task, when it is its turn and the agent is there and ready for it.
     pub(super) fn deliver(&mut self, agent: &AgentName, now: Timestamp) {
-        let Some(conn) = self.live(agent) else { return };
+        let Some(conn) = self.live(agent).filter(|conn| self.is_equipped(*conn)) else { return };
         loop {
             let Some(session) = self.session(conn) else { return };
             let (incarnation, epoch) = (session.incarnation, session.epoch);
@@ -132,6 +138,15 @@ impl Hub {
             let rejected = queue.reject(reference(&task), TOO_LARGE, now);
             self.finish(rejected.into_iter().collect());
         }
+    }
+
+    /// Whether the runtime has what its tasks need. One whose configuration holds secrets gets it only after
+    /// its welcome, unless it has one from before.
+    fn is_equipped(&self, conn: ConnId) -> bool {
+        self.session(conn).is_some_and(|session| {
+            let known = self.agents.get(&session.agent).is_some_and(|enrolled| enrolled.configuration.is_some());
+            known || session.configured.is_some()
+        })
     }
 
     /// That it is sent is stored first: after that nobody can take it for one that never was.

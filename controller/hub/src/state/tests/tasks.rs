@@ -339,3 +339,21 @@ fn only_the_tail_of_long_output_is_kept_and_it_is_text() {
     assert_eq!(kept.len(), 64 * 1024 - 1);
     assert!(kept.ends_with("äz"));
 }
+
+#[test]
+fn a_task_waits_for_the_configuration_that_comes_after_the_welcome() {
+    let configured = |digest: Option<&[u8]>| {
+        let digest = digest.map(Digest::of);
+        FromRuntime::Configured(vm_agent_schemas::wire::Configured { digest, problems: Vec::new() })
+    };
+    let mut world = World::new();
+    // With secrets in it the hub keeps none.
+    world.tell(Event::Enroll(credential("late", 1), None));
+    let task = task("late");
+    world.tell(Event::Submit(task.clone()));
+    assert_eq!(order(&world.join(1, &hello("late", 1), 1), 1), None);
+    assert_eq!(order(&world.say(1, "late", configured(None)), 1), None, "it has none yet");
+    let told = world.say(1, "late", configured(Some(b"secrets")));
+    assert_eq!(order(&told, 1).map(|order| order.task), Some(of(&task)));
+    assert_eq!(order(&world.say(1, "late", configured(Some(b"others"))), 1), None, "it is sent once");
+}
