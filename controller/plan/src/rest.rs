@@ -91,11 +91,12 @@ fn may_be_busy(situation: &Situation<'_>) -> bool {
 }
 
 /// Whether the agent sleeps for want of work, but for tasks that are due. While its runtime is heard that
-/// alone tells; else it sleeps if it did.
+/// alone tells; else it sleeps if it did. So it does while its machine is on its way down: whoever wakes it
+/// then is not to be outvoted by a runtime that is about to go.
 fn sleeps(situation: &Situation<'_>) -> bool {
     let (Some(agent), Some(claim)) = (situation.wanted, situation.claim) else { return false };
     let Some(idle) = agent.spec.idle else { return false };
-    let heard = situation.session.filter(|_| situation.is_reachable());
+    let heard = situation.session.filter(|_| situation.is_reachable() && situation.operation.is_none());
     let quiet = |session: &SessionSeen| {
         let since = counted_from(situation.inputs, session.active_at);
         !session.busy

@@ -161,9 +161,8 @@ fn an_aged_machine_whose_runtime_may_yet_connect_is_left_until_it_has() {
     assert_eq!(words(&steps(&inputs, "web")), "stop", "nobody is there any more");
 }
 
-#[test]
-fn a_machine_that_goes_down_is_not_starting() {
-    let mut inputs = settled(IDLE);
+/// Lets a stop of the agent be under way.
+fn goes_down(inputs: &mut Inputs) {
     let web = world::name("web");
     let operation = vm_agent_schemas::observe::Operation {
         id: vm_agent_schemas::ids::OperationId::generate(),
@@ -175,6 +174,26 @@ fn a_machine_that_goes_down_is_not_starting() {
         life: inputs.life,
     };
     inputs.operations.insert(web, operation);
+}
+
+#[test]
+fn an_agent_that_is_woken_while_it_goes_down_stays_awake() {
+    for woken in [true, false] {
+        let mut inputs = settled(IDLE);
+        world::pass_time(&mut inputs, 600);
+        let web = world::name("web");
+        inputs.claims.get_mut(&web).unwrap().asleep = !woken;
+        goes_down(&mut inputs);
+        let upkeep = vm_agent_plan::upkeep(&inputs, &vm_agent_plan::plan(&inputs));
+        assert_eq!(upkeep, [], "its runtime, still heard and quiet, changes nothing of it");
+        assert_eq!(agent(&inputs, "web").rests, (!woken).then_some(Rest::Idle));
+    }
+}
+
+#[test]
+fn a_machine_that_goes_down_is_not_starting() {
+    let mut inputs = settled(IDLE);
+    goes_down(&mut inputs);
     assert_eq!(agent(&inputs, "web").health, Health::Healthy);
     world::session(&mut inputs, "web").connected = false;
     assert_eq!(agent(&inputs, "web").health, Health::Stopped);
