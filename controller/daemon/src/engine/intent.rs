@@ -129,6 +129,10 @@ pub fn set_power(
     if let Some(claim) = records.claims.get(agent).filter(|_| wanted == PowerState::Running) {
         let learnt = Learnt { standing: Some(Standing::Down), asleep: Some(false), ..Learnt::of(claim) };
         changes.push(Change::Learnt(agent.clone(), learnt));
+        if claim.asleep {
+            let message = format!("{} started it", said.author);
+            changes.push(Change::Event(NewEvent::of(agent, EventKind::AgentAwake, message)));
+        }
     }
     // An agent that rests is down although the file says that it should run.
     if wanted == covers && !(wanted == PowerState::Running && rests(records, agent, said.now)) {

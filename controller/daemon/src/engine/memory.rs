@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_hub::SessionInfo;
-use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen};
+use vm_agent_plan::{DriverView, Inputs, Listing, SessionSeen, is_at_work};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::names::AgentName;
@@ -100,6 +100,17 @@ impl Memory {
             seen.connected = false;
         }
         for session in sessions {
+            let services = session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default();
+            // The hub knows of tasks and streams. That a service was at work is remembered here, else an agent
+            // would fall asleep at the first moment in which it is not.
+            let worked_at = if services.values().any(is_at_work) {
+                Some(session.last_seen)
+            } else {
+                self.heard
+                    .get(&session.agent)
+                    .filter(|seen| seen.incarnation == session.incarnation)
+                    .map(|it| it.active_at)
+            };
             let seen = SessionSeen {
                 incarnation: session.incarnation,
                 connected: true,
@@ -108,11 +119,11 @@ impl Memory {
                 problems: session.problems.clone(),
                 ailing: session.health.as_ref().is_some_and(is_ailing),
                 busy: session.busy,
-                active_at: session.active_at,
+                active_at: session.active_at.max(worked_at.unwrap_or(session.active_at)),
                 tasks: session.tasks,
                 running: session.running,
                 streams: session.streams,
-                services: session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default(),
+                services,
             };
             self.heard.insert(session.agent.clone(), seen);
         }
