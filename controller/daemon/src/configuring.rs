@@ -71,10 +71,20 @@ impl Configuring {
         news
     }
 
-    /// Why agents lack their secrets.
-    pub(crate) fn problems(&self) -> BTreeMap<AgentName, String> {
+    /// Until when nothing is tried again for an agent whose secrets could not be read.
+    fn pauses_until(&self, agent: &AgentName) -> Option<Instant> {
+        self.lock().get(agent).filter(|attempt| attempt.problem.is_some()).map(|attempt| attempt.again_at)
+    }
+
+    /// Why agents lack their secrets. `wanted` gives the digest of the configuration that an agent should
+    /// have: what was wrong with another is over.
+    pub(crate) fn problems(&self, wanted: impl Fn(&AgentName) -> Option<Digest>) -> BTreeMap<AgentName, String> {
         let attempts = self.lock();
-        attempts.iter().filter_map(|(agent, it)| Some((agent.clone(), it.problem.clone()?))).collect()
+        let of = |(agent, attempt): (&AgentName, &Attempt)| {
+            let problem = attempt.problem.clone()?;
+            (wanted(agent)? == attempt.digest).then(|| (agent.clone(), problem))
+        };
+        attempts.iter().filter_map(of).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AgentName, Attempt>> {
@@ -113,6 +123,10 @@ pub(crate) async fn configure(
         }
         core.wake();
     }
+    if let Some(until) = core.configuring.pauses_until(&agent) {
+        tokio::time::sleep_until(until.into()).await;
+        core.wake();
+    }
 }
 
 #[cfg(test)]
@@ -135,8 +149,11 @@ mod tests {
         assert!(configuring.begin(&web, &Digest::of(b"a"), None));
         assert!(configuring.end(&web, Some("no such file".into())));
         assert!(!configuring.end(&web, Some("no such file".into())));
-        assert_eq!(configuring.problems()[&web], "no such file");
+        let problems = |digest: &[u8]| configuring.problems(|_| Some(Digest::of(digest)));
+        assert_eq!(problems(b"a")[&web], "no such file");
+        assert!(problems(b"b").is_empty(), "another configuration has other problems");
+        assert!(configuring.problems(|_| None).is_empty(), "it is wanted no more");
         assert!(configuring.end(&web, None));
-        assert!(configuring.problems().is_empty());
+        assert!(problems(b"a").is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! What the loop, the doors and the hub's notices share.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -11,9 +12,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_hub::HubHandle;
-use vm_agent_plan::Inputs;
+use vm_agent_plan::{Inputs, configuration_for, effective};
 use vm_agent_schemas::api::Addresses;
 use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::names::AgentName;
 
 use crate::conditions::ConditionBook;
 use crate::configuring::Configuring;
@@ -75,9 +77,16 @@ impl Core {
             silence: self.silence,
             clock: Timestamp::now(),
             monotonic: self.begun.elapsed(),
-            unread: self.configuring.problems(),
+            unread: self.unread(records),
         };
         self.memory().inputs(records, moment)
+    }
+
+    /// Agents that lack the secrets that these records want for them, and why.
+    fn unread(&self, records: &Records) -> BTreeMap<AgentName, String> {
+        // Mostly nobody asks.
+        let wanted = LazyCell::new(|| effective(&records.fleet, &records.overrides, Timestamp::now()).wanted);
+        self.configuring.problems(|name| wanted.get(name).map(|agent| configuration_for(agent).digest))
     }
 
     /// What this life remembers.
