@@ -1,27 +1,25 @@
 //! The controller as its doors see it: every question and every command that there is.
 
+mod exec;
 mod file;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
-use vm_agent_hub::{OpenError, Stream};
 use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest,
     DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TaskRequest, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
-use vm_agent_schemas::event::{Event, EventKind};
+use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
 use vm_agent_schemas::task::Task;
-use vm_agent_schemas::wire::Run;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::core::Core;
@@ -435,58 +433,6 @@ impl Controller {
 
     async fn find_task(&self, id: TaskId) -> Result<Option<Task>, Problem> {
         self.read(move |conn| store::tasks::get(conn, id)).await
-    }
-
-    /// Runs a process in an agent, its input and output bound to the stream. Dropping the stream ends
-    /// the process.
-    ///
-    /// # Errors
-    /// When there is no such agent, nothing to run, its runtime is not connected, or it was asleep and did
-    /// not come up in time.
-    pub async fn exec(&self, name: &AgentName, run: Run, stdin: bool, actor: &Actor) -> Result<Stream, Problem> {
-        self.known(name)?;
-        if run.argv.first().is_none_or(String::is_empty) {
-            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
-        }
-        tracing::debug!(agent.name = %name, actor = actor.name, "A process is run in an agent");
-        self.awaken(name, actor).await?;
-        self.core.hub.open_stream(name.clone(), run, stdin).await.map_err(|error| match error {
-            OpenError::Offline => {
-                Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
-                    .remedy(format!("see what it waits for: vm-agent status {name}"))
-            }
-            OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
-        })
-    }
-
-    /// Wakes an agent that is asleep, and waits until its runtime is heard.
-    async fn awaken(&self, name: &AgentName, actor: &Actor) -> Result<(), Problem> {
-        let records = self.core.ledger.records();
-        let changes = intent::awaken(&records, name, &actor.name);
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let mut events = self.core.ledger.subscribe();
-        self.record(changes, Timestamp::now()).await?;
-        self.core.wake();
-        let driver = records.claims.get(name).and_then(|claim| self.core.observers.get(&claim.driver));
-        let limit = driver.map_or(Duration::ZERO, |observer| {
-            let deadlines = observer.driver().capabilities().deadlines;
-            deadlines.start.get() + deadlines.connect.get()
-        });
-        let connected = async {
-            loop {
-                match events.recv().await {
-                    Ok(event) if event.agent.as_ref() != Some(name) => {}
-                    Ok(event) if event.kind != EventKind::RuntimeConnected => {}
-                    // Whoever missed some may have missed that one: opening the stream tells.
-                    Ok(_) | Err(_) => return,
-                }
-            }
-        };
-        // Too late is told by the stream that can't be opened.
-        let _ = tokio::time::timeout(limit, connected).await;
-        Ok(())
     }
 
     /// Makes a token for the API over TCP. It is shown this one time.

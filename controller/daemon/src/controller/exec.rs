@@ -1,0 +1,98 @@
+//! Running a process in an agent, which may have to wake first.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout};
+use vm_agent_hub::{OpenError, Stream};
+use vm_agent_plan::plan;
+use vm_agent_schemas::api::{Problem, ProblemCode};
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::{AgentPlan, Cost, DriftClass, Rest, Sync, WaitsFor};
+use vm_agent_schemas::wire::Run;
+
+use super::{Actor, Controller};
+use crate::engine::intent;
+
+/// How long an agent that comes up is not looked at when nothing is told of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+impl Controller {
+    /// Runs a process in an agent, its input and output bound to the stream. Dropping the stream ends
+    /// the process.
+    ///
+    /// # Errors
+    /// When there is no such agent, nothing to run, its runtime is not connected, or it was asleep and did
+    /// not come up in time.
+    pub async fn exec(&self, name: &AgentName, run: Run, stdin: bool, actor: &Actor) -> Result<Stream, Problem> {
+        self.known(name)?;
+        if run.argv.first().is_none_or(String::is_empty) {
+            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
+        }
+        tracing::debug!(agent.name = %name, actor = actor.name, "A process is run in an agent");
+        self.come_up(name, actor).await?;
+        self.core.hub.open_stream(name.clone(), run, stdin).await.map_err(|error| match error {
+            OpenError::Offline => {
+                Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
+                    .remedy(format!("see what it waits for: vm-agent status {name}"))
+            }
+            OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
+        })
+    }
+
+    /// Waits until an agent that sleeps when it has nothing to do is there, for as long as it may take. That
+    /// it is not is told by the stream that can't be opened.
+    async fn come_up(&self, name: &AgentName, actor: &Actor) -> Result<(), Problem> {
+        let mut events = self.core.ledger.subscribe();
+        let end = Instant::now() + self.time_to_come_up(name);
+        while self.rouse(name, actor).await? && Instant::now() < end {
+            // Whoever missed some has the more reason to look.
+            let told = async { while events.recv().await.is_ok_and(|event| event.agent.as_ref() != Some(name)) {} };
+            let _ = timeout(LOOK_AGAIN, told).await;
+        }
+        Ok(())
+    }
+
+    /// Wakes an agent that is asleep. Answers whether an agent that sleeps when it has nothing to do is on its
+    /// way, and not there yet.
+    async fn rouse(&self, name: &AgentName, actor: &Actor) -> Result<bool, Problem> {
+        let records = self.core.ledger.records();
+        let inputs = self.core.inputs_with(&records).await;
+        let planned = plan(&inputs);
+        let Some(agent) = planned.agent(name).filter(|agent| may_sleep(agent)) else { return Ok(false) };
+        let connected = inputs.sessions.get(name).is_some_and(|session| session.connected);
+        // A machine that a step is about to take down is no place to begin anything.
+        if connected && !records.operations.contains_key(name) {
+            return Ok(awaits_configuration(agent));
+        }
+        if agent.rests == Some(Rest::Idle) {
+            let changes = intent::awaken(&records, name, &actor.name);
+            self.record(changes, Timestamp::now()).await?;
+            self.core.wake();
+            return Ok(true);
+        }
+        Ok(matches!(agent.sync, Sync::Drifted | Sync::Reconciling))
+    }
+
+    /// How long the driver of an agent may take, from going down to a runtime that is heard.
+    fn time_to_come_up(&self, name: &AgentName) -> Duration {
+        let records = self.core.ledger.records();
+        let driver = records.claims.get(name).and_then(|claim| self.core.observers.get(&claim.driver));
+        driver.map_or(Duration::ZERO, |observer| {
+            let deadlines = observer.driver().capabilities().deadlines;
+            deadlines.stop.get() + deadlines.start.get() + deadlines.connect.get()
+        })
+    }
+}
+
+fn may_sleep(agent: &AgentPlan) -> bool {
+    agent.rests == Some(Rest::Idle) || agent.wanted.as_ref().is_some_and(|wanted| wanted.spec.idle.is_some())
+}
+
+/// Whether the runtime is about to be told what it works with: a process that began now would lack it.
+fn awaits_configuration(agent: &AgentPlan) -> bool {
+    let untold =
+        |drift: &vm_agent_schemas::plan::Drift| drift.class == DriftClass::Provisioning && drift.cost == Cost::Live;
+    let fails = |reason: &WaitsFor| matches!(reason, WaitsFor::Problem { .. });
+    agent.sync != Sync::Blocked && agent.drift.iter().any(untold) && !agent.waits_for.iter().any(fails)
+}
