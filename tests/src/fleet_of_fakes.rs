@@ -1,8 +1,9 @@
 //! Simulated runtimes: what would run in the machines that [`Fake`] only pretends to make. They speak
 //! the real protocol over real sockets, so the controller can't tell the difference.
 //!
-//! [`Runtimes`] is told by a fake of each machine that comes up or goes down, and [`Peer`] is one
-//! connection, for tests that want to say something that no honest runtime would.
+//! [`Runtimes`] is told by a fake of each machine that comes up or goes down; tests read from it what each
+//! was told, and write how each behaves. [`Peer`] is one connection, for tests that want to say something
+//! that no honest runtime would.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,16 +16,18 @@ use futures::{SinkExt as _, StreamExt as _};
 use jiff::Timestamp;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::ids::{Boot, Digest, Nonce};
-use vm_agent_schemas::names::{AgentName, InstanceName};
+use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
-    Address, ChallengeProof, Channel, Configured, Envelope, Frame, FromHub, FromRuntime, HUB_PATH, HealthReport, Hello,
-    PROTOCOL, Seed, StreamEnded, StreamOpen, StreamRef, TaskEnded, TaskOutcome, TaskRef, Welcome,
+    Address, ChallengeProof, Channel, Configuration, Configured, Envelope, Frame, FromHub, FromRuntime, HUB_PATH,
+    HealthReport, Hello, PROTOCOL, Run, Seed, ServiceReport, StreamEnded, StreamOpen, StreamRef, TaskEnded, TaskOrder,
+    TaskOutcome, TaskRef, Welcome,
 };
 
 /// The pause before another attempt to connect. Short: a test waits for it.
@@ -159,8 +162,66 @@ pub fn health() -> HealthReport {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
-        services: std::collections::BTreeMap::new(),
+        services: BTreeMap::new(),
     }
+}
+
+/// How the runtime of a machine behaves, and what it was told and did, through all of its starts.
+#[derive(Debug, Clone, Default)]
+pub struct Inside {
+    /// Whether tasks and processes go on. Else each does at once what it has to.
+    pub holds: bool,
+    /// The exit code of tasks.
+    pub code: i32,
+    /// What it tells of its services.
+    pub services: BTreeMap<ServiceName, ServiceReport>,
+    /// What it tells of its configuration.
+    pub problems: Vec<String>,
+    /// What it works with: kept while it runs, and not on its disk.
+    pub configuration: Option<Configuration>,
+    /// The tasks that it began, each with what it worked with then.
+    pub began: Vec<(Run, Option<Configuration>)>,
+    /// What it knows of tasks: how they ended, or that they have not.
+    journal: BTreeMap<TaskRef, Option<TaskOutcome>>,
+}
+
+impl Inside {
+    fn configured(&self) -> FromRuntime {
+        let digest = self.configuration.as_ref().map(|configuration| configuration.digest.clone());
+        FromRuntime::Configured(Configured { digest, problems: self.problems.clone() })
+    }
+
+    /// Another start of the program: what it kept in memory is gone, and what ran has been cut off.
+    fn starts_anew(&mut self) {
+        self.configuration = None;
+        self.journal.values_mut().for_each(|end| *end = end.take().or(Some(TaskOutcome::Interrupted)));
+    }
+
+    /// What there is to say of a task that was ordered: it begins, unless it is known.
+    fn order(&mut self, order: TaskOrder) -> FromRuntime {
+        let TaskOrder { task, run, .. } = order;
+        if let Some(Some(outcome)) = self.journal.get(&task) {
+            return ended(task, outcome.clone());
+        }
+        if self.journal.insert(task, None).is_none() {
+            self.began.push((run, self.configuration.clone()));
+        }
+        FromRuntime::TaskStarted(task)
+    }
+
+    /// The tasks that end now.
+    fn finish(&mut self) -> Vec<FromRuntime> {
+        if self.holds {
+            return Vec::new();
+        }
+        let outcome = TaskOutcome::Exited { code: self.code };
+        let open = self.journal.iter_mut().filter(|(_, end)| end.is_none());
+        open.map(|(task, end)| ended(*task, end.insert(outcome.clone()).clone())).collect()
+    }
+}
+
+fn ended(task: TaskRef, outcome: TaskOutcome) -> FromRuntime {
+    FromRuntime::TaskEnded(TaskEnded { task, outcome, output: String::new() })
 }
 
 /// The runtimes in a fake's machines.
@@ -171,6 +232,7 @@ pub struct Runtimes {
 
 struct Machine {
     disk: Disk,
+    inside: watch::Sender<Inside>,
     process: AbortHandle,
 }
 
@@ -191,7 +253,24 @@ impl Runtimes {
     /// When there never was such a machine.
     #[must_use]
     pub fn disk(&self, instance: &str) -> Disk {
-        self.lock().get(&name(instance)).expect("the test means a machine that came up").disk.clone()
+        self.machine(instance, |machine| machine.disk.clone())
+    }
+
+    /// The runtime of a machine as it is now.
+    ///
+    /// # Panics
+    /// When there never was such a machine.
+    #[must_use]
+    pub fn inside(&self, instance: &str) -> Inside {
+        self.machine(instance, |machine| machine.inside.borrow().clone())
+    }
+
+    /// Has the runtime of a machine be otherwise from now on.
+    ///
+    /// # Panics
+    /// When there never was such a machine.
+    pub fn change(&self, instance: &str, change: impl FnOnce(&mut Inside)) {
+        self.machine(instance, |machine| machine.inside.send_modify(change));
     }
 
     /// Ends the runtime in a machine, which itself goes on.
@@ -206,30 +285,44 @@ impl Runtimes {
     /// # Panics
     /// When there never was such a machine.
     pub fn start(&self, instance: &str) {
-        let mut machines = self.lock();
-        let machine = machines.get_mut(&name(instance)).expect("the test means a machine that came up");
-        machine.process.abort();
-        machine.disk.boot = machine.disk.boot.next();
-        machine.process = tokio::spawn(live(machine.disk.clone())).abort_handle();
+        self.machine(instance, |machine| {
+            machine.process.abort();
+            machine.disk.boot = machine.disk.boot.next();
+            machine.boot();
+        });
     }
 
     /// A machine comes up: with the disk that it had, or with a new one when it is another.
     pub fn up(&self, seed: &Seed) {
         let instance = seed.fleet.instance_of(&seed.agent).expect("the controller has named it so");
         let mut machines = self.lock();
-        let disk = match machines.get(&instance) {
+        match machines.get_mut(&instance) {
             Some(known) if known.disk.seed.nonce == seed.nonce => {
                 known.process.abort();
-                Disk { seed: seed.clone(), boot: known.disk.boot.next(), ..known.disk.clone() }
+                known.disk = Disk { seed: seed.clone(), boot: known.disk.boot.next(), ..known.disk.clone() };
+                known.boot();
             }
-            _ => Disk::new(seed.clone()),
-        };
-        let process = tokio::spawn(live(disk.clone())).abort_handle();
-        machines.insert(instance, Machine { disk, process });
+            _ => {
+                let (disk, inside) = (Disk::new(seed.clone()), watch::Sender::default());
+                let process = tokio::spawn(live(disk.clone(), inside.clone())).abort_handle();
+                machines.insert(instance, Machine { disk, inside, process });
+            }
+        }
+    }
+
+    fn machine<T>(&self, instance: &str, look: impl FnOnce(&mut Machine) -> T) -> T {
+        look(self.lock().get_mut(&name(instance)).expect("the test means a machine that came up"))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceName, Machine>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine {
+    fn boot(&mut self) {
+        self.inside.send_modify(Inside::starts_anew);
+        self.process = tokio::spawn(live(self.disk.clone(), self.inside.clone())).abort_handle();
     }
 }
 
@@ -238,11 +331,11 @@ fn name(instance: &str) -> InstanceName {
 }
 
 /// The life of a runtime: it connects again and again until it is refused for good.
-async fn live(disk: Disk) {
+async fn live(disk: Disk, inside: watch::Sender<Inside>) {
     loop {
         if let Ok(mut peer) = Peer::connect(disk.hub(), disk.seed.agent.clone()).await {
             match peer.shake(disk.hello(), &disk).await {
-                Some(FromHub::Welcome(welcome)) => serve(&mut peer, welcome).await,
+                Some(FromHub::Welcome(welcome)) => Session { peer: &mut peer, inside: &inside }.serve(welcome).await,
                 Some(FromHub::Refused(refused)) if !refused.retry => return,
                 _ => {}
             }
@@ -251,48 +344,99 @@ async fn live(disk: Disk) {
     }
 }
 
-/// One session, until the hub ends it.
-async fn serve(peer: &mut Peer, welcome: Welcome) {
-    let mut heartbeats = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms));
-    let digest = welcome.configuration.map(|configuration| configuration.digest);
-    peer.say(FromRuntime::Configured(Configured { digest, problems: Vec::new() })).await;
-    loop {
-        tokio::select! {
-            _ = heartbeats.tick() => peer.say(FromRuntime::Health(health())).await,
-            heard = peer.hear() => match heard {
-                None => return,
-                Some(message) => answer(peer, message).await,
-            },
+/// One session of a runtime.
+struct Session<'a> {
+    peer: &'a mut Peer,
+    inside: &'a watch::Sender<Inside>,
+}
+
+impl Session<'_> {
+    /// Goes on until the hub ends it.
+    async fn serve(&mut self, welcome: Welcome) {
+        let mut heartbeats = tokio::time::interval(Duration::from_millis(welcome.heartbeat_ms));
+        let mut changes = self.inside.subscribe();
+        let mut held = Vec::new();
+        if let Some(configuration) = welcome.configuration {
+            self.change(|inside| inside.configuration = Some(configuration));
+        }
+        self.tell().await;
+        loop {
+            tokio::select! {
+                _ = heartbeats.tick() => self.report().await,
+                // A test wants it otherwise: what follows from that is said at once.
+                _ = changes.changed() => {
+                    let ends = self.change(Inside::finish);
+                    self.report().await;
+                    self.tell().await;
+                    self.say(ends).await;
+                    if !changes.borrow_and_update().holds {
+                        for open in held.drain(..) {
+                            self.echo(open).await;
+                        }
+                    }
+                }
+                heard = self.peer.hear() => match heard {
+                    None => return,
+                    Some(FromHub::StreamOpen(open)) => {
+                        let stream = open.stream;
+                        self.peer.say(FromRuntime::StreamOpened(StreamRef { stream })).await;
+                        if changes.borrow().holds { held.push(open) } else { self.echo(open).await }
+                    }
+                    Some(FromHub::StreamClose(StreamRef { stream })) => held.retain(|open| open.stream != stream),
+                    Some(message) => self.answer(message).await,
+                },
+            }
         }
     }
-}
 
-async fn answer(peer: &mut Peer, message: FromHub) {
-    match message {
-        FromHub::Configure(configuration) => {
-            let digest = Some(configuration.digest);
-            peer.say(FromRuntime::Configured(Configured { digest, problems: Vec::new() })).await;
+    /// Changes what is inside without being told of it as of a test's wish.
+    fn change<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
+        let mut answer = None;
+        self.inside.send_if_modified(|inside| {
+            answer = Some(change(inside));
+            false
+        });
+        answer.expect("the change was made")
+    }
+
+    async fn tell(&mut self) {
+        let configured = self.inside.borrow().configured();
+        self.peer.say(configured).await;
+    }
+
+    async fn report(&mut self) {
+        let services = self.inside.borrow().services.clone();
+        self.peer.say(FromRuntime::Health(HealthReport { services, ..health() })).await;
+    }
+
+    async fn say(&mut self, messages: Vec<FromRuntime>) {
+        for message in messages {
+            self.peer.say(message).await;
         }
-        FromHub::Task(order) => run(peer, order.task).await,
-        FromHub::StreamOpen(open) => echo(peer, open).await,
-        _ => {}
     }
-}
 
-/// A task that has nothing to do, and does it at once.
-async fn run(peer: &mut Peer, task: TaskRef) {
-    peer.say(FromRuntime::TaskStarted(task)).await;
-    let outcome = TaskOutcome::Exited { code: 0 };
-    peer.say(FromRuntime::TaskEnded(TaskEnded { task, outcome, output: String::new() })).await;
-}
-
-/// A process that says what it was called with.
-async fn echo(peer: &mut Peer, open: StreamOpen) {
-    let stream = open.stream;
-    peer.say(FromRuntime::StreamOpened(StreamRef { stream })).await;
-    let said = open.run.argv.join(" ");
-    for (channel, data) in [(Channel::Stdout, said), (Channel::Stderr, String::new())] {
-        peer.send(&Frame { stream, channel, offset: 0, end: true, data: data.into() }).await;
+    async fn answer(&mut self, message: FromHub) {
+        match message {
+            FromHub::Configure(configuration) => {
+                self.change(|inside| inside.configuration = Some(configuration));
+                self.tell().await;
+            }
+            FromHub::Task(order) => {
+                let (began, ends) = self.change(|inside| (inside.order(order), inside.finish()));
+                self.peer.say(began).await;
+                self.say(ends).await;
+            }
+            _ => {}
+        }
     }
-    peer.say(FromRuntime::StreamEnded(StreamEnded { stream, outcome: TaskOutcome::Exited { code: 0 } })).await;
+
+    /// A process that says what it was called with.
+    async fn echo(&mut self, open: StreamOpen) {
+        let stream = open.stream;
+        let said = open.run.argv.join(" ");
+        for (channel, data) in [(Channel::Stdout, said), (Channel::Stderr, String::new())] {
+            self.peer.send(&Frame { stream, channel, offset: 0, end: true, data: data.into() }).await;
+        }
+        self.peer.say(FromRuntime::StreamEnded(StreamEnded { stream, outcome: TaskOutcome::Exited { code: 0 } })).await;
+    }
 }

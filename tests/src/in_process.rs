@@ -17,7 +17,7 @@ use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{DriverName, HubSettings, SourceFile};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::net::Listen;
-use vm_agent_schemas::observe::Capabilities;
+use vm_agent_schemas::observe::{Capabilities, Host};
 use vm_agent_schemas::plan::{Health, Sync};
 use vm_agent_schemas::units::Span;
 
@@ -64,9 +64,17 @@ pub async fn start(state: &Path, drivers: &[&Fake]) -> Running {
 /// # Panics
 /// When it does not start.
 pub async fn start_with(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>) -> Running {
+    start_on(state, drivers, heartbeat, None).await
+}
+
+/// Starts a controller on a host that has this.
+///
+/// # Panics
+/// When it does not start.
+pub async fn start_on(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>, host: Option<Host>) -> Running {
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
     let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat };
-    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true, watch: true, host: None };
+    let config = Config { state_dir: state.to_owned(), hub, fleet: None, up: true, watch: true, host };
     let drivers = drivers.iter().map(|fake| Arc::new(Fake::clone(fake)) as Arc<dyn Driver>).collect();
     Running::start(config, drivers).await.expect("the controller starts")
 }
@@ -188,6 +196,16 @@ pub async fn events(controller: &Controller) -> Vec<Event> {
 pub async fn count(controller: &Controller, kind: EventKind, name: &str) -> usize {
     let of = |event: &&Event| event.kind == kind && event.agent.as_ref().is_some_and(|agent| agent.as_str() == name);
     events(controller).await.iter().filter(of).count()
+}
+
+/// Waits until that many events of a kind are told of an agent.
+///
+/// # Panics
+/// When that takes far too long, and when there are more.
+pub async fn told(controller: &Controller, kind: EventKind, name: &str, times: usize) {
+    let look = async || (count(controller, kind, name).await >= times).then_some(());
+    until(&format!("{kind} of `{name}` is told {times} times"), look).await;
+    assert_eq!(count(controller, kind, name).await, times, "{kind} of `{name}`");
 }
 
 /// Waits until these agents are well, all of that is written down, and passes find nothing to add.

@@ -3,10 +3,11 @@
 use vm_agent_drivers::fake::Call;
 use vm_agent_schemas::api::{AgentView, ChangeRequest, CreateRequest};
 use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::plan::{Health, Sync};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{agent, ann, apply, becomes, count, pass, qemu, settled, start, until, well};
+use vm_agent_tests::in_process::{agent, ann, apply, becomes, count, pass, qemu, settled, start, told, until, well};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {}}\n";
 const RESTS: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {power: stopped}}\n";
@@ -34,8 +35,7 @@ async fn a_stop_holds_for_its_time_and_then_the_file_counts_again() {
     let [entry] = &web.overrides[..] else { panic!("{:?}", web.overrides) };
     assert_eq!((&*entry.author, entry.reason.as_deref()), ("ann", Some("a look inside")));
     well(controller, &["web"]).await;
-    let told = async || (count(controller, EventKind::OverrideExpired, "web").await == 1).then_some(());
-    until("its end is told", told).await;
+    told(controller, EventKind::OverrideExpired, "web", 1).await;
     assert_eq!(agent(controller, "web").await.unwrap().overrides, []);
     assert_eq!((fake.calls_on(Call::Stop, "web"), fake.calls_on(Call::Start, "web")), (1, 1));
     running.shut_down().await;
@@ -58,9 +58,9 @@ async fn a_stop_ends_when_the_file_changes_what_it_covers() {
     assert_eq!(agent(controller, "web").await.unwrap().overrides.len(), 1);
 
     apply(controller, RESTS).await;
-    let told = async || (count(controller, EventKind::OverrideSuperseded, "web").await == 1).then_some(());
-    until("its end is told", told).await;
-    assert_eq!(agent(controller, "web").await.unwrap().overrides, []);
+    told(controller, EventKind::OverrideSuperseded, "web", 1).await;
+    // The store tells of it a moment before memory knows.
+    becomes(controller, "web", |it| it.overrides.is_empty()).await;
     assert_eq!(fake.calls_on(Call::Start, "web"), 0);
     apply(controller, FILE).await;
     well(controller, &["web"]).await;
@@ -132,5 +132,38 @@ async fn what_was_made_or_destroyed_by_hand_stays_so_whatever_file_is_applied() 
     controller.destroy("hand".parse().unwrap(), Default::default(), &ann()).await.unwrap();
     until("hand is gone", async || agent(controller, "hand").await.is_none().then_some(())).await;
     until("nothing is left to say", async || controller.overrides().await.unwrap().is_empty().then_some(())).await;
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn an_override_that_is_extended_outlives_its_first_end_and_ends_when_it_is_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = qemu(Span::from_secs(60));
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(folder.path(), &[&fake]).await;
+    apply(running.controller(), FILE).await;
+    settled(running.controller(), FILE, &["db", "web"]).await;
+    let (web, power) = ("web".parse().unwrap(), OverridePath::Power);
+    for name in ["db", "web"] {
+        running.controller().stop(name.parse().unwrap(), lasting(2), &ann()).await.unwrap();
+    }
+    let extended = running.controller().extend_override(web, power, lasting(3600), &ann()).await.unwrap();
+    let entry = extended.overridden.unwrap();
+    assert_eq!(entry.expires_at.unwrap().duration_since(entry.created_at).as_secs(), 3600);
+    assert_eq!(entry.reason.as_deref(), Some("a look inside"));
+    running.shut_down().await;
+
+    let running = start(folder.path(), &[&fake]).await;
+    let controller = running.controller();
+    told(controller, EventKind::OverrideExpired, "db", 1).await;
+    well(controller, &["db"]).await;
+    let web = becomes(controller, "web", rests).await;
+    assert_eq!(web.overrides, [entry]);
+    controller.clear_override("web".parse().unwrap(), power, Default::default(), &ann()).await.unwrap();
+    well(controller, &["db", "web"]).await;
+    told(controller, EventKind::OverrideCleared, "web", 1).await;
+    assert_eq!((fake.calls_on(Call::Stop, "web"), fake.calls_on(Call::Start, "web")), (1, 1));
+    let gone = controller.clear_override("web".parse().unwrap(), power, Default::default(), &ann()).await;
+    assert_eq!(gone.unwrap_err().code, vm_agent_schemas::api::ProblemCode::NotFound);
     running.shut_down().await;
 }
