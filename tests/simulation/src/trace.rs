@@ -8,6 +8,9 @@ use crate::clock::{Millis, SECOND};
 /// How long the text of a UUID is.
 const UUID: usize = 36;
 
+/// How long a digest is where people read it. Those of approvals are made from ids.
+const SHORT_DIGEST: usize = 12;
+
 /// The lines.
 #[derive(Debug, Default)]
 pub struct Trace {
@@ -33,11 +36,12 @@ impl Trace {
         let mut renamed = String::with_capacity(line.len());
         let mut rest = line;
         while let Some(character) = rest.chars().next() {
-            if let Some(id) = rest.get(..UUID).filter(|text| is_uuid(text)) {
+            let uuid = rest.get(..UUID).filter(|text| is_uuid(text));
+            if let Some(id) = uuid.or_else(|| rest.get(..SHORT_DIGEST).filter(|text| is_hexadecimal(text))) {
                 let next = self.names.len() + 1;
                 let number = *self.names.entry(id.to_owned()).or_insert(next);
                 renamed.push_str(&format!("#{number}"));
-                rest = &rest[UUID..];
+                rest = &rest[id.len()..];
             } else {
                 renamed.push(character);
                 rest = &rest[character.len_utf8()..];
@@ -45,6 +49,10 @@ impl Trace {
         }
         renamed
     }
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn is_uuid(text: &str) -> bool {

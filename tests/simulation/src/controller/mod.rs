@@ -360,7 +360,7 @@ impl World {
         match turn(&inputs, &current, &hub_address(), &mut || rng.f64()) {
             Turn::Note(changes) => {
                 let whose = Whose::Pass(Arc::clone(&inputs), None);
-                self.begin_strand(vec![vec![Effect::Record(changes)]], inputs.now, whose);
+                self.begin_strand(vec![vec![Effect::Announce(changes, inputs.said)]], inputs.now, whose);
             }
             Turn::Act(mut act) => {
                 self.tell(&Deed::Acted { inputs: Arc::clone(&inputs), plan: Arc::new(act.plan.clone()) });

@@ -196,7 +196,8 @@ fn waits_for_a_person(reason: &WaitsFor, rest: &Rest) -> bool {
             // It may wait itself, or is meant to be down.
             let other = rest.plan.agent(agent);
             other.is_none_or(|other| {
-                other.wanted.as_ref().is_none_or(|it| it.spec.power == PowerState::Stopped)
+                // It rests by what the file says: it is asleep, or past its age.
+                other.rests.is_some() || other.wanted.as_ref().is_none_or(|it| it.spec.power == PowerState::Stopped)
                     || other.waits_for.iter().any(|reason| waits_for_a_person(reason, rest))
             })
         }
