@@ -36,7 +36,7 @@ pub(crate) struct Configuring {
 #[derive(Debug)]
 struct Attempt {
     digest: Digest,
-    session: Option<Epoch>,
+    session: Epoch,
     /// None before this.
     again_at: Instant,
     failures: u32,
@@ -45,7 +45,7 @@ struct Attempt {
 
 impl Configuring {
     /// Takes the turn to configure an agent, unless somebody has it, or had it a moment ago.
-    fn begin(&self, agent: &AgentName, digest: &Digest, session: Option<Epoch>) -> bool {
+    fn begin(&self, agent: &AgentName, digest: &Digest, session: Epoch) -> bool {
         let mut attempts = self.lock();
         let known = attempts.get(agent).filter(|it| it.digest == *digest && it.session == session);
         if known.is_some_and(|attempt| Instant::now() < attempt.again_at) {
@@ -100,8 +100,12 @@ pub(crate) async fn configure(
     sources: BTreeMap<String, SecretSource>,
 ) {
     let sessions = core.hub.sessions().await;
-    let session = sessions.iter().find(|session| session.agent == agent).map(|session| session.epoch);
-    if !core.configuring.begin(&agent, &configuration.digest, session) {
+    let session = sessions.iter().find(|session| session.agent == agent);
+    // Who has just connected may have them from before, and is about to say so. That calls for a pass.
+    let Some(session) = session.filter(|it| it.told && it.configured.as_ref() != Some(&configuration.digest)) else {
+        return;
+    };
+    if !core.configuring.begin(&agent, &configuration.digest, session.epoch) {
         return;
     }
     let problem = match secrets::resolve(&sources).await {
@@ -136,7 +140,7 @@ mod tests {
     #[test]
     fn a_source_is_asked_once_for_each_session_and_configuration() {
         let (configuring, web) = (Configuring::default(), "web".parse().unwrap());
-        let begin = |digest: &[u8], epoch| configuring.begin(&web, &Digest::of(digest), Some(Epoch(epoch)));
+        let begin = |digest: &[u8], epoch| configuring.begin(&web, &Digest::of(digest), Epoch(epoch));
         assert!(begin(b"a", 1));
         assert!(!begin(b"a", 1));
         assert!(begin(b"b", 1));
@@ -146,7 +150,7 @@ mod tests {
     #[test]
     fn a_failure_is_told_once_and_until_it_is_over() {
         let (configuring, web): (_, AgentName) = (Configuring::default(), "web".parse().unwrap());
-        assert!(configuring.begin(&web, &Digest::of(b"a"), None));
+        assert!(configuring.begin(&web, &Digest::of(b"a"), Epoch(1)));
         assert!(configuring.end(&web, Some("no such file".into())));
         assert!(!configuring.end(&web, Some("no such file".into())));
         let problems = |digest: &[u8]| configuring.problems(|_| Some(Digest::of(digest)));

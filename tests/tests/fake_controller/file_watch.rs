@@ -463,6 +463,26 @@ async fn what_a_person_went_back_from_stays_away_until_the_file_changes() {
 }
 
 #[tokio::test]
+async fn a_dry_run_names_the_mount_that_it_would_bring_back() {
+    let stage = Stage::set().await;
+    fs::create_dir(stage.path("src")).unwrap();
+    stage.write("mounted.yaml", "agents: {web: {mounts: {/src: ./src}}}\n");
+    let again = format!("agent `web` may read {}, mounted at /src", stage.path("src").display());
+    assert_eq!(stage.apply(&["mounted.yaml"]).await.reach, [again.as_str()]);
+    stage.write("fleet.yaml", ONE);
+    assert_eq!(stage.apply(&["fleet.yaml"]).await.reach, [""; 0]);
+
+    let source = source::read(&[stage.path("mounted.yaml")]).unwrap();
+    let request = ApplyRequest { source, plan: None, approve: false, dry_run: true };
+    assert_eq!(stage.controller().apply(request, &ann()).await.unwrap().reach, [again.as_str()]);
+    let request = RollbackRequest { revision: Revision(1), plan: None, approve: false, dry_run: true };
+    assert_eq!(stage.controller().rollback(request, &ann()).await.unwrap().reach, [again.as_str()]);
+    // Who goes back is told too, and what is in force already is nothing new.
+    assert_eq!(stage.rollback(1).await.reach, [again.as_str()]);
+    assert_eq!(stage.rollback(3).await.reach, [""; 0]);
+}
+
+#[tokio::test]
 async fn every_accepted_file_is_in_the_history() {
     let stage = Stage::with(ONE).await;
     let mut events = stage.controller().subscribe();

@@ -80,6 +80,9 @@ impl Stage {
     }
 }
 
+/// Whether a configuration is as a file says.
+type Fits = fn(&Configuration) -> bool;
+
 fn file(web: &str) -> String {
     format!("defaults: {{driver: qemu}}\nagents: {{web: {{{web}}}}}\n")
 }
@@ -113,7 +116,7 @@ async fn what_a_runtime_works_with_follows_the_file_without_a_restart_of_its_mac
     let controller = stage.controller();
     apply(controller, &file("")).await;
     settled(controller, &file(""), &["web"]).await;
-    let wishes: [(&str, fn(&Configuration) -> bool); 5] = [
+    let wishes: [(&str, Fits); 5] = [
         ("env: {A: b}", |it| it.env.get("A").is_some_and(|value| value == "b")),
         ("labels: {team: blue}", |it| it.env.is_empty() && it.labels["team"] == "blue"),
         ("files: {notes: text}", |it| it.labels.is_empty() && it.files["notes"].content == "text"),

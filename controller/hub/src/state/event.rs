@@ -420,8 +420,11 @@ pub struct SessionInfo {
     pub runtime_version: String,
     /// The latest health report.
     pub health: Option<HealthReport>,
-    /// The digest of the configuration that the runtime works with.
+    /// The digest of the configuration that the runtime works with; nothing when it has none, or has not
+    /// said yet.
     pub configured: Option<Digest>,
+    /// Whether it has said that.
+    pub told: bool,
     /// What of that configuration could not be done, in sentences.
     pub problems: Vec<String>,
     /// Tasks for the agent that are not over: queued here, sent or running.

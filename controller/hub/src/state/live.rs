@@ -60,6 +60,7 @@ impl Hub {
             FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
             FromRuntime::Configured(configured) => {
                 check_configured(&configured)?;
+                session.told = true;
                 session.configured.clone_from(&configured.digest);
                 session.problems.clone_from(&configured.problems);
                 let notice = Notice::Configured {

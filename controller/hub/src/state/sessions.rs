@@ -39,6 +39,8 @@ pub(super) struct Session {
     runtime_version: String,
     pub(super) health: Option<HealthReport>,
     pub(super) configured: Option<Digest>,
+    /// Whether it has said that.
+    pub(super) told: bool,
     pub(super) problems: Vec<String>,
     pub(super) streams: Streams,
     /// Whether the agent was busy at the last look.
@@ -61,6 +63,7 @@ impl Session {
             runtime_version,
             health: None,
             configured: None,
+            told: false,
             problems: Vec::new(),
             streams: Streams::default(),
             busy: false,
@@ -101,6 +104,7 @@ impl Session {
             runtime_version: self.runtime_version.clone(),
             health: self.health.clone(),
             configured: self.configured.clone(),
+            told: self.told,
             problems: self.problems.clone(),
             tasks,
             running,

@@ -43,10 +43,12 @@ fn the_problems_of_a_configuration_are_kept_until_they_are_told_anew() {
 #[test]
 fn a_runtime_without_a_configuration_says_so() {
     let mut world = World::joined();
+    assert!(!world.hub.sessions()[0].told, "it has not said anything yet");
     world.say(1, "web", configured(Vec::new()));
     let none = FromRuntime::Configured(Configured { digest: None, problems: Vec::new() });
     assert_eq!(refused(&world.say(1, "web", none), 1), None);
-    assert_eq!(world.hub.sessions()[0].configured, None);
+    let session = world.hub.sessions().remove(0);
+    assert_eq!((session.told, session.configured), (true, None));
 }
 
 #[test]
