@@ -66,7 +66,9 @@ async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
         let mut act = match turn(&inputs, &core.ledger.records(), &core.hub_address, &mut jitter) {
             Turn::Act(act) => act,
             Turn::Note(changes) => {
-                core.ledger.record(changes, now).await?;
+                // What people said meanwhile is not to be undone by what followed from before. Either way it
+                // is looked at again.
+                core.ledger.announce(changes, inputs.said, now).await?;
                 continue;
             }
         };

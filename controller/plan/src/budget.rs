@@ -74,7 +74,9 @@ impl<'a> Budget<'a> {
         };
         for (index, resource) in RESOURCES.into_iter().enumerate() {
             let (needs, own) = (needs[index], own[index]);
-            let Some(limit) = self.limits[index].filter(|_| anew || needs > own) else { continue };
+            // A machine that exists has its disk already.
+            let asks = needs > own || (anew && resource != Resource::Disk);
+            let Some(limit) = self.limits[index].filter(|_| asks) else { continue };
             let free = limit.saturating_sub(self.total[index].saturating_sub(own));
             if needs > free {
                 return Some(WaitsFor::Capacity { resource, needs, free });

@@ -92,9 +92,10 @@ pub fn plan(inputs: &Inputs) -> Plan {
     }
 }
 
-/// Every agent that should exist or has a claim, by name.
+/// Every agent that should exist, that has a claim, or that a person said should go, by name.
 fn situations<'a>(inputs: &'a Inputs, effective: &'a Effective) -> Vec<Situation<'a>> {
-    let names: BTreeSet<&AgentName> = effective.wanted.keys().chain(inputs.claims.keys()).collect();
+    let names: BTreeSet<&AgentName> =
+        effective.wanted.keys().chain(inputs.claims.keys()).chain(&effective.dismissed).collect();
     names.into_iter().map(|name| Situation::of(inputs, name, effective)).collect()
 }
 

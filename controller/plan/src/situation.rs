@@ -50,7 +50,9 @@ impl<'a> Situation<'a> {
     pub(crate) fn of(inputs: &'a Inputs, name: &'a AgentName, effective: &'a Effective) -> Self {
         let wanted = effective.wanted.get(name);
         let claim = inputs.claims.get(name);
-        let driver = resolve_driver(inputs, wanted, claim);
+        // An agent that went because a person said so has nothing that could be looked for.
+        let concerned = wanted.is_some() || claim.is_some();
+        let driver = resolve_driver(inputs, wanted, claim).filter(|_| concerned);
         let view = driver.and_then(|driver| inputs.drivers.get(&driver));
         let observed = view.and_then(|view| find_instance(inputs, view, name, claim));
         let session =
@@ -71,7 +73,7 @@ impl<'a> Situation<'a> {
             backoff: inputs.backoffs.get(name),
             want: want(inputs.mode, wanted),
             rests: None,
-            seen: see(inputs, view, claim, observed),
+            seen: if concerned { see(inputs, view, claim, observed) } else { Seen::Absent },
             link: link(inputs, name, view, observed, session),
         };
         situation.rests = rest_of(&situation);

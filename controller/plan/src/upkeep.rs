@@ -124,7 +124,7 @@ fn what_people_said(inputs: &Inputs) -> Vec<Upkeep> {
 /// Failures and the fuse. They come before what has failed since.
 fn failures(inputs: &Inputs, plan: &Plan) -> impl Iterator<Item = Upkeep> {
     let of_backoff = |(agent, backoff): (&AgentName, &Backoff)| {
-        let gone = plan.agent(agent).is_none();
+        let gone = !inputs.claims.contains_key(agent) && plan.agent(agent).is_none_or(|it| it.wanted.is_none());
         if gone || after(backoff.failed_at, BACKOFF_FORGOTTEN) <= inputs.now {
             Some(Upkeep::ForgetBackoff(agent.clone()))
         } else {

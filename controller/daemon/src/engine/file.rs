@@ -253,15 +253,18 @@ pub fn doubt(records: &Records, disk: &OnDisk, verdict: &Verdict) -> Option<Dige
 #[must_use]
 pub fn told(watched: &Watched, verdict: &Verdict) -> Vec<Change> {
     let mark = verdict.mark();
+    // Once the disk has said what is in force, whatever it says next is a change.
+    let passed_over = watched.passed_over.clone().filter(|_| !matches!(verdict, Verdict::InForce(_)));
+    let known = Watched { told: mark.clone(), passed_over };
     if mark == watched.told {
-        return Vec::new();
+        return if known == *watched { Vec::new() } else { vec![Change::Watched(known)] };
     }
     let restored = match verdict {
         Verdict::PassedOver => "the file on the disk is again the one that a person went back from",
         _ => "the file on the disk says again what is in force",
     };
     let event = verdict.event().unwrap_or_else(|| NewEvent::fleet(EventKind::FileRestored, restored));
-    vec![Change::Watched(Watched { told: mark, ..watched.clone() }), Change::Event(event)]
+    vec![Change::Watched(known), Change::Event(event)]
 }
 
 /// What people see of the file. Nothing found yet counts as what was left behind.

@@ -134,8 +134,13 @@ pub fn set_power(
             changes.push(Change::Event(NewEvent::of(agent, EventKind::AgentAwake, message)));
         }
     }
-    // An agent that rests is down although the file says that it should run.
-    if wanted == covers && !(wanted == PowerState::Running && rests(records, agent, said.now)) {
+    // An agent that rests is down although the file says that it should run, and one that waits for a
+    // window runs although it says that it should not.
+    let otherwise = match wanted {
+        PowerState::Running => rests(records, agent, said.now),
+        PowerState::Stopped => !records.fleet.windows.is_empty() && stands(records, agent),
+    };
+    if wanted == covers && !otherwise {
         changes.extend(clear(records, agent, OverridePath::Power, said));
         return Ok(Intent { changes, overridden: None });
     }
@@ -145,6 +150,11 @@ pub fn set_power(
     changes.push(Change::Override(Box::new(entry.clone())));
     changes.push(Change::Event(NewEvent::of(agent, EventKind::OverrideSet, message)));
     Ok(Intent { changes, overridden: Some(entry) })
+}
+
+/// Whether an agent's machine was last known to be up.
+fn stands(records: &Records, agent: &AgentName) -> bool {
+    records.claims.get(agent).is_some_and(|claim| claim.standing == Standing::Up)
 }
 
 /// Whether an agent is asleep, or its time to live is over.

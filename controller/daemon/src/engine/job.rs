@@ -115,7 +115,12 @@ pub fn prepare(
             let (agent, claim) = (wanted?, known?.clone());
             let (seed, credential) = seed(&claim, records, hub, join_until);
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
-            (claim, Work::Start(Box::new(seed), agent.spec.mounts.clone()), enroll)
+            // Before the start: should this life end in the middle of it, the next one must know what the
+            // machine may have got.
+            let mounts = agent.spec.mounts.clone();
+            let learnt = Learnt { mounts: Some(mounts.clone()), ..Learnt::of(&claim) };
+            changes.push(Change::Learnt(step.agent.clone(), learnt));
+            (claim, Work::Start(Box::new(seed), mounts), enroll)
         }
         Action::Stop => {
             // Before the stop: should this life end in the middle of it, the next one must not

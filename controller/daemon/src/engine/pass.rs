@@ -148,7 +148,10 @@ fn steps(
     jitter: &mut dyn FnMut() -> f64,
 ) -> Sequence {
     // What somebody asked of an agent that there is no more ends, and says so.
-    let orphaned = inputs.work.iter().filter(|agent| planned.agent(agent).is_none());
+    let is_gone = |agent: &AgentName| {
+        !inputs.claims.contains_key(agent) && planned.agent(agent).is_none_or(|it| it.wanted.is_none())
+    };
+    let orphaned = inputs.work.iter().filter(|agent| is_gone(agent));
     let mut first: Vec<Effect> = orphaned.cloned().map(HubCall::Revoke).map(Effect::Hub).collect();
     let (mut changes, mut jobs) = (Vec::new(), Vec::new());
     for step in planned.ready() {

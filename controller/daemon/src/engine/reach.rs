@@ -6,35 +6,44 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use vm_agent_schemas::fleet::{CommandLine, DriverName, Fleet, Mount, SecretSource};
+use vm_agent_schemas::fleet::{
+    AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, SecretSource, resolve_entry,
+};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::net::Listen;
+
+/// Whom a fleet lets do something; nothing means agents made by hand, under which its defaults lie.
+type Guest = Option<AgentName>;
 
 /// One thing that a fleet lets guests do to the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// A folder of the host is in an agent.
-    Mount { agent: AgentName, target: String, source: PathBuf, writable: bool },
+    Mount { agent: Guest, target: String, source: PathBuf, writable: bool },
     /// A secret of the host is in an agent.
-    Secret { agent: AgentName, variable: String, source: String },
+    Secret { agent: Guest, variable: String, source: String },
     /// An agent runs on the host itself.
-    Local { agent: AgentName },
+    Local { agent: Guest },
     /// A door can be reached from beyond the host.
     Listener { door: &'static str, address: SocketAddr },
 }
 
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = |agent: &Guest| match agent {
+            Some(agent) => format!("agent `{agent}`"),
+            None => "each agent made by hand".to_owned(),
+        };
         let sentence = match self {
             Self::Mount { agent, target, source, writable } => {
                 let verb = if *writable { "write to" } else { "read" };
-                format!("agent `{agent}` may {verb} {}, mounted at {target}", source.display())
+                format!("{} may {verb} {}, mounted at {target}", who(agent), source.display())
             }
             Self::Secret { agent, variable, source } => {
-                format!("agent `{agent}` gets the secret {variable} from {source}")
+                format!("{} gets the secret {variable} from {source}", who(agent))
             }
             Self::Local { agent } => {
-                format!("agent `{agent}` runs on the host itself: driver local isolates nothing")
+                format!("{} runs on the host itself: driver local isolates nothing", who(agent))
             }
             Self::Listener { door, address } => format!("{door} listens on {address}, beyond loopback"),
         };
@@ -48,23 +57,27 @@ impl fmt::Display for Reach {
 #[must_use]
 pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
     let mut all = BTreeSet::new();
-    for (name, agent) in &fleet.agents {
+    // What lies under an agent made by hand; of defaults that make no agent nothing can come.
+    let by_hand = resolve_entry(&fleet.defaults, &AgentEntry::default()).ok();
+    let declared = fleet.agents.iter().map(|(name, agent)| (Some(name.clone()), &agent.spec));
+    let guests: Vec<(Guest, &AgentSpec)> = declared.chain(by_hand.iter().map(|agent| (None, &agent.spec))).collect();
+    for (guest, spec) in &guests {
         let mount = |(target, mount): (&String, &Mount)| Reach::Mount {
-            agent: name.clone(),
+            agent: guest.clone(),
             target: target.clone(),
             source: mount.source.clone(),
             writable: mount.writable,
         };
         let secret = |(variable, source): (&String, &SecretSource)| Reach::Secret {
-            agent: name.clone(),
+            agent: guest.clone(),
             variable: variable.clone(),
             source: origin(source),
         };
-        all.extend(agent.spec.mounts.iter().map(mount));
-        all.extend(agent.spec.secrets.iter().map(secret));
+        all.extend(spec.mounts.iter().map(mount));
+        all.extend(spec.secrets.iter().map(secret));
     }
-    let local = fleet.agents.iter().find(|(_, agent)| agent.spec.driver == Some(DriverName::Local));
-    all.extend(local.map(|(name, _)| Reach::Local { agent: name.clone() }));
+    let local = guests.iter().find(|(_, spec)| spec.driver == Some(DriverName::Local));
+    all.extend(local.map(|(guest, _)| Reach::Local { agent: guest.clone() }));
     let hub = &fleet.hub;
     let doors = [("the hub", hub.listen), ("the API", hub.api_listen), ("the dashboard", hub.dashboard_listen)];
     all.extend(doors.into_iter().filter_map(|(door, listen)| match listen {
@@ -171,5 +184,14 @@ mod tests {
     fn what_a_profile_gives_counts_for_each_of_its_agents() {
         let text = "profiles: {p: {mounts: {/src: /}}}\nagents: {a: {profile: p}, b: {profile: p}}";
         assert_eq!(beyond("agents: {a: {}, b: {}}", text).len(), 2);
+    }
+
+    #[test]
+    fn defaults_count_for_the_agents_that_are_made_by_hand() {
+        let mounted = "defaults: {mounts: {/src: /}}\nagents: {}";
+        assert_eq!(beyond("agents: {}", mounted), ["each agent made by hand may read /, mounted at /src"]);
+        let local = "defaults: {driver: local}\nagents: {}";
+        assert_eq!(beyond("agents: {}", local).len(), 1);
+        assert_eq!(beyond("agents: {a: {driver: local}}", local), [""; 0]);
     }
 }

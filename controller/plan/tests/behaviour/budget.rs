@@ -81,3 +81,10 @@ fn drivers_that_take_nothing_of_the_host_have_no_budget() {
     inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.uses_host = false;
     assert_eq!(words(&steps(&inputs, "a")), "create");
 }
+
+#[test]
+fn a_machine_that_exists_has_its_disk_and_starts_though_there_is_less_now() {
+    let mut inputs = settled("agents: {a: {disk: 8G, power: stopped}}");
+    world::edit(&mut inputs, "limits: {disk: 4G}\nagents: {a: {disk: 8G}}");
+    assert_eq!(words(&steps(&inputs, "a")), "start");
+}

@@ -9,6 +9,7 @@ mod dependencies;
 mod drift;
 mod inside;
 mod moments;
+mod presence;
 mod rest;
 mod windows;
 
