@@ -283,6 +283,9 @@ pub struct Applied {
     pub revision: Option<Revision>,
     /// What will be done.
     pub plan: Plan,
+    /// What this would newly let guests do to the host, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<String>,
     /// Nothing was changed.
     pub dry_run: bool,
 }

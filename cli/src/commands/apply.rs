@@ -48,8 +48,8 @@ pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult
     if args.dry_run {
         let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
         let answer = client.post::<Applied>("/apply", &request).await?;
-        let plan = &answer.content.plan;
-        let text = told(&client, plan, &[], YES, format == Format::Wide).await?;
+        let Applied { plan, reach, .. } = &answer.content;
+        let text = told(&client, plan, reach, YES, format == Format::Wide).await?;
         context.ui.document(format, &answer.raw, || text)?;
         context.ui.status("Nothing was changed.")?;
         return Ok(exit(args.detailed_exitcode, plan));

@@ -10,9 +10,10 @@ use crate::ui::{Format, OutputArgs};
 
 /// Go back to an earlier fleet file: what it said becomes the newest revision
 ///
-/// Shows the plan on stderr, goes back, and waits until every agent is as wanted. What would delete
-/// machines or their data waits for --yes, or for an answer on a terminal. The file on the disk stays as
-/// it is, and is not applied by itself until it changes or you apply it.
+/// Shows the plan on stderr, with what it would newly let guests do to the host, goes back, and waits
+/// until every agent is as wanted. What would delete machines or their data waits for --yes, or for an
+/// answer on a terminal. The file on the disk stays as it is, and is not applied by itself until it
+/// changes or you apply it.
 #[derive(Debug, Args)]
 pub(crate) struct RollbackArgs {
     /// The revision, as `vm-agent history` lists it
@@ -36,15 +37,15 @@ pub(crate) async fn run(context: &mut Context, args: RollbackArgs) -> CommandRes
     let revision = Revision(args.revision);
     let asked = RollbackRequest { revision, plan: None, approve: false, dry_run: true };
     let seen = client.post::<Applied>("/fleet/rollback", &asked).await?;
-    let plan = &seen.content.plan;
+    let Applied { plan, reach, .. } = &seen.content;
     let yes = format!("vm-agent rollback {revision} --yes");
     if args.dry_run {
-        let text = apply::told(&client, plan, &[], &yes, format == Format::Wide).await?;
+        let text = apply::told(&client, plan, reach, &yes, format == Format::Wide).await?;
         context.ui.document(format, &seen.raw, || text)?;
         context.ui.status("Nothing was changed.")?;
         return Ok(Exit::SUCCESS);
     }
-    context.ui.status(apply::told(&client, plan, &[], &yes, false).await?)?;
+    context.ui.status(apply::told(&client, plan, reach, &yes, false).await?)?;
     let approve = apply::consent(context, plan, args.yes)?;
     let request = RollbackRequest { plan: approve.then(|| plan.id.clone()), approve, dry_run: false, ..asked };
     let answer = client.post::<Applied>("/fleet/rollback", &request).await?;

@@ -9,6 +9,7 @@ use vm_agent_schemas::fleet::Fleet;
 
 use crate::core::Core;
 use crate::engine::file::{self, Cause, Terms};
+use crate::engine::reach::widened;
 use crate::engine::records::{NewFile, Records};
 use crate::reconciler::Chain;
 use crate::watch::Turn;
@@ -32,15 +33,16 @@ pub(crate) async fn accept(core: &Core, wish: Wish, _turn: &Turn<'_>) -> Result<
     let records = core.ledger.records();
     let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
     let planned = plan(&core.inputs_with(&hypothetical).await);
+    let reach = widened(&records.fleet, &fleet).iter().map(ToString::to_string).collect();
     let changes = file::accept(&records, &source, &fleet, &planned, &terms, &cause)?;
     if dry_run {
         let revision = records.file.as_ref().map(|file| file.revision);
-        return Ok(Applied { revision, plan: planned, dry_run });
+        return Ok(Applied { revision, plan: planned, reach, dry_run });
     }
     let file = NewFile { source, fleet, author: cause.author().to_owned(), summary: cause.summary(&planned) };
     let accepted = core.ledger.accept(file, changes, Timestamp::now()).await;
     let revision = accepted.map_err(|error| Problem::new(ProblemCode::Internal, Chain(&error).to_string()))?;
     core.watch.look_again();
     core.wake();
-    Ok(Applied { revision: Some(revision), plan: plan(&core.inputs().await), dry_run })
+    Ok(Applied { revision: Some(revision), plan: plan(&core.inputs().await), reach, dry_run })
 }
