@@ -187,6 +187,9 @@ fn carry_out_job(core: Arc<Core>, job: Box<Job>) -> BoxFuture<'static, ()> {
 
 /// Calls the driver, for as long as the step may take.
 async fn call(job: &Job, driver: &dyn Driver) -> Called {
+    if job.is_late(Timestamp::now()) {
+        return Called::TimedOut(job.deadline);
+    }
     let target = job.target();
     let call = std::panic::AssertUnwindSafe(async {
         match &job.work {

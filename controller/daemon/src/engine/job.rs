@@ -245,6 +245,13 @@ impl Job {
         self.operation.action == Action::Create && unshown
     }
 
+    /// Whether the step's time was over before it began, because the host slept in between. A later life
+    /// would not believe in it any more, and must not find it at work.
+    #[must_use]
+    pub fn is_late(&self, now: Timestamp) -> bool {
+        self.operation.deadline <= now
+    }
+
     /// The folders of the host that the instance runs with once the step is done.
     fn mounted(&self) -> Option<&Mounts> {
         match &self.work {

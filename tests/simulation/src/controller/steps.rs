@@ -78,6 +78,10 @@ impl World {
     /// A step calls its driver.
     pub(super) fn call(&mut self, id: u64) {
         let Some(run) = self.life().jobs.get(&id) else { return };
+        if run.job.is_late(self.clock.wall()) {
+            let late = Called::TimedOut(run.job.deadline);
+            return self.called(id, late);
+        }
         let (job, limit) = (&run.job, u64::try_from(run.job.deadline.as_millis()).unwrap_or(SECOND));
         let (name, asked, target) = (job.operation.driver, Asked::of(&job.work), job.target());
         let operation = job.operation.clone();
