@@ -35,6 +35,8 @@ pub(crate) struct Configuring {
 
 #[derive(Debug)]
 struct Attempt {
+    /// One more than that of the attempt before.
+    generation: u64,
     digest: Digest,
     session: Epoch,
     /// None before this.
@@ -44,23 +46,30 @@ struct Attempt {
 }
 
 impl Configuring {
-    /// Takes the turn to configure an agent, unless somebody has it, or had it a moment ago.
-    fn begin(&self, agent: &AgentName, digest: &Digest, session: Epoch) -> bool {
+    /// Takes the turn to configure an agent, unless somebody has it, or had it a moment ago. Answers the
+    /// attempt's generation.
+    fn begin(&self, agent: &AgentName, digest: &Digest, session: Epoch) -> Option<u64> {
         let mut attempts = self.lock();
-        let known = attempts.get(agent).filter(|it| it.digest == *digest && it.session == session);
+        let last = attempts.get(agent);
+        let generation = last.map_or(0, |attempt| attempt.generation + 1);
+        let known = last.filter(|it| it.digest == *digest && it.session == session);
         if known.is_some_and(|attempt| Instant::now() < attempt.again_at) {
-            return false;
+            return None;
         }
         let (failures, problem) = known.map_or((0, None), |attempt| (attempt.failures, attempt.problem.clone()));
         let again_at = Instant::now() + ANSWERED_WITHIN;
-        attempts.insert(agent.clone(), Attempt { digest: digest.clone(), session, again_at, failures, problem });
-        true
+        let digest = digest.clone();
+        attempts.insert(agent.clone(), Attempt { generation, digest, session, again_at, failures, problem });
+        Some(generation)
     }
 
-    /// Notes that secrets could be read, or why not. Answers whether that is news.
-    fn end(&self, agent: &AgentName, problem: Option<String>) -> bool {
+    /// Gives away what an attempt came to, or notes why it came to nothing. Answers whether that is news.
+    /// An attempt that another has followed does nothing: what it found out is older.
+    fn end<T>(&self, agent: &AgentName, generation: u64, outcome: Result<T, String>, give: impl FnOnce(T)) -> bool {
         let mut attempts = self.lock();
-        let Some(attempt) = attempts.get_mut(agent) else { return false };
+        let Some(attempt) = attempts.get_mut(agent).filter(|it| it.generation == generation) else { return false };
+        // Under the lock: nobody can come to the end of a later attempt in between.
+        let problem = outcome.map(give).err();
         attempt.failures = if problem.is_some() { attempt.failures + 1 } else { 0 };
         if problem.is_some() {
             let pause = PAUSE_FIRST.saturating_mul(1 << (attempt.failures - 1).min(8)).min(PAUSE_LONGEST);
@@ -71,9 +80,11 @@ impl Configuring {
         news
     }
 
-    /// Until when nothing is tried again for an agent whose secrets could not be read.
-    fn pauses_until(&self, agent: &AgentName) -> Option<Instant> {
-        self.lock().get(agent).filter(|attempt| attempt.problem.is_some()).map(|attempt| attempt.again_at)
+    /// Until when nothing is tried again for an agent whose secrets this attempt could not read.
+    fn pauses_until(&self, agent: &AgentName, generation: u64) -> Option<Instant> {
+        let attempts = self.lock();
+        let attempt = attempts.get(agent).filter(|it| it.generation == generation && it.problem.is_some());
+        attempt.map(|attempt| attempt.again_at)
     }
 
     /// Why agents lack their secrets. `wanted` gives the digest of the configuration that an agent should
@@ -96,7 +107,7 @@ impl Configuring {
 pub(crate) async fn configure(
     core: Arc<Core>,
     agent: AgentName,
-    mut configuration: Configuration,
+    configuration: Configuration,
     sources: BTreeMap<String, SecretSource>,
 ) {
     let sessions = core.hub.sessions().await;
@@ -105,42 +116,44 @@ pub(crate) async fn configure(
     let Some(session) = session.filter(|it| it.told && it.configured.as_ref() != Some(&configuration.digest)) else {
         return;
     };
-    if !core.configuring.begin(&agent, &configuration.digest, session.epoch) {
-        return;
-    }
-    let problem = match secrets::resolve(&sources).await {
-        Ok(values) => {
-            configuration.secrets = values;
-            let fits = configuration_fits(&configuration);
-            if fits {
-                core.hub.configure(agent.clone(), configuration);
-            }
-            (!fits).then(|| "its configuration with all secrets is longer than a message may be".to_owned())
-        }
-        Err(error) => Some(Chain(&error).to_string()),
+    let Some(generation) = core.configuring.begin(&agent, &configuration.digest, session.epoch) else { return };
+    let outcome = match secrets::resolve(&sources).await {
+        Ok(secrets) => fitting(Configuration { secrets, ..configuration }),
+        Err(error) => Err(Chain(&error).to_string()),
     };
-    let event = problem.clone().map(|problem| NewEvent::of(&agent, EventKind::StepFailed, problem));
-    if core.configuring.end(&agent, problem) {
+    let event = outcome.as_ref().err().map(|problem| NewEvent::of(&agent, EventKind::StepFailed, problem.clone()));
+    let give = |configuration| core.hub.configure(agent.clone(), configuration);
+    if core.configuring.end(&agent, generation, outcome, give) {
         let changes = event.into_iter().map(Change::Event).collect();
         if let Err(error) = core.ledger.record(changes, Timestamp::now()).await {
             tracing::error!(error = %Chain(&error), "An event could not be recorded");
         }
         core.wake();
     }
-    if let Some(until) = core.configuring.pauses_until(&agent) {
+    if let Some(until) = core.configuring.pauses_until(&agent, generation) {
         tokio::time::sleep_until(until.into()).await;
         core.wake();
     }
+}
+
+fn fitting(configuration: Configuration) -> Result<Configuration, String> {
+    let fits = configuration_fits(&configuration);
+    fits.then_some(configuration)
+        .ok_or_else(|| "its configuration with all secrets is longer than a message may be".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn nobody(_: ()) {
+        panic!("there is nothing to give");
+    }
+
     #[test]
     fn a_source_is_asked_once_for_each_session_and_configuration() {
         let (configuring, web) = (Configuring::default(), "web".parse().unwrap());
-        let begin = |digest: &[u8], epoch| configuring.begin(&web, &Digest::of(digest), Epoch(epoch));
+        let begin = |digest: &[u8], epoch| configuring.begin(&web, &Digest::of(digest), Epoch(epoch)).is_some();
         assert!(begin(b"a", 1));
         assert!(!begin(b"a", 1));
         assert!(begin(b"b", 1));
@@ -150,14 +163,29 @@ mod tests {
     #[test]
     fn a_failure_is_told_once_and_until_it_is_over() {
         let (configuring, web): (_, AgentName) = (Configuring::default(), "web".parse().unwrap());
-        assert!(configuring.begin(&web, &Digest::of(b"a"), Epoch(1)));
-        assert!(configuring.end(&web, Some("no such file".into())));
-        assert!(!configuring.end(&web, Some("no such file".into())));
+        let attempt = configuring.begin(&web, &Digest::of(b"a"), Epoch(1)).unwrap();
+        assert!(configuring.end(&web, attempt, Err("no such file".into()), nobody));
+        assert!(!configuring.end(&web, attempt, Err("no such file".into()), nobody));
+        assert!(configuring.pauses_until(&web, attempt).is_some());
         let problems = |digest: &[u8]| configuring.problems(|_| Some(Digest::of(digest)));
         assert_eq!(problems(b"a")[&web], "no such file");
         assert!(problems(b"b").is_empty(), "another configuration has other problems");
         assert!(configuring.problems(|_| None).is_empty(), "it is wanted no more");
-        assert!(configuring.end(&web, None));
+        assert!(configuring.end(&web, attempt, Ok(()), |()| {}));
         assert!(problems(b"a").is_empty());
+    }
+
+    #[test]
+    fn an_attempt_that_another_has_followed_does_nothing() {
+        let (configuring, web): (_, AgentName) = (Configuring::default(), "web".parse().unwrap());
+        let begin = |digest: &[u8]| configuring.begin(&web, &Digest::of(digest), Epoch(1)).unwrap();
+        let (older, newer) = (begin(b"a"), begin(b"b"));
+        let mut given = Vec::new();
+        configuring.end(&web, newer, Ok("newer"), |values| given.push(values));
+        assert!(!configuring.end(&web, older, Ok("older"), |values| given.push(values)));
+        assert!(!configuring.end(&web, older, Err("no such file".into()), nobody));
+        assert_eq!(given, ["newer"]);
+        assert!(configuring.problems(|_| Some(Digest::of(b"b"))).is_empty());
+        assert!(configuring.pauses_until(&web, older).is_none());
     }
 }
