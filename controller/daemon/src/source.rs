@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::fleet::{Diagnostic, FILE_MAX, SourceFile, decode};
 
+/// Most files that make a fleet. One for each agent is plenty; a folder with more is some other folder.
+const FILES_MAX: usize = 1000;
+
 /// Why files can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -22,6 +25,12 @@ pub enum SourceError {
     /// A folder has no fleet file in it.
     #[error("the folder {} has no *.yaml file in it", .0.display())]
     Empty(PathBuf),
+    /// There are too many files.
+    #[error("{} would be one file more than the {FILES_MAX} that a fleet may have: put several agents into one file", .0.display())]
+    TooMany(PathBuf),
+    /// The files are too long.
+    #[error("with {} the fleet's files have more than {FILE_MAX} bytes together: shorten them", .0.display())]
+    TooLong(PathBuf),
     /// A file is no text.
     #[error("{0}")]
     NotText(Box<Diagnostic>),
@@ -39,20 +48,18 @@ pub fn read(roots: &[PathBuf]) -> Result<FleetSource, SourceError> {
     let mut source = FleetSource::default();
     for root in roots {
         if root.metadata().is_ok_and(|it| !it.is_dir() && !it.is_file()) {
-            source.files.push(SourceFile { path: None, ..read_one(root)? });
+            let file = read_one(root, &source.files)?;
+            source.files.push(SourceFile { path: None, ..file });
             continue;
         }
         source.roots.push(absolute(root)?);
-        if root.is_dir() {
-            let files = files_in(root)?;
-            if files.is_empty() {
-                return Err(SourceError::Empty(root.clone()));
-            }
-            for path in files {
-                source.files.push(read_one(&path)?);
-            }
-        } else {
-            source.files.push(read_one(root)?);
+        let files = if root.is_dir() { files_in(root)? } else { vec![root.clone()] };
+        if files.is_empty() {
+            return Err(SourceError::Empty(root.clone()));
+        }
+        for path in files {
+            let file = read_one(&path, &source.files)?;
+            source.files.push(file);
         }
     }
     Ok(source)
@@ -65,6 +72,9 @@ pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         if is_fleet_file(&path) && path.is_file() {
+            if files.len() == FILES_MAX {
+                return Err(SourceError::TooMany(path));
+            }
             files.push(path);
         }
     }
@@ -81,12 +91,19 @@ pub fn is_fleet_file(path: &Path) -> bool {
     path.extension().is_some_and(named) && !hidden && !left_over
 }
 
-fn read_one(path: &Path) -> Result<SourceFile, SourceError> {
+/// Reads one more file, and no more of it than fits beside those that were read before.
+fn read_one(path: &Path, before: &[SourceFile]) -> Result<SourceFile, SourceError> {
+    if before.len() == FILES_MAX {
+        return Err(SourceError::TooMany(path.to_owned()));
+    }
+    let room = before.iter().fold(FILE_MAX, |room, file| room.saturating_sub(file.text.len()));
+    let most = u64::try_from(room).unwrap_or(u64::MAX).saturating_add(1);
     let unreadable = |source| SourceError::Unreadable { path: path.to_owned(), source };
-    // A file that is too long is refused when it is parsed; no more than it takes to see that is read.
     let mut bytes = Vec::new();
-    let most = u64::try_from(FILE_MAX).unwrap_or(u64::MAX).saturating_add(1);
     File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() > room {
+        return Err(SourceError::TooLong(path.to_owned()));
+    }
     let name = path.display().to_string();
     let text = decode(&name, &bytes).map_err(|diagnostic| SourceError::NotText(Box::new(diagnostic)))?;
     Ok(SourceFile { name, path: Some(absolute(path)?), text })
@@ -131,5 +148,36 @@ mod tests {
         std::fs::write(folder.path().join("fleet.yaml"), b"agents: {\xff}").unwrap();
         let binary = read(&[folder.path().join("fleet.yaml")]).unwrap_err();
         assert!(binary.to_string().contains("fleet.yaml:1:10"), "{binary}");
+    }
+
+    #[test]
+    fn all_files_together_are_no_longer_than_one_may_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, size: usize| std::fs::write(folder.path().join(name), "#".repeat(size)).unwrap();
+        let roots = [folder.path().to_owned()];
+        file("a.yaml", FILE_MAX - 10);
+        file("b.yaml", 10);
+        assert_eq!(read(&roots).unwrap().files.len(), 2);
+        file("b.yaml", 11);
+        let long = read(&roots).unwrap_err();
+        assert!(matches!(&long, SourceError::TooLong(path) if path.ends_with("b.yaml")), "{long}");
+        file("a.yaml", FILE_MAX + 1);
+        let long = read(&roots).unwrap_err();
+        assert!(matches!(&long, SourceError::TooLong(path) if path.ends_with("a.yaml")), "{long}");
+    }
+
+    #[test]
+    fn a_fleet_has_a_thousand_files_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        for index in 0..FILES_MAX {
+            std::fs::write(folder.path().join(format!("{index}.yaml")), "").unwrap();
+        }
+        let (roots, apart) = ([folder.path().to_owned()], tempfile::NamedTempFile::new().unwrap());
+        assert_eq!(read(&roots).unwrap().files.len(), FILES_MAX);
+        let many = read(&[folder.path().to_owned(), apart.path().to_owned()]).unwrap_err();
+        assert!(matches!(&many, SourceError::TooMany(path) if path == apart.path()), "{many}");
+        std::fs::write(folder.path().join("more.yaml"), "").unwrap();
+        let many = read(&roots).unwrap_err();
+        assert!(matches!(many, SourceError::TooMany(_)), "{many}");
     }
 }
