@@ -25,6 +25,7 @@ use notify::{EventKind as Happening, RecommendedWatcher, RecursiveMode, Watcher 
 use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 use vm_agent_schemas::api::{FileStatus, Problem, ProblemCode};
 use vm_agent_schemas::names::AgentName;
 
@@ -144,6 +145,26 @@ struct Eyes {
     _ears: Option<RecommendedWatcher>,
 }
 
+/// What came first while the disk was waited for.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard<T> {
+    Answer(T),
+    /// Another file got into force.
+    OtherFile,
+    /// The controller goes down, or nobody is left to answer.
+    Never,
+}
+
+async fn hear<T>(asked: &mut JoinHandle<T>, watch: &Watch, stop: &CancellationToken) -> Heard<T> {
+    tokio::select! {
+        // An answer that is there counts, whatever else there is.
+        biased;
+        answer = asked => answer.map_or(Heard::Never, Heard::Answer),
+        () = stop.cancelled() => Heard::Never,
+        () = watch.asked.notified() => Heard::OtherFile,
+    }
+}
+
 struct Watcher {
     core: Arc<Core>,
     /// Something happened on the disk.
@@ -219,24 +240,38 @@ impl Watcher {
         }
     }
 
-    /// Waits for the disk, and tells when that takes too long; nothing when the controller goes down.
+    /// Waits for the disk, and tells when that takes too long; nothing when the controller goes down or
+    /// another file got into force, of which the disk was not asked.
     async fn answer<T>(&mut self, mut asked: JoinHandle<T>) -> Option<T> {
         let core = Arc::clone(&self.core);
-        tokio::select! {
-            answer = &mut asked => return answer.ok(),
-            () = tokio::time::sleep(ANSWERS) => {}
-            () = core.stop.cancelled() => return None,
+        let before = core.ledger.records();
+        let heard = match tokio::time::timeout(ANSWERS, hear(&mut asked, &core.watch, &core.stop)).await {
+            Ok(heard) => heard,
+            Err(_) => {
+                self.tell_silence(&before).await;
+                self.pace.again(Instant::now());
+                hear(&mut asked, &core.watch, &core.stop).await
+            }
+        };
+        match heard {
+            Heard::Answer(answer) => Some(answer),
+            Heard::OtherFile => {
+                self.pace.again(Instant::now());
+                None
+            }
+            Heard::Never => None,
+        }
+    }
+
+    async fn tell_silence(&self, before: &Records) {
+        let _turn = self.core.watch.turn().await;
+        if !same_file(before, &self.core.ledger.records()) {
+            // The disk was not asked for the one that is in force now.
+            return;
         }
         let silent = Verdict::Missing(format!("the disk has not answered for {} s", ANSWERS.as_secs()));
-        let turn = core.watch.turn().await;
         if let Err(reason) = self.settle(silent).await {
             tracing::error!(reason, "It could not be recorded that the disk with the fleet file does not answer");
-        }
-        drop(turn);
-        self.pace.again(Instant::now());
-        tokio::select! {
-            answer = asked => answer.ok(),
-            () = core.stop.cancelled() => None,
         }
     }
 
@@ -333,5 +368,32 @@ fn read(roots: &[PathBuf]) -> OnDisk {
         Ok(source) => OnDisk::of(source),
         Err(SourceError::NotText(diagnostic)) => OnDisk::Refused(vec![*diagnostic]),
         Err(error) => OnDisk::Lost(Chain(&error).to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_waited_for_until_another_file_is_in_force_or_the_controller_goes_down() {
+        let (watch, stop) = (Watch::new(true), CancellationToken::new());
+        let mut hangs = tokio::spawn(std::future::pending::<()>());
+        watch.look_again();
+        assert_eq!(hear(&mut hangs, &watch, &stop).await, Heard::OtherFile);
+        stop.cancel();
+        assert_eq!(hear(&mut hangs, &watch, &stop).await, Heard::Never);
+        hangs.abort();
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_the_disk_counts_though_another_file_got_into_force() {
+        let (watch, stop) = (Watch::new(true), CancellationToken::new());
+        let mut answers = tokio::spawn(async { 7 });
+        while !answers.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        watch.look_again();
+        assert_eq!(hear(&mut answers, &watch, &stop).await, Heard::Answer(7));
     }
 }
