@@ -1,5 +1,5 @@
 //! The files of the configuration: written where they differ, put right when somebody changed them, and
-//! removed when they are named no more.
+//! removed when they are named no more and still hold what was written.
 //!
 //! What is remembered of each file that is as it should be is its [`Stamp`]: as long as that is the same, the
 //! content need not be read again. File access blocks the loop for its moment; a configuration is small.
@@ -15,7 +15,7 @@ use vm_agent_schemas::fleet::FileContent;
 use vm_agent_schemas::ids::Digest;
 
 use crate::folder::{Folder, FolderError};
-use place::{Seen, Stamp};
+use place::{Removal, Seen, Stamp};
 use record::Record;
 
 /// The files that the runtime looks after.
@@ -69,7 +69,8 @@ impl Files {
     /// The files of the runtime with this folder, as earlier starts left them.
     pub(crate) fn load(folder: &Folder) -> Result<Self, FolderError> {
         let (own, work) = (folder.path().to_owned(), folder.work());
-        let record = Record::load(folder.files(), |name, digest| place::holds(&work.join(name), digest))?;
+        let holds = |name: &str, digest: &Digest| place::path(&work, name).and_then(|path| place::holds(&path, digest));
+        let record = Record::load(folder.files(), |name, digest| holds(name, digest).unwrap_or(false))?;
         Ok(Self { work, own, record, wanted: None, misnamed: Vec::new() })
     }
 
@@ -121,25 +122,27 @@ impl Files {
         clean.into_os_string().into_string().map_err(|_| wrong())
     }
 
-    /// Removes what was written and is named no more. What stands in its place by now, and is no file, was
-    /// not written here.
+    /// Removes what was written and is named no more. What stands in its place by now with another content was
+    /// not written here, and is forgotten.
     fn remove_all_but(&mut self, wanted: &BTreeMap<String, Wanted>) -> Vec<FileError> {
-        let over: Vec<String> = self.record.names().filter(|name| !wanted.contains_key(*name)).cloned().collect();
         let mut errors = Vec::new();
-        let mut gone = Vec::new();
-        for name in over {
-            match place::remove_file(&self.work.join(&name)) {
-                Ok(removed) => {
-                    if removed {
-                        tracing::info!("removed `{name}`");
-                    }
-                    gone.push(name);
+        let mut over = Vec::new();
+        for (name, written) in self.record.written().filter(|(name, _)| !wanted.contains_key(*name)) {
+            match place::path(&self.work, name).and_then(|path| place::remove_file(&path, written)) {
+                Ok(Removal::Removed) => tracing::info!("removed `{name}`"),
+                Ok(Removal::Gone) => {}
+                Ok(Removal::Changed) => {
+                    tracing::warn!("`{name}` is wanted no more, but was changed from outside, and is left alone");
                 }
-                Err(error) => errors.push(FileError::Remove(name, error)),
+                Err(error) => {
+                    errors.push(FileError::Remove(name.clone(), error));
+                    continue;
+                }
             }
+            over.push(name.clone());
         }
-        // Should the note of it be lost, there is nothing to remove the next time.
-        log(self.record.forget(&gone));
+        // Should the note of it be lost, the next start finds out by the content.
+        log(self.record.forget(&over));
         errors
     }
 
@@ -147,7 +150,7 @@ impl Files {
         let mut errors = Vec::new();
         let mut due = Vec::new();
         for (name, wanted) in wanted.iter_mut() {
-            match look(name, &self.work.join(name), wanted) {
+            match look(&self.work, name, wanted) {
                 Ok(Finding::Fine) => {}
                 Ok(Finding::Differs) => due.push((name, wanted)),
                 Err(error) => errors.push(error),
@@ -159,8 +162,8 @@ impl Files {
             return errors;
         }
         for (name, wanted) in due {
-            match write(name, &self.work.join(name), wanted) {
-                Ok(()) => self.record.written(name),
+            match write(&self.work, name, wanted) {
+                Ok(()) => self.record.done(name),
                 Err(error) => {
                     self.record.not_written(name);
                     errors.push(error);
@@ -174,24 +177,27 @@ impl Files {
 }
 
 /// Whether a file is as it should be. The content is read only when the file may have changed.
-fn look(name: &str, path: &Path, wanted: &mut Wanted) -> Result<Finding, FileError> {
-    match place::look(path) {
-        Ok(Seen::File(stamp)) => {
-            let same = wanted.stamp == Some(stamp) || place::is(path, &stamp, &wanted.file);
+fn look(work: &Path, name: &str, wanted: &mut Wanted) -> Result<Finding, FileError> {
+    let failed = |error| FileError::Write(name.to_owned(), error);
+    let path = place::path(work, name).map_err(failed)?;
+    match place::look(&path).map_err(failed)? {
+        Seen::File(stamp) => {
+            let same = wanted.stamp == Some(stamp) || place::is(&path, &stamp, &wanted.file);
             if same {
                 wanted.stamp = Some(stamp);
             }
             Ok(if same { Finding::Fine } else { Finding::Differs })
         }
-        Ok(Seen::Nothing | Seen::Link) => Ok(Finding::Differs),
-        Ok(Seen::Other) => Err(FileError::NotAFile(name.to_owned())),
-        Err(error) => Err(FileError::Write(name.to_owned(), error)),
+        Seen::Nothing | Seen::Link => Ok(Finding::Differs),
+        Seen::Other => Err(FileError::NotAFile(name.to_owned())),
     }
 }
 
-fn write(name: &str, path: &Path, wanted: &mut Wanted) -> Result<(), FileError> {
+fn write(work: &Path, name: &str, wanted: &mut Wanted) -> Result<(), FileError> {
     let drifted = wanted.stamp.take().is_some();
-    wanted.stamp = Some(place::replace(path, &wanted.file).map_err(|error| FileError::Write(name.to_owned(), error))?);
+    // The way is looked at once more: much may have happened while the record reached the disk.
+    let replaced = place::path(work, name).and_then(|path| place::replace(&path, &wanted.file));
+    wanted.stamp = Some(replaced.map_err(|error| FileError::Write(name.to_owned(), error))?);
     if drifted {
         tracing::warn!("`{name}` was changed from outside, and is put right");
     } else {

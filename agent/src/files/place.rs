@@ -1,14 +1,16 @@
 //! One file on the disk: looked at, compared, replaced, removed. Symbolic links in its own place are never
-//! followed.
+//! followed, nor those on the way to it below the work folder: whatever runs there could make one that leads
+//! to files of others.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use vm_agent_schemas::fleet::FileContent;
 use vm_agent_schemas::ids::Digest;
+use vm_agent_schemas::wire::TEXT_MAX;
 
 /// The new file, before it takes the place of the old. What a crash leaves of it the next write removes.
 const TEMPORARY: &str = ".vm-agent-new";
@@ -52,6 +54,41 @@ impl Stamp {
     }
 }
 
+/// What became of a file that was to be removed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// It is removed.
+    Removed,
+    /// There was nothing.
+    Gone,
+    /// Something else is there by now, and stays.
+    Changed,
+}
+
+/// The path of a name. Below the work folder there must be no link on the way to it; elsewhere links are the
+/// system's own, and followed.
+pub(super) fn path(work: &Path, name: &str) -> io::Result<PathBuf> {
+    let path = work.join(name);
+    let folders = path.strip_prefix(work).ok().and_then(Path::parent);
+    let mut way = work.to_owned();
+    for folder in folders.into_iter().flatten() {
+        way.push(folder);
+        match look(&way) {
+            Ok(Seen::Other) => {}
+            Ok(Seen::Link) => {
+                let link = way.strip_prefix(work).unwrap_or(&way).display();
+                return Err(io::Error::other(format!(
+                    "`{link}` is a symbolic link, and in the work folder none is followed; put a folder in its place"
+                )));
+            }
+            // The way ends here; what that means is for the deed itself to find out.
+            Ok(Seen::Nothing | Seen::File(_)) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(path)
+}
+
 /// What is in a place.
 pub(super) fn look(path: &Path) -> io::Result<Seen> {
     match fs::symlink_metadata(path) {
@@ -71,9 +108,10 @@ pub(super) fn is(path: &Path, stamp: &Stamp, wanted: &FileContent) -> bool {
 }
 
 /// Whether the place holds a file with this content.
-pub(super) fn holds(path: &Path, digest: &Digest) -> bool {
-    let Ok(Seen::File(stamp)) = look(path) else { return false };
-    read(path, stamp.size).is_ok_and(|content| Digest::of(&content) == *digest)
+pub(super) fn holds(path: &Path, digest: &Digest) -> io::Result<bool> {
+    let Seen::File(_) = look(path)? else { return Ok(false) };
+    // A content came in one message, so there is no need to read more than fits into one.
+    Ok(Digest::of(&read(path, TEXT_MAX as u64)?) == *digest)
 }
 
 /// Replaces whatever file or link is in the place, as a whole; on the disk when this returns.
@@ -103,18 +141,19 @@ fn create(path: &Path, file: &FileContent) -> io::Result<()> {
     new.sync_all()
 }
 
-/// Removes a file, and answers whether there was one. What is no file stays.
-pub(super) fn remove_file(path: &Path) -> io::Result<bool> {
+/// Removes a file if its content still has this digest.
+pub(super) fn remove_file(path: &Path, written: &Digest) -> io::Result<Removal> {
     match look(path) {
-        Ok(Seen::File(_)) => fs::remove_file(path).map(|()| true),
-        Ok(Seen::Nothing | Seen::Link | Seen::Other) => Ok(false),
+        Ok(Seen::File(_)) if holds(path, written)? => fs::remove_file(path).map(|()| Removal::Removed),
+        Ok(Seen::File(_) | Seen::Link | Seen::Other) => Ok(Removal::Changed),
+        Ok(Seen::Nothing) => Ok(Removal::Gone),
         // A file on the way to it: then there is none at the end.
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(Removal::Gone),
         Err(error) => Err(error),
     }
 }
 
-/// Reads a file of that size, and no more if it has grown meanwhile. Whatever took its place meanwhile is
+/// Reads a file of at most that size, and one byte more of a larger one. Whatever took its place meanwhile is
 /// neither followed nor waited for.
 fn read(path: &Path, size: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

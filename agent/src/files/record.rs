@@ -1,5 +1,5 @@
-//! Which files the runtime wrote, so that it removes those and no others, over any crash: that a file is about
-//! to be written is on the disk before it is.
+//! Which files the runtime wrote, and with what content, so that it removes those and no others, over any
+//! crash: that a file is about to be written is on the disk before it is.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,14 +9,25 @@ use vm_agent_schemas::ids::Digest;
 
 use crate::folder::{FolderError, read_if_there, write};
 
-/// What is known of one file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum Mark {
-    /// It was about to be written for the first time, with this content.
-    Begun(Digest),
-    /// It was written.
-    Written,
+/// What is known of one file. A file that holds neither content is somebody else's.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    /// The content with which it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written: Option<Digest>,
+    /// The content with which it was about to be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    begun: Option<Digest>,
+}
+
+/// A mark as it lies on the disk.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Mark(Mark),
+    /// A former form: that the file was written, but not with what content. Nothing tells whether it still is
+    /// what was written.
+    Bare(#[expect(dead_code, reason = "whatever it says, it says no content")] String),
 }
 
 /// The files that were written, by name.
@@ -32,7 +43,7 @@ impl Record {
     /// Reads what earlier starts wrote. Where that is not certain, `holds` says whether a file has the content
     /// that was to be written.
     pub(super) fn load(path: PathBuf, holds: impl Fn(&str, &Digest) -> bool) -> Result<Self, FolderError> {
-        let mut marks: BTreeMap<String, Mark> = match read_if_there(&path)? {
+        let stored: BTreeMap<String, Stored> = match read_if_there(&path)? {
             None => BTreeMap::new(),
             Some(text) => serde_json::from_slice(&text).unwrap_or_else(|_| {
                 // Without it nothing is removed that should be; with a wrong one the contrary.
@@ -40,50 +51,71 @@ impl Record {
                 BTreeMap::new()
             }),
         };
-        marks.retain(|name, mark| match mark {
-            Mark::Begun(digest) => holds(name, digest),
-            Mark::Written => true,
-        });
-        marks.values_mut().for_each(|mark| *mark = Mark::Written);
-        Ok(Self { path, marks, unsaved: false })
+        let (mut marks, mut unsaved) = (BTreeMap::new(), false);
+        for (name, stored) in stored {
+            let Stored::Mark(Mark { mut written, begun }) = stored else {
+                tracing::warn!("`{name}` was written by an earlier version, and nothing tells what; it is left alone");
+                unsaved = true;
+                continue;
+            };
+            if let Some(begun) = begun
+                && holds(&name, &begun)
+            {
+                written = Some(begun);
+            }
+            if written.is_some() {
+                marks.insert(name, Mark { written, begun: None });
+            }
+        }
+        Ok(Self { path, marks, unsaved })
     }
 
-    /// The names of all files.
-    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
-        self.marks.keys()
+    /// All files, and the content with which each was written.
+    pub(super) fn written(&self) -> impl Iterator<Item = (&String, &Digest)> {
+        self.marks.iter().filter_map(|(name, mark)| Some((name, mark.written.as_ref()?)))
     }
 
-    /// Notes, durably, that files are about to be written.
+    /// Notes, durably, that files are about to be written with these contents.
     pub(super) fn begin(&mut self, files: Vec<(String, Digest)>) -> Result<(), FolderError> {
-        let new: Vec<_> = files.into_iter().filter(|(name, _)| !self.marks.contains_key(name)).collect();
-        if new.is_empty() {
+        let mut begun = Vec::new();
+        for (name, digest) in files {
+            let mark = self.marks.entry(name.clone()).or_default();
+            if mark.written.as_ref() != Some(&digest) {
+                mark.begun = Some(digest);
+                begun.push(name);
+            }
+        }
+        if begun.is_empty() {
             return Ok(());
         }
-        let names: Vec<String> = new.iter().map(|(name, _)| name.clone()).collect();
-        self.marks.extend(new.into_iter().map(|(name, digest)| (name, Mark::Begun(digest))));
         self.unsaved = true;
         let saved = self.save();
         if saved.is_err() {
-            names.iter().for_each(|name| self.not_written(name));
+            begun.iter().for_each(|name| self.not_written(name));
         }
         saved
     }
 
-    /// Notes that a file is written; it is on the disk after [`Self::save`].
-    pub(super) fn written(&mut self, name: &str) {
-        let former = self.marks.insert(name.to_owned(), Mark::Written);
-        self.unsaved |= former != Some(Mark::Written);
-    }
-
-    /// Notes that a file could not be written. One that was written before still is.
-    pub(super) fn not_written(&mut self, name: &str) {
-        if let Some(Mark::Begun(_)) = self.marks.get(name) {
-            self.marks.remove(name);
+    /// Notes that a file is written as it was begun; it is on the disk after [`Self::save`].
+    pub(super) fn done(&mut self, name: &str) {
+        if let Some(mark) = self.marks.get_mut(name)
+            && let Some(begun) = mark.begun.take()
+        {
+            mark.written = Some(begun);
             self.unsaved = true;
         }
     }
 
-    /// Forgets files that are gone, durably.
+    /// Notes that a file could not be written as it was begun. What was written before still is.
+    pub(super) fn not_written(&mut self, name: &str) {
+        let Some(mark) = self.marks.get_mut(name) else { return };
+        self.unsaved |= mark.begun.take().is_some();
+        if mark.written.is_none() {
+            self.marks.remove(name);
+        }
+    }
+
+    /// Forgets files, durably.
     pub(super) fn forget(&mut self, names: &[String]) -> Result<(), FolderError> {
         for name in names {
             self.unsaved |= self.marks.remove(name).is_some();

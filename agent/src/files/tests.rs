@@ -115,6 +115,108 @@ fn a_crash_while_a_file_is_written_removes_nothing_of_others() {
 }
 
 #[test]
+fn a_crash_while_a_file_is_written_anew_leaves_it_removable_with_either_content() {
+    for (now, removed) in [("old", true), ("new", true), ("theirs", false)] {
+        let mut world = World::new();
+        world.apply(&[("file", "old")]);
+        world.files.record.begin(vec![("file".to_owned(), Digest::of(b"new"))]).unwrap();
+        fs::write(world.work("file"), now).unwrap();
+        let mut world = world.restarted();
+        assert_eq!(world.apply(&[]), NONE);
+        assert_eq!(world.work("file").exists(), !removed, "{now}");
+    }
+}
+
+#[test]
+fn a_file_that_somebody_changed_is_put_right_while_it_is_named_and_left_alone_when_it_is_not() {
+    let mut world = World::new();
+    world.apply(&[("mended", "ours"), ("changed", "ours"), ("grown", "ours")]);
+    fs::write(world.work("mended"), "theirs").unwrap();
+    assert_eq!(world.files.mend(), NONE);
+    assert_eq!(world.read("mended"), "ours");
+    fs::write(world.work("changed"), "theirs").unwrap();
+    fs::write(world.work("grown"), "ours".repeat(1024 * 1024)).unwrap();
+    assert_eq!(world.apply(&[]), NONE);
+    assert!(!world.work("mended").exists());
+    assert_eq!(world.read("changed"), "theirs");
+    assert!(world.work("grown").exists());
+    // It is forgotten: even with the old content it is not the runtime's any more.
+    fs::write(world.work("changed"), "ours").unwrap();
+    assert_eq!(world.apply(&[]), NONE);
+    let mut world = world.restarted();
+    assert_eq!(world.apply(&[]), NONE);
+    assert_eq!(world.read("changed"), "ours");
+}
+
+#[test]
+fn what_a_failed_write_was_to_replace_is_still_removed() {
+    let mut world = World::new();
+    world.apply(&[("file", "old")]);
+    fs::create_dir(world.work(".vm-agent-new")).unwrap();
+    assert_eq!(world.apply(&[("file", "new")]).len(), 1);
+    assert_eq!((world.apply(&[]), world.work("file").exists()), (NONE.to_vec(), false));
+}
+
+#[test]
+fn a_file_of_a_record_without_contents_is_left_alone_until_it_is_written_again() {
+    let mut world = World::new();
+    world.apply(&[("left", "l"), ("again", "a")]);
+    fs::write(world.place.path().join("files.json"), r#"{"left":"written","again":"written"}"#).unwrap();
+    let mut world = world.restarted();
+    assert_eq!(world.apply(&[("again", "b")]), NONE);
+    assert_eq!(world.read("left"), "l");
+    assert_eq!(world.apply(&[]), NONE);
+    assert!(!world.work("again").exists());
+}
+
+#[test]
+fn a_link_in_place_of_a_folder_leads_neither_writing_nor_removing_astray() {
+    let mut world = World::new();
+    let below = world.place.path().canonicalize().unwrap().join("work/a/absolute");
+    let below = below.to_str().unwrap();
+    let files = [("a/b/differs", "ours"), ("a/b/same", "ours"), (below, "ours")];
+    assert_eq!(world.apply(&files), NONE);
+    // The folder moves away, with a file that looks just like the one that was written.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("moved");
+    fs::rename(world.work("a"), &moved).unwrap();
+    symlink(&moved, world.work("a")).unwrap();
+    fs::write(moved.join("b/differs"), "theirs").unwrap();
+    let sentences = |deed: &str| {
+        let why = "`a` is a symbolic link, and in the work folder none is followed; put a folder in its place";
+        let mut all = files.map(|(name, _)| format!("`{name}` can't be {deed}: {why}"));
+        all.sort();
+        all
+    };
+    let contents = || {
+        let read = |name| fs::read_to_string(moved.join(name)).unwrap();
+        (read("b/differs"), read("b/same"), read("absolute"), fs::read_dir(moved.join("b")).unwrap().count())
+    };
+    let untouched = ("theirs".to_owned(), "ours".to_owned(), "ours".to_owned(), 2);
+    assert_eq!((world.files.mend(), contents()), (sentences("written").to_vec(), untouched.clone()));
+    let mut world = world.restarted();
+    assert_eq!((world.apply(&files), contents()), (sentences("written").to_vec(), untouched.clone()));
+    assert_eq!((world.apply(&[]), contents()), (sentences("removed").to_vec(), untouched.clone()));
+    // Without the link there is nothing to remove.
+    fs::remove_file(world.work("a")).unwrap();
+    assert_eq!((world.files.mend(), contents()), (NONE.to_vec(), untouched));
+}
+
+#[test]
+fn links_outside_the_work_folder_are_followed_and_a_changed_file_stays_there_too() {
+    let mut world = World::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::create_dir(elsewhere.path().join("folder")).unwrap();
+    symlink("folder", elsewhere.path().join("link")).unwrap();
+    let [ours, theirs] = ["ours", "theirs"].map(|name| elsewhere.path().join("link").join(name));
+    assert_eq!(world.apply(&[(ours.to_str().unwrap(), "1"), (theirs.to_str().unwrap(), "2")]), NONE);
+    assert!(elsewhere.path().join("folder/ours").exists());
+    fs::write(&theirs, "changed").unwrap();
+    assert_eq!(world.apply(&[]), NONE);
+    assert!(!ours.exists() && theirs.exists());
+}
+
+#[test]
 fn what_somebody_changes_is_put_right() {
     let mut world = World::new();
     world.apply(&[("content", "right"), ("mode", "m"), ("gone", "g"), ("linked", "l"), ("fine", "f")]);
