@@ -105,7 +105,7 @@ fn a_change_is_shown_applied_and_taken_back() {
     assert_eq!(fleet.code(&["diff", "-f", "fleet"]), (0, String::new()));
     assert!(fleet.ok(&["status"]).contains("not watched: "));
 
-    fleet.write("fleet/more.yaml", "agents: {web: {env: {A: '1'}, labels: {tier: front}}}\n");
+    fleet.write("fleet/more.yaml", "agents: {web: {secrets: {KEY: {command: echo key}}, labels: {tier: front}}}\n");
     let file = fleet.read("fleet/fleet.yaml").replace("prune: confirm", "prune: auto");
     fleet.write("fleet/fleet.yaml", &file.replace("#protect: true", "restart: never"));
     let (code, diff) = fleet.code(&["diff", "-f", "fleet"]);
@@ -129,6 +129,11 @@ fn a_change_is_shown_applied_and_taken_back() {
     fleet.ok(&["rollback", "1", "--yes"]);
     assert_eq!(fleet.json(&["list"])["items"].as_array().unwrap().len(), 1, "web is gone again");
     assert!(fleet.ok(&["history"]).lines().nth(1).unwrap().starts_with("3*"));
+    let dry = fleet.ok(&["rollback", "2", "--dry-run"]);
+    let reach = "Newly allowed by this file:\n  ! agent `web` gets the secret KEY from the command `echo key`\n";
+    assert!(dry.contains(reach), "{dry}");
+    let dry = fleet.ok(&["apply", "--dry-run", "-f", "fleet"]);
+    assert!(dry.contains(reach), "{dry}");
 }
 
 #[test]
