@@ -13,9 +13,10 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::Configuration;
 
 use crate::core::Core;
+use crate::engine::file::writable;
 use crate::engine::records::Change;
 use crate::reconciler::Chain;
-use crate::secrets;
+use crate::secrets::Reader;
 
 /// How long a runtime may take to say that it has what it was sent, before it is sent again.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
@@ -31,6 +32,7 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Configuring {
     attempts: Mutex<BTreeMap<AgentName, Attempt>>,
+    reader: Reader,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,8 @@ pub(crate) async fn configure(
         return;
     };
     let Some(generation) = core.configuring.begin(&agent, &configuration.digest, session.epoch) else { return };
-    let outcome = match secrets::resolve(&sources).await {
+    let writable = Arc::new(writable(&core.ledger.records(), Timestamp::now()));
+    let outcome = match core.configuring.reader.resolve(&sources, &writable).await {
         Ok(secrets) => fitting(Configuration { secrets, ..configuration }),
         Err(error) => Err(Chain(&error).to_string()),
     };

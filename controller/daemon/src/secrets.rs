@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::try_join_all;
@@ -19,6 +21,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use vm_agent_schemas::fleet::SecretSource;
 use vm_agent_schemas::ids::Secret;
+use vm_agent_schemas::names::AgentName;
+
+use crate::engine::file::Exposure;
+use crate::watch::exposed;
 
 /// How long a source may take. A password manager that has to ask its server takes a second or two; one
 /// that asks a person for a passphrase would wait for ever.
@@ -56,6 +62,10 @@ enum Problem {
     Failed(ExitStatus),
     #[error("it was not over after {} s, and was ended", .0.as_secs_f32())]
     Late(Duration),
+    #[error("the disk has not answered for {} s", .0.as_secs_f32())]
+    Silent(Duration),
+    #[error("agent `{}` can write {}: keep what secrets come from where no agent can", .0.agent, .0.place.display())]
+    Exposed(Exposure),
     #[error("the value is longer than {VALUE_MAX} bytes")]
     TooLong,
     #[error("the value is not text in UTF-8")]
@@ -72,37 +82,105 @@ impl From<io::Error> for Problem {
     }
 }
 
-/// Reads all of these secrets, side by side. Dropped, it leaves no command running.
-pub(crate) async fn resolve(secrets: &BTreeMap<String, SecretSource>) -> Result<BTreeMap<String, Secret>, SecretError> {
-    resolve_within(DEADLINE, secrets).await
+/// The folders of the host that agents may write, each with one of those that may.
+pub(crate) type Writable = Arc<BTreeMap<PathBuf, AgentName>>;
+
+/// Reads secrets.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    /// Who looks at a path holds its turn until the disk has answered. So a disk that hangs keeps one
+    /// thread for each path, however often that is asked for.
+    turns: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-async fn resolve_within(
-    deadline: Duration,
-    secrets: &BTreeMap<String, SecretSource>,
-) -> Result<BTreeMap<String, Secret>, SecretError> {
-    let all = secrets.iter().map(|(variable, from)| async move {
-        let read = timeout(deadline, read(from)).await.unwrap_or(Err(Problem::Late(deadline)));
-        match read.and_then(secret) {
-            Ok(secret) => Ok((variable.clone(), secret)),
-            Err(problem) => Err(SecretError { variable: variable.clone(), from: from.clone(), problem }),
-        }
-    });
-    try_join_all(all).await.map(|read| read.into_iter().collect())
-}
-
-/// What a source holds, as it is.
-async fn read(from: &SecretSource) -> Result<Vec<u8>, Problem> {
-    use std::os::unix::ffi::OsStringExt;
-    match from {
-        SecretSource::Env(name) => std::env::var_os(name).map(OsStringExt::into_vec).ok_or(Problem::Unset),
-        SecretSource::File(path) => {
-            let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || read_file(&path)).await;
-            read.unwrap_or_else(|error| Err(io::Error::other(error).into())).map(without_line_end)
-        }
-        SecretSource::Command(command) => output(&command.argv()).await.map(without_line_end),
+impl Reader {
+    /// Reads all of these secrets, side by side. Dropped, it leaves no command running.
+    pub(crate) async fn resolve(
+        &self,
+        secrets: &BTreeMap<String, SecretSource>,
+        writable: &Writable,
+    ) -> Result<BTreeMap<String, Secret>, SecretError> {
+        self.resolve_within(DEADLINE, secrets, writable).await
     }
+
+    async fn resolve_within(
+        &self,
+        deadline: Duration,
+        secrets: &BTreeMap<String, SecretSource>,
+        writable: &Writable,
+    ) -> Result<BTreeMap<String, Secret>, SecretError> {
+        let all = secrets.iter().map(|(variable, from)| async move {
+            let late = |_| match from {
+                SecretSource::File(_) => Err(Problem::Silent(deadline)),
+                SecretSource::Env(_) | SecretSource::Command(_) => Err(Problem::Late(deadline)),
+            };
+            let read = timeout(deadline, self.read(from, writable)).await.unwrap_or_else(late);
+            match read.and_then(secret) {
+                Ok(secret) => Ok((variable.clone(), secret)),
+                Err(problem) => Err(SecretError { variable: variable.clone(), from: from.clone(), problem }),
+            }
+        });
+        try_join_all(all).await.map(|read| read.into_iter().collect())
+    }
+
+    /// What a source holds, as it is.
+    async fn read(&self, from: &SecretSource, writable: &Writable) -> Result<Vec<u8>, Problem> {
+        use std::os::unix::ffi::OsStringExt;
+        let writable = Arc::clone(writable);
+        match from {
+            SecretSource::Env(name) => std::env::var_os(name).map(OsStringExt::into_vec).ok_or(Problem::Unset),
+            SecretSource::File(path) => {
+                let read = move |path: &Path| guarded(path, &writable).and_then(|()| read_file(path));
+                self.in_turn(path, read).await.map(without_line_end)
+            }
+            SecretSource::Command(command) => {
+                let argv = command.argv();
+                let (program, arguments) = argv.split_first().ok_or(Problem::NoProgram)?;
+                let find = move |program: &Path| {
+                    let program = found(program).ok_or(Problem::NoProgram)?;
+                    guarded(&program, &writable).map(|()| program)
+                };
+                let program = self.in_turn(Path::new(program), find).await?;
+                output(&program, arguments).await.map(without_line_end)
+            }
+        }
+    }
+
+    /// Looks at a path where that may block, when nobody else does.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        path: &Path,
+        look: impl FnOnce(&Path) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let turn = self.turn(path).lock_owned().await;
+        let path = path.to_owned();
+        let looking = tokio::task::spawn_blocking(move || {
+            // Held for as long as the disk takes, whether or not anybody still waits.
+            let _turn = turn;
+            look(&path)
+        });
+        looking.await.unwrap_or_else(|error| Err(io::Error::other(error).into()))
+    }
+
+    fn turn(&self, path: &Path) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(path.to_owned()).or_default())
+    }
+}
+
+/// Refuses a path on which an agent can put what it likes.
+fn guarded(path: &Path, writable: &BTreeMap<PathBuf, AgentName>) -> Result<(), Problem> {
+    exposed(path, writable)?.map_or(Ok(()), |exposure| Err(Problem::Exposed(exposure)))
+}
+
+/// Where a program lies: where its path says, or in the first folder for programs that has it.
+fn found(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 || program.is_absolute() {
+        return Some(program.to_owned());
+    }
+    let is_program = |path: &PathBuf| path.metadata().is_ok_and(|it| it.is_file() && it.mode() & 0o111 != 0);
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(is_program)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
@@ -136,8 +214,7 @@ fn secret(value: Vec<u8>) -> Result<Secret, Problem> {
 
 /// What a command writes to its stdout. It runs in the controller's folder and environment, with nothing
 /// to read, and all that it started in its group ends with it.
-async fn output(argv: &[String]) -> Result<Vec<u8>, Problem> {
-    let (program, arguments) = argv.split_first().ok_or(Problem::NoProgram)?;
+async fn output(program: &Path, arguments: &[String]) -> Result<Vec<u8>, Problem> {
     // Told of ends from before there can be one.
     let ends = signal(SignalKind::child())?;
     let mut command = Command::new(program);
@@ -226,16 +303,21 @@ mod tests {
         SecretSource::Command(CommandLine::Shell(line.to_owned()))
     }
 
+    async fn resolve(secrets: &BTreeMap<String, SecretSource>) -> Result<BTreeMap<String, Secret>, SecretError> {
+        Reader::default().resolve(secrets, &Writable::default()).await
+    }
+
     async fn one(from: SecretSource) -> Result<String, String> {
         one_within(LONG, from).await
     }
 
     async fn one_within(deadline: Duration, from: SecretSource) -> Result<String, String> {
         let secrets = BTreeMap::from([("TOKEN".to_owned(), from)]);
-        let resolved = resolve_within(deadline, &secrets).await.map_err(|error| {
-            assert!(std::error::Error::source(&error).is_none(), "the sentence says all");
-            error.to_string()
-        })?;
+        let resolved =
+            Reader::default().resolve_within(deadline, &secrets, &Writable::default()).await.map_err(|error| {
+                assert!(std::error::Error::source(&error).is_none(), "the sentence says all");
+                error.to_string()
+            })?;
         Ok(resolved["TOKEN"].expose().to_owned())
     }
 
@@ -418,8 +500,54 @@ mod tests {
         let fifo = Fifo::new();
         let hangs = shell(&format!("{}; sleep 1000", fifo.opened()));
         let secrets = BTreeMap::from([("A".to_owned(), hangs), ("B".to_owned(), shell("exit 1"))]);
-        let error = timeout(LONG, resolve_within(LONG, &secrets)).await.unwrap().unwrap_err().to_string();
+        let (reader, writable) = (Reader::default(), Writable::default());
+        let resolved = timeout(LONG, reader.resolve_within(LONG, &secrets, &writable)).await.unwrap();
+        let error = resolved.unwrap_err().to_string();
         assert!(error.starts_with("secret `B` "), "{error}");
         fifo.ends().await;
+    }
+
+    #[tokio::test]
+    async fn a_path_on_a_disk_that_hangs_is_looked_at_once() {
+        let reader = Reader::default();
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&path, "value").unwrap();
+        let hanging = reader.in_turn(path.path(), move |_| hangs.recv().map_err(|_| Problem::Unset));
+        assert!(timeout(Duration::from_millis(20), hanging).await.is_err(), "nobody answers");
+
+        let (secrets, writable) =
+            (BTreeMap::from([("A".to_owned(), SecretSource::File(path.path().to_owned()))]), Writable::default());
+        let within = |deadline| reader.resolve_within(deadline, &secrets, &writable);
+        let error = within(Duration::from_millis(100)).await.unwrap_err().to_string();
+        assert!(error.ends_with("the disk has not answered for 0.1 s"), "{error}");
+        answer.send(()).unwrap();
+        assert_eq!(within(LONG).await.unwrap()["A"].expose(), "value");
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_can_write_is_no_source() {
+        let place = tempfile::tempdir().unwrap();
+        let (shared, own) = (place.path().join("shared"), place.path().join("own"));
+        for folder in [&shared, &own] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("token"), "value").unwrap();
+        }
+        std::os::unix::fs::symlink(own.join("token"), shared.join("out")).unwrap();
+        std::os::unix::fs::symlink(shared.join("token"), own.join("in")).unwrap();
+        let writable = Writable::new(BTreeMap::from([(shared.clone(), "web".parse().unwrap())]));
+        let command = |path: PathBuf| SecretSource::Command(CommandLine::Argv(vec![path.display().to_string()]));
+        for from in [
+            SecretSource::File(shared.join("token")),
+            SecretSource::File(shared.join("out")),
+            SecretSource::File(own.join("in")),
+            command(shared.join("program")),
+        ] {
+            let secrets = BTreeMap::from([("A".to_owned(), from)]);
+            let error = Reader::default().resolve(&secrets, &writable).await.unwrap_err().to_string();
+            assert!(error.contains("agent `web` can write "), "{error}");
+        }
+        let secrets = BTreeMap::from([("A".to_owned(), SecretSource::File(own.join("token")))]);
+        assert_eq!(Reader::default().resolve(&secrets, &writable).await.unwrap()["A"].expose(), "value");
     }
 }

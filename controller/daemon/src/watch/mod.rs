@@ -14,6 +14,7 @@ mod pace;
 mod scene;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -328,10 +329,23 @@ fn look(roots: Vec<PathBuf>, heard: Arc<Notify>, writable: BTreeMap<PathBuf, Age
     let disk = read(&roots);
     // What was put in place while it was being listened for may be elsewhere: the poll compares with the
     // scene from before.
-    let canonical = |(folder, agent): (PathBuf, AgentName)| (std::fs::canonicalize(&folder).unwrap_or(folder), agent);
-    let writable = writable.into_iter().map(canonical).collect();
-    let exposed = file::exposure(scene.places(), &writable);
+    let exposed = file::exposure(scene.places(), &canonical(writable));
     Look { eyes: Eyes { roots, scene, deaf, _ears: ears }, disk, exposed }
+}
+
+/// How an agent could put something else in the place of a file, or lead its path elsewhere.
+///
+/// # Errors
+/// When it can't be said where a relative path begins.
+pub(crate) fn exposed(path: &Path, writable: &BTreeMap<PathBuf, AgentName>) -> io::Result<Option<Exposure>> {
+    let scene = Scene::of(&[std::path::absolute(path)?]);
+    Ok(file::exposure(scene.places(), &canonical(writable.clone())))
+}
+
+/// The folders without links, where they are there.
+fn canonical(folders: BTreeMap<PathBuf, AgentName>) -> BTreeMap<PathBuf, AgentName> {
+    let canonical = |(folder, agent): (PathBuf, AgentName)| (std::fs::canonicalize(&folder).unwrap_or(folder), agent);
+    folders.into_iter().map(canonical).collect()
 }
 
 fn listen(scene: &Arc<Scene>, heard: Arc<Notify>) -> Result<RecommendedWatcher, notify::Error> {
