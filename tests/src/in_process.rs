@@ -198,6 +198,20 @@ pub async fn count(controller: &Controller, kind: EventKind, name: &str) -> usiz
     events(controller).await.iter().filter(of).count()
 }
 
+/// Whether an agent has no machine and is to have none. One that a person let go is told of all the same,
+/// while the file declares it.
+pub async fn is_gone(controller: &Controller, name: &str) -> bool {
+    agent(controller, name).await.is_none_or(|it| it.power.is_none() && it.incarnation.is_none())
+}
+
+/// Waits until an agent is gone.
+///
+/// # Panics
+/// When that takes far too long.
+pub async fn gone(controller: &Controller, name: &str) {
+    until(&format!("`{name}` is gone"), async || is_gone(controller, name).await.then_some(())).await;
+}
+
 /// Waits until that many events of a kind are told of an agent.
 ///
 /// # Panics

@@ -6,7 +6,7 @@ use vm_agent_schemas::observe::{Instance, InstanceState};
 use vm_agent_schemas::plan::{Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, pass, qemu, settled, start, until, well};
+use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, gone, pass, qemu, settled, start, well};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}, db: {}}\n";
 
@@ -64,7 +64,7 @@ async fn an_instance_that_takes_the_place_of_ours_is_not_ours() {
     let without = "defaults: {driver: qemu}\nagents: {db: {}}\n";
     let applied = apply(controller, without).await;
     approve(controller, without, &applied).await.unwrap();
-    until("the claim is dropped", async || agent(controller, "web").await.is_none().then_some(())).await;
+    gone(controller, "web").await;
     assert_eq!(fake.calls_on(Call::Destroy, "web"), 0);
     assert!(fake.instances().contains(&strangers(InstanceState::Running, Some("another"))));
     running.shut_down().await;
@@ -83,7 +83,7 @@ async fn the_runtime_of_an_earlier_machine_proves_nothing_of_a_later_one() {
     apply(controller, FILE).await;
     settled(controller, FILE, &["web", "db"]).await;
     controller.destroy("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();
-    until("it is gone", async || agent(controller, "web").await.is_none().then_some(())).await;
+    gone(controller, "web").await;
 
     fake.script(On::create("web"), Behaviour::Fail("no room".into()));
     controller.create("web".parse().unwrap(), Default::default(), &ann()).await.unwrap();

@@ -8,7 +8,7 @@ use vm_agent_schemas::plan::{ConditionStatus, Health, Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{
-    ann, apply, becomes, capabilities, count, events, is_well, pass, qemu, settled, start, until, well,
+    ann, apply, becomes, capabilities, count, events, gone, is_well, pass, qemu, settled, start, well,
 };
 
 const TEN: [&str; 10] = ["a-1", "a-2", "a-3", "a-4", "a-5", "a-6", "a-7", "a-8", "a-9", "a-10"];
@@ -114,10 +114,7 @@ async fn while_a_driver_does_not_answer_all_is_unknown_and_nothing_is_done() {
         runtimes.start("a-1");
         becomes(controller, "a-2", |it| (it.sync, it.health) == (Sync::Synced, Health::Stopped)).await;
         well(controller, &["a-1", "a-3", "a-9", "new"]).await;
-        until("a-10 is gone", async || {
-            vm_agent_tests::in_process::agent(controller, "a-10").await.is_none().then_some(())
-        })
-        .await;
+        gone(controller, "a-10").await;
         let told = |kind| move |event: &&Event| event.kind == kind && event.agent.is_none();
         let events = events(controller).await;
         assert_eq!(events.iter().filter(told(EventKind::DriverLost)).count(), 1);

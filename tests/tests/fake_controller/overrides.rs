@@ -7,7 +7,9 @@ use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::plan::{Health, Sync};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{agent, ann, apply, becomes, count, pass, qemu, settled, start, told, until, well};
+use vm_agent_tests::in_process::{
+    agent, ann, apply, becomes, count, gone, is_gone, pass, qemu, settled, start, told, until, well,
+};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {}}\n";
 const RESTS: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {power: stopped}}\n";
@@ -86,7 +88,7 @@ async fn what_people_said_survives_a_restart_of_the_controller() {
     running.controller().destroy("db".parse().unwrap(), Default::default(), &ann()).await.unwrap();
     becomes(running.controller(), "web", rests).await;
     well(running.controller(), &["hand"]).await;
-    until("db is gone", async || agent(running.controller(), "db").await.is_none().then_some(())).await;
+    gone(running.controller(), "db").await;
     let before = running.controller().overrides().await.unwrap();
     running.shut_down().await;
 
@@ -97,7 +99,7 @@ async fn what_people_said_survives_a_restart_of_the_controller() {
     assert!(after.iter().all(|entry| before.contains(entry)), "{after:?}");
     well(controller, &["hand", "web"]).await;
     assert_eq!(count(controller, EventKind::OverrideExpired, "web").await, 1);
-    assert!(agent(controller, "db").await.is_none());
+    assert!(is_gone(controller, "db").await);
     assert_eq!((fake.calls_on(Call::Create, "hand"), fake.calls_on(Call::Create, "db")), (1, 1));
     running.shut_down().await;
 }
@@ -117,20 +119,20 @@ async fn what_was_made_or_destroyed_by_hand_stays_so_whatever_file_is_applied() 
     controller.create("hand".parse().unwrap(), by_hand, &ann()).await.unwrap();
     well(controller, &["hand"]).await;
     controller.destroy("db".parse().unwrap(), Default::default(), &ann()).await.unwrap();
-    until("db is gone", async || agent(controller, "db").await.is_none().then_some(())).await;
+    gone(controller, "db").await;
     for text in [&auto, FILE, RESTS, &auto] {
         let applied = apply(controller, text).await;
         assert_eq!(applied.plan.approvals, []);
         pass(controller, text).await;
     }
     well(controller, &["hand", "web"]).await;
-    assert!(agent(controller, "db").await.is_none());
+    assert!(is_gone(controller, "db").await);
     assert_eq!((fake.calls_on(Call::Destroy, "hand"), fake.calls_on(Call::Create, "db")), (0, 1));
 
     controller.create("db".parse().unwrap(), Default::default(), &ann()).await.unwrap();
     well(controller, &["db"]).await;
     controller.destroy("hand".parse().unwrap(), Default::default(), &ann()).await.unwrap();
-    until("hand is gone", async || agent(controller, "hand").await.is_none().then_some(())).await;
+    gone(controller, "hand").await;
     until("nothing is left to say", async || controller.overrides().await.unwrap().is_empty().then_some(())).await;
     running.shut_down().await;
 }

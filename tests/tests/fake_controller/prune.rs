@@ -1,21 +1,16 @@
 //! Nothing is destroyed by accident: what leaves the file, what is protected, and what only a new
 //! machine can have.
 
-use vm_agent_daemon::Controller;
 use vm_agent_drivers::fake::{Behaviour, Call, On};
 use vm_agent_schemas::api::ProblemCode;
 use vm_agent_schemas::plan::{Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{FromHub, RefusalCode};
 use vm_agent_tests::fleet_of_fakes::{Peer, Runtimes};
-use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, pass, qemu, settled, start, until, well};
+use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, gone, pass, qemu, settled, start, until, well};
 
 const BOTH: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {}}\n";
 const WITHOUT: &str = "defaults: {driver: qemu}\nagents: {db: {}}\n";
-
-async fn gone(controller: &Controller, name: &str) {
-    until("the agent is gone", async || agent(controller, name).await.is_none().then_some(())).await;
-}
 
 fn asks(view: &vm_agent_schemas::api::AgentView) -> bool {
     view.sync == Sync::Blocked && view.waits_for.iter().any(|it| matches!(it, WaitsFor::Approval { .. }))

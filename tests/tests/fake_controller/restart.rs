@@ -10,7 +10,7 @@ use vm_agent_schemas::plan::{Health, Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{
-    agent, ann, apply, becomes, capabilities, count, pass, qemu, settled, start, until, well,
+    ann, apply, becomes, capabilities, count, gone, pass, qemu, settled, start, until, well,
 };
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {}}\n";
@@ -130,7 +130,7 @@ async fn a_destroy_and_a_stop_that_were_cut_off_are_carried_through() {
     fake.clear_script();
     let running = start(folder.path(), &[&fake]).await;
     let controller = running.controller();
-    until("the claim is dropped", async || agent(controller, "web").await.is_none().then_some(())).await;
+    gone(controller, "web").await;
     becomes(controller, "db", |it| (it.sync, it.health) == (Sync::Synced, Health::Stopped)).await;
     assert_eq!((fake.calls(Call::Destroy), fake.calls(Call::Create), fake.instances().len()), (1, 2, 1));
     running.shut_down().await;

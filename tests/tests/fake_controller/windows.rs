@@ -8,7 +8,7 @@ use vm_agent_schemas::plan::{Health, Sync, WaitsFor};
 use vm_agent_schemas::schedule::Cron;
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{agent, ann, apply, becomes, pass, qemu, settled, start, until, well};
+use vm_agent_tests::in_process::{ann, apply, becomes, gone, pass, qemu, settled, start, until, well};
 
 const OPEN: &str = "* * * * *";
 
@@ -71,7 +71,7 @@ async fn outside_a_window_the_file_disturbs_nothing_that_runs() {
     apply(controller, &file(OPEN, AFTER)).await;
     well(controller, &["big", "new"]).await;
     becomes(controller, "off", |it| (it.sync, it.health) == (Sync::Synced, Health::Stopped)).await;
-    until("it is pruned", async || agent(controller, "gone").await.is_none().then_some(())).await;
+    gone(controller, "gone").await;
     assert_eq!(calls(&fake), [6, 2, 3, 1, 1]);
     running.shut_down().await;
 }
