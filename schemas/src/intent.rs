@@ -32,6 +32,7 @@ pub struct Override {
 /// What an override changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "path", content = "value")]
+#[expect(clippy::large_enum_variant, reason = "there are few overrides")]
 pub enum Change {
     /// Whether the machine should run.
     Power {
@@ -54,6 +55,7 @@ pub enum Change {
 /// Whether an agent should exist, beside what the file says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::large_enum_variant, reason = "there are few overrides")]
 pub enum Presence {
     /// It should, with this spec: an agent made by hand.
     Present(DeclaredAgent),

@@ -56,6 +56,7 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
         fleet: args.fleet,
         program,
         up: args.own_session,
+        expects_file: args.own_session,
         watch: !args.no_watch,
     };
     match vm_agent_daemon::run(options).await {

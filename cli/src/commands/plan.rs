@@ -87,6 +87,7 @@ pub(super) async fn offline(context: &Context, fleet: Fleet) -> Result<Plan, Com
         fleet: Some(fleet.name.clone()),
         program,
         up: false,
+        expects_file: false,
         watch: false,
     };
     vm_agent_daemon::plan_offline(options, fleet).await.map_err(|error| CommandError::from_daemon(&error))

@@ -236,9 +236,7 @@ fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, Stri
             false,
             format!("stop another agent, or give the fleet more {resource}: vm-agent explain limits.{resource}"),
         ),
-        WaitsFor::Drain { .. } => {
-            (true, format!("wait for what runs in it, or end it: vm-agent stop {name}"))
-        }
+        WaitsFor::Drain { .. } => (true, format!("wait for what runs in it, or end it: vm-agent stop {name}")),
         WaitsFor::Window { .. } => {
             (true, format!("wait for the window; what you ask for waits for none: vm-agent stop {name}"))
         }

@@ -39,9 +39,13 @@ pub(crate) async fn accept(core: &Core, wish: Wish, _turn: &Turn<'_>) -> Result<
         let revision = records.file.as_ref().map(|file| file.revision);
         return Ok(Applied { revision, plan: planned, reach, dry_run });
     }
+    let by_hand = !matches!(cause, Cause::Changed);
     let file = NewFile { source, fleet, author: cause.author().to_owned(), summary: cause.summary(&planned) };
     let accepted = core.ledger.accept(file, changes, Timestamp::now()).await;
     let revision = accepted.map_err(|error| Problem::new(ProblemCode::Internal, Chain(&error).to_string()))?;
+    if by_hand {
+        core.applied.notify_one();
+    }
     core.watch.look_again();
     core.wake();
     Ok(Applied { revision: Some(revision), plan: plan(&core.inputs().await), reach, dry_run })

@@ -543,6 +543,7 @@ impl Controller {
             hub,
             fleet: None,
             up: false,
+            expects_file: false,
             watch: true,
             host: None,
         };

@@ -55,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) acted_on: AtomicU64,
     pub(crate) conditions: ConditionBook,
     pub(crate) configuring: Configuring,
+    /// A person has applied a file.
+    pub(crate) applied: Notify,
     pub(crate) watch: Watch,
 }
 

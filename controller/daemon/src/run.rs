@@ -55,6 +55,9 @@ const NOTICES: usize = 1024;
 /// looked at by the next life.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long a life that was started for a file waits for it before it goes on with the one in force.
+const EXPECTED: Duration = Duration::from_secs(5);
+
 /// How long a life waits for the first look at the fleet file before it begins to act.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 
@@ -72,6 +75,9 @@ pub struct Options {
     /// Whether whoever starts it wants the fleet up, even though an earlier life was told to take it
     /// down and did not come to the end of that.
     pub up: bool,
+    /// Whether whoever starts it is about to apply a file: nothing is done for the file of an earlier life
+    /// before that.
+    pub expects_file: bool,
     /// Whether what changes in the fleet file on the disk is applied.
     pub watch: bool,
 }
@@ -87,6 +93,9 @@ pub struct Config {
     pub fleet: Option<FleetName>,
     /// Whether the fleet is wanted up, whatever an earlier life was told.
     pub up: bool,
+    /// Whether whoever starts it is about to apply a file: nothing is done for the file of an earlier life
+    /// before that.
+    pub expects_file: bool,
     /// Whether what changes in the fleet file on the disk is applied.
     pub watch: bool,
     /// What this host has that machines take; nothing, and no budget holds but those in the file.
@@ -160,8 +169,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let drivers = drivers(&options.state_dir, options.program.clone());
-    let Options { state_dir, hub, fleet, up, watch, .. } = options;
-    let config = Config { state_dir, hub, fleet, up, watch, host: host() };
+    let Options { state_dir, hub, fleet, up, expects_file, watch, .. } = options;
+    let config = Config { state_dir, hub, fleet, up, expects_file, watch, host: host() };
     let running = Running::start(config, drivers).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -221,6 +230,18 @@ pub struct Running {
     parts: TaskTracker,
     /// The observers end last: a stop under way looks at what it came to.
     observe_stop: CancellationToken,
+    expects_file: bool,
+}
+
+/// Looks after the fleet; where a file is expected, not before it has come.
+async fn look_after(core: Arc<Core>, expects_file: bool) {
+    if expects_file {
+        tokio::select! {
+            _ = tokio::time::timeout(EXPECTED, core.applied.notified()) => {}
+            () = core.stop.cancelled() => {}
+        }
+    }
+    reconciler::run(core).await;
 }
 
 impl Running {
@@ -297,10 +318,12 @@ impl Running {
             acted_on: AtomicU64::new(0),
             conditions: Default::default(),
             configuring: Default::default(),
+            applied: Notify::new(),
             watch: Watch::new(config.watch),
         });
         let controller = Controller::new(Arc::clone(&core));
-        let running = Self { controller, core, folder, parts: TaskTracker::new(), observe_stop };
+        let expects_file = config.expects_file;
+        let running = Self { controller, core, folder, parts: TaskTracker::new(), observe_stop, expects_file };
         running.serve(listeners, notices_rx).await?;
         Ok(running)
     }
@@ -340,7 +363,7 @@ impl Running {
         // What changed in the file while no controller ran comes before what it said then. A disk that does
         // not answer holds nothing up for long.
         let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
-        self.parts.spawn(reconciler::run(Arc::clone(core)));
+        self.parts.spawn(look_after(Arc::clone(core), self.expects_file));
         Ok(())
     }
 
