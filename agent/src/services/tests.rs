@@ -178,11 +178,13 @@ async fn a_probe_tells_when_a_service_works() {
     let mut world = World::new();
     let probe = json!({"exec": "test -e up", "every": "50ms", "failures": 2});
     world.configure(json!({"web": {"exec": "touch up; exec sleep 1000", "probe": probe}}));
+    // On a busy machine it may be given up before it has come up at all, and be started again.
     let report = world.until_state("web", ServiceState::Running).await;
-    assert_eq!((report.restarts, report.problem), (0, None));
+    assert_eq!(report.problem, None);
     fs::remove_file(world.path("up")).unwrap();
     // What makes it work again is its new start.
-    let report = world.until("web", |report| report.restarts == 1 && report.state == ServiceState::Running).await;
+    let before = report.restarts;
+    let report = world.until("web", |it| it.restarts > before && it.state == ServiceState::Running).await;
     assert_eq!(report.problem, None);
     world.stop().await;
 }
