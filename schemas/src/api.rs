@@ -8,17 +8,19 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::credential::ApiToken;
+use crate::credential::{ApiToken, Role};
 use crate::event::Event;
 use crate::fleet::{AgentEntry, DeclaredAgent, Diagnostic, DriverName, PowerState, SourceFile};
-use crate::ids::{Digest, Epoch, Incarnation, Life, Revision, Secret, TaskId};
+use crate::ids::{Digest, Epoch, Incarnation, Life, MessageId, Revision, Secret, TaskId};
 use crate::intent::{Override, Pause};
+use crate::message::{Message, Post};
 use crate::names::{AgentName, FleetName};
 use crate::observe::{Capabilities, InstanceState};
 use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Rest, Sync, WaitsFor};
-use crate::task::Task;
+use crate::selector::Selector;
+use crate::task::{Job, Task, Terms};
 use crate::units::Span;
-use crate::wire::{Channel, HealthReport, Run, Signal, TaskOutcome};
+use crate::wire::{Channel, HealthReport, Signal, StreamTarget, TaskOutcome, TerminalSize};
 
 /// The version of these documents.
 pub const API_VERSION: &str = "vm-agent/v1";
@@ -370,14 +372,90 @@ pub struct DownRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskRequest {
-    /// What to run.
-    pub run: Run,
-    /// How long it may run; nothing means one hour.
+    /// What is to be done.
+    pub job: Job,
+    /// On which terms.
     #[serde(default)]
-    pub timeout: Option<Span>,
+    pub terms: Terms,
     /// The task's id, chosen by who asks: asking twice with one id is asking once.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<TaskId>,
+    /// What the author calls it, at most 128 characters: asking twice with one key is asking once, and
+    /// asking for something else with it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// Asks for a task of several agents, or of any one of several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TasksRequest {
+    /// Whose.
+    pub to: TaskTo,
+    /// The task.
+    pub task: TaskRequest,
+}
+
+/// Who is to do a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum TaskTo {
+    /// Any one agent with these labels that is idle.
+    Any(Selector),
+    /// Each of the agents that have these labels now.
+    Each(Selector),
+    /// Each of these agents.
+    Agents(Vec<AgentName>),
+}
+
+/// A piece of a task's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputPiece {
+    /// Which attempt wrote it.
+    pub attempt: u32,
+    /// Where: stdout or stderr.
+    pub channel: Channel,
+    /// How much of that was written before it, in bytes. Where this is more than what came, something is
+    /// left out.
+    pub offset: u64,
+    /// What, in base64 (standard alphabet, padded).
+    pub data: String,
+}
+
+/// What could not be delivered, keeps failing, or is of unknown fate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetters {
+    /// Tasks, latest first.
+    pub tasks: Vec<Task>,
+    /// Messages, latest first.
+    pub messages: Vec<Message>,
+}
+
+/// Asks for a message to be sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MessageRequest {
+    /// To whom.
+    pub to: MessageTo,
+    /// What is said.
+    pub post: Post,
+    /// The message's id, chosen by who asks: asking twice with one id is asking once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<MessageId>,
+}
+
+/// Whom a message is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum MessageTo {
+    /// One agent.
+    Agent(AgentName),
+    /// Each agent that has these labels now.
+    Each(Selector),
+    /// Each agent.
+    All,
 }
 
 /// The controller itself.
@@ -540,9 +618,15 @@ pub struct NewToken {
 
 /// Asks for a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TokenRequest {
     /// Who it is for.
     pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// How long it works; nothing means until it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasting: Option<Span>,
 }
 
 /// What is running.
@@ -568,10 +652,15 @@ pub struct Alive {
 pub enum ExecRequest {
     /// Run this.
     Open {
-        /// What to run.
-        run: Run,
+        /// What is to be at the other end.
+        target: StreamTarget,
         /// Whether input will come.
         stdin: bool,
+    },
+    /// The terminal has another size.
+    Resize {
+        /// The size.
+        size: TerminalSize,
     },
     /// Send a signal to the process group.
     Signal {
@@ -592,8 +681,11 @@ pub enum ExecRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum ExecEvent {
-    /// The process has begun.
-    Opened,
+    /// The other end has begun.
+    Opened {
+        /// Where the output begins, in bytes: 0 but for a terminal that is attached to again.
+        offset: u64,
+    },
     /// How much input has been taken, in bytes since the start.
     Taken {
         /// How much.

@@ -44,6 +44,9 @@ pub struct JoinToken {
 pub struct Binding {
     /// The runtime's Ed25519 public key, base64 (URL alphabet, no padding).
     pub public_key: String,
+    /// The key that takes its place at the next hello that uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key: Option<String>,
     /// The machine that it joined from.
     pub machine_id: Digest,
 }
@@ -60,8 +63,31 @@ pub struct ApiToken {
     #[serde(skip_serializing, default = "no_digest")]
     #[schemars(skip)]
     pub digest: Digest,
+    /// What it may do. One that was made before there were roles may do everything.
+    #[serde(default)]
+    pub role: Role,
     /// When it was made.
     pub created_at: Timestamp,
+    /// When it stops working; nothing means when it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What a token of the HTTP API may do. Each role may do what those before it may.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// See everything but what others wrote in a terminal.
+    Read,
+    /// Run things in agents: tasks, exec, shells, copies, forwards, messages.
+    Exec,
+    /// Change what is wanted: apply, start, stop, create, destroy, approve, pause.
+    Lifecycle,
+    /// Everything, tokens and the controller itself included.
+    #[default]
+    Admin,
 }
 
 fn no_digest() -> Digest {

@@ -77,6 +77,14 @@ uuid_type! {
     OverrideId
 }
 uuid_type! {
+    /// What the tasks that one request made for several agents have in common.
+    GroupId
+}
+uuid_type! {
+    /// The id of a terminal that outlives its stream.
+    TerminalId
+}
+uuid_type! {
     /// The id of a message on the wire.
     MessageId
 }

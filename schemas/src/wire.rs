@@ -13,8 +13,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{FileContent, ServiceEntry};
-use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
+use crate::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId, TerminalId};
+use crate::message::{MessageRefused, Post};
 use crate::names::{AgentName, FleetName, ServiceName};
+use crate::task::{Job, Report};
 use crate::units::{ByteSize, Span};
 
 /// The protocol's version. A hub speaks this one and the one before it.
@@ -111,21 +113,35 @@ pub enum FromRuntime {
     /// The configuration that the runtime now works with.
     #[serde(rename = "configured")]
     Configured(Configured),
-    /// A task has begun, or goes on from before the connection.
+    /// An attempt has begun, or was begun before the connection and is not settled: it runs, or its end
+    /// is not acknowledged. In the latter case the hub answers with `task.follow`.
     #[serde(rename = "task.started")]
     TaskStarted(TaskRef),
-    /// A task has ended. Sent again after every reconnect until acknowledged.
+    /// An attempt has ended, and all its output has been sent. Sent again in every session until
+    /// acknowledged.
     #[serde(rename = "task.ended")]
     TaskEnded(TaskEnded),
-    /// The process of a stream has begun.
+    /// A message for somebody, named by the envelope's `to`. Sent again until it is accepted or refused.
+    #[serde(rename = "message")]
+    Message(Post),
+    /// A message has arrived and is kept: the hub may forget it.
+    #[serde(rename = "message.taken")]
+    MessageTaken(MessageRef),
+    /// The other end of a stream has begun.
     #[serde(rename = "stream.opened")]
-    StreamOpened(StreamRef),
+    StreamOpened(StreamOpened),
     /// The process of a stream has ended, and all its output has been sent.
     #[serde(rename = "stream.ended")]
     StreamEnded(StreamEnded),
     /// How much of a stream's input has been taken.
     #[serde(rename = "stream.taken")]
     StreamTaken(StreamTaken),
+    /// The runtime has made itself a new key.
+    #[serde(rename = "rotated")]
+    Rotated(Rotated),
+    /// Another version of the runtime can't take this one's place.
+    #[serde(rename = "upgrade.failed")]
+    UpgradeFailed(UpgradeFailed),
 }
 
 /// What the hub says to a runtime.
@@ -147,21 +163,49 @@ pub enum FromHub {
     /// Run a task. Sent again until `task.started` or `task.ended` comes back.
     #[serde(rename = "task")]
     Task(TaskOrder),
-    /// The end of a task has been stored: the runtime may forget it.
+    /// Send the output of an attempt that was begun before this session, from where it is known, and then
+    /// its end.
+    #[serde(rename = "task.follow")]
+    TaskFollow(TaskFollow),
+    /// End an attempt: nobody wants it any more. Its end is told all the same.
+    #[serde(rename = "task.cancel")]
+    TaskCancel(TaskRef),
+    /// The end of an attempt and all its output have been stored: the runtime may forget it.
     #[serde(rename = "task.ack")]
     TaskAck(TaskRef),
-    /// Run a process whose input and output are a stream of this session.
+    /// A message from whom the envelope's `from` names. Sent again until it is taken.
+    #[serde(rename = "message")]
+    Message(Post),
+    /// A message of this runtime's is stored: the runtime may forget it.
+    #[serde(rename = "message.accepted")]
+    MessageAccepted(MessageRef),
+    /// A message of this runtime's goes nowhere, and why: the runtime may forget it.
+    #[serde(rename = "message.refused")]
+    MessageRefused(MessageRefused),
+    /// Begin the other end of a stream of this session.
     #[serde(rename = "stream.open")]
     StreamOpen(StreamOpen),
+    /// The terminal of a stream has another size.
+    #[serde(rename = "stream.resize")]
+    StreamResize(StreamResize),
     /// Send a signal to the process of a stream.
     #[serde(rename = "stream.signal")]
     StreamSignal(StreamSignal),
-    /// Nobody listens any more: end the process of a stream.
+    /// Nobody listens any more: end what serves a stream. A terminal that is kept goes on without one.
     #[serde(rename = "stream.close")]
     StreamClose(StreamRef),
     /// How much of a stream's output has been taken.
     #[serde(rename = "stream.taken")]
     StreamTaken(StreamTaken),
+    /// Make yourself a new key, and prove that you hold it.
+    #[serde(rename = "rotate")]
+    Rotate(Challenge),
+    /// The new key is stored: the next hello uses it, and the old one is void then.
+    #[serde(rename = "rotate.ack")]
+    RotateAck(RotateAck),
+    /// Another version of the runtime is to take this one's place.
+    #[serde(rename = "upgrade")]
+    Upgrade(Upgrade),
 }
 
 /// The first message of a connection.
@@ -396,8 +440,11 @@ pub struct HealthReport {
     pub runtime_memory: ByteSize,
     /// Tasks that are running.
     pub tasks: u32,
-    /// Processes of open streams.
+    /// Open streams.
     pub streams: u32,
+    /// Terminals that are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terminals: Vec<TerminalReport>,
     /// Each service of the configuration. A report is sent at once when one of them changes its state.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<ServiceName, ServiceReport>,
@@ -463,7 +510,7 @@ pub struct TaskRef {
 }
 
 /// What to run, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// The program and its arguments.
     pub argv: Vec<String>,
@@ -473,24 +520,41 @@ pub struct Run {
     /// The folder, absolute or below the work folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// The user that it runs as; nothing means the runtime's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
-/// Run a task.
+/// Do a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskOrder {
     /// Which attempt of which task.
     #[serde(flatten)]
     pub task: TaskRef,
-    /// The stream on which its output is sent.
+    /// The stream on which its output is sent, from its beginning.
     pub stream: u32,
-    /// What to run.
-    pub run: Run,
+    /// What to do.
+    pub job: Job,
     /// How long it may run, in milliseconds.
     pub timeout_ms: u64,
 }
 
-/// A task has ended.
+/// Send the output of an attempt from where it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskFollow {
+    /// Which attempt of which task.
+    #[serde(flatten)]
+    pub task: TaskRef,
+    /// The stream on which to send it; nothing when nobody wants it, and only the end is to be told.
+    pub stream: Option<u32>,
+    /// How much of stdout is known, in bytes from the beginning.
+    pub stdout: u64,
+    /// How much of stderr is known, in bytes from the beginning.
+    pub stderr: u64,
+}
+
+/// An attempt has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskEnded {
     /// Which attempt of which task.
@@ -498,9 +562,8 @@ pub struct TaskEnded {
     pub task: TaskRef,
     /// How it ended.
     pub outcome: TaskOutcome,
-    /// The last of what it wrote, stdout and stderr as they came, at most 64 KiB, with bytes that are
-    /// not UTF-8 replaced.
-    pub output: String,
+    /// What it left behind.
+    pub report: Report,
 }
 
 /// How a task ended.
@@ -524,6 +587,16 @@ pub enum TaskOutcome {
         /// Why.
         reason: String,
     },
+    /// It was begun and could not be done: work without a process of its own, or what had to come of it is
+    /// missing.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Somebody cancelled it. What had begun was ended.
+    Canceled,
+    /// Its deadline came before it was begun.
+    Expired,
     /// It had started, and its end was not seen: the runtime or the machine went down meanwhile.
     Interrupted,
 }
@@ -544,6 +617,9 @@ impl fmt::Display for TaskOutcome {
             Self::Signaled { signal } => write!(f, "was ended by signal {signal}"),
             Self::TimedOut => f.write_str("ran longer than it may"),
             Self::NotStarted { reason } => write!(f, "could not be started: {reason}"),
+            Self::Failed { reason } => write!(f, "failed: {reason}"),
+            Self::Canceled => f.write_str("was cancelled"),
+            Self::Expired => f.write_str("was not begun before its deadline"),
             Self::Interrupted => f.write_str("was interrupted, and may have done its work or not"),
         }
     }
@@ -556,15 +632,176 @@ pub struct StreamRef {
     pub stream: u32,
 }
 
-/// Run a process on a stream.
+/// Begin the other end of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamOpen {
     /// The stream's number.
     pub stream: u32,
-    /// What to run.
-    pub run: Run,
-    /// Whether input will come. Without, the process reads an empty input.
+    /// What is at the other end.
+    pub target: StreamTarget,
+    /// Whether input will come. Without, a process reads an empty input.
     pub stdin: bool,
+}
+
+/// What can be at the other end of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", tag = "kind", rename_all_fields = "camelCase")]
+pub enum StreamTarget {
+    /// A process with pipes. It ends with the stream.
+    Run {
+        /// What to run.
+        run: Run,
+    },
+    /// A process with a terminal. All its output is stdout.
+    Terminal {
+        /// What to run; an empty `argv` means the user's own shell.
+        run: Run,
+        /// The terminal's size.
+        size: TerminalSize,
+        /// Under this id the terminal outlives the stream and the session, and can be attached to again.
+        /// Nothing means that it ends with the stream.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<TerminalId>,
+    },
+    /// A terminal that is kept. Whoever was attached to it is detached.
+    Attach {
+        /// The terminal.
+        terminal: TerminalId,
+        /// How much of its output is known, in bytes from its beginning. What came after that is sent again,
+        /// as far as it is kept: at least the last 256 KiB.
+        offset: u64,
+        /// The size that it is to have now.
+        size: TerminalSize,
+    },
+    /// A tar archive to unpack: it comes on stdin.
+    Upload {
+        /// Where to put the archive's one top-level entry: the path that it is to have.
+        path: String,
+    },
+    /// A tar archive with one top-level entry, that is the file or folder: it goes out on stdout.
+    Download {
+        /// The file or folder.
+        path: String,
+    },
+    /// A TCP connection that the runtime makes: stdin goes to it, stdout comes from it.
+    Connect {
+        /// The host, as the machine sees it: most often `127.0.0.1`.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TerminalSize {
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+impl Default for TerminalSize {
+    /// 80 columns and 24 rows, as terminals had.
+    fn default() -> Self {
+        Self { cols: 80, rows: 24 }
+    }
+}
+
+/// The other end of a stream has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamOpened {
+    /// The stream's number.
+    pub stream: u32,
+    /// Where its output begins, in bytes: 0 but for a terminal that is attached to again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub offset: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The terminal of a stream has another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamResize {
+    /// The stream's number.
+    pub stream: u32,
+    /// The size.
+    pub size: TerminalSize,
+}
+
+/// A terminal that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TerminalReport {
+    /// The terminal.
+    pub terminal: TerminalId,
+    /// What was run in it.
+    pub argv: Vec<String>,
+    /// When it was opened, in milliseconds since 1970.
+    pub opened_at: i64,
+    /// Whether somebody is attached to it.
+    pub attached: bool,
+}
+
+/// One message between programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MessageRef {
+    /// The message: the `id` of the envelope that it came in.
+    pub message: MessageId,
+}
+
+/// The runtime has made itself a new key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotated {
+    /// The new Ed25519 public key, base64 (URL alphabet, no padding).
+    pub public_key: String,
+    /// The new key's signature over [`rotation_bytes`], base64 (URL alphabet, no padding).
+    pub signature: String,
+}
+
+/// The new key is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RotateAck {
+    /// The new public key.
+    pub public_key: String,
+}
+
+/// What a new key has to sign: it is held by this runtime, and was made for this challenge.
+#[must_use]
+pub fn rotation_bytes(challenge: &Challenge, agent: &AgentName, incarnation: Incarnation, public_key: &str) -> Vec<u8> {
+    let incarnation = incarnation.to_string();
+    ["vm-agent rotate v1", challenge.challenge.as_str(), agent.as_str(), &incarnation, public_key].join("\n").into_bytes()
+}
+
+/// Another version of the runtime is to take this one's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Upgrade {
+    /// The version.
+    pub version: String,
+    /// The program's size, in bytes.
+    pub size: ByteSize,
+    /// The SHA-256 of the program.
+    pub sha256: Digest,
+    /// The stream on whose stdin the program comes.
+    pub stream: u32,
+}
+
+/// Another version of the runtime can't take this one's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UpgradeFailed {
+    /// The version.
+    pub version: String,
+    /// The SHA-256 of the program.
+    pub sha256: Digest,
+    /// Why, in a sentence.
+    pub reason: String,
 }
 
 /// Send a signal to the process group of a stream.

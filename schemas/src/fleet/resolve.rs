@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::diagnostic::{FINDINGS_MAX, Finding, nearest};
 use super::file::{
-    AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
+    AgentEntry, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
     TaskEntry,
 };
 use super::keys::{
@@ -19,11 +19,8 @@ use super::keys::{
 };
 use crate::ids::Digest;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
+use crate::task::{Job, TIMEOUT, Terms, Work};
 use crate::units::{ByteSize, Span};
-
-/// How long a task may run unless it says otherwise: long enough for a build, short enough that a
-/// hung one is noticed the same day.
-const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
 /// Most bytes that an agent's environment, labels, files and services may have together. They travel to its runtime in
 /// one message, whose limit is [`crate::wire::TEXT_MAX`].
@@ -111,16 +108,12 @@ pub struct AgentSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSpec {
-    /// What to run.
-    pub exec: CommandLine,
+    /// What is to be done.
+    pub job: Job,
+    /// On which terms.
+    pub terms: Terms,
     /// When it runs.
     pub when: TaskWhen,
-    /// Environment for this task alone.
-    pub env: BTreeMap<String, String>,
-    /// The folder that it runs in; nothing means the agent's work folder.
-    pub cwd: Option<String>,
-    /// How long it may run.
-    pub timeout: Span,
 }
 
 impl TaskSpec {
@@ -443,11 +436,13 @@ fn merge<K: Ord + Clone, V, W>(into: &mut BTreeMap<K, W>, from: &BTreeMap<K, V>,
 
 fn whole_task(entry: &TaskEntry) -> TaskSpec {
     TaskSpec {
-        exec: entry.exec.clone(),
+        job: Job {
+            env: entry.env.clone(),
+            cwd: entry.cwd.clone(),
+            ..Job::new(Work::Exec { argv: entry.exec.argv() })
+        },
+        terms: Terms { timeout: entry.timeout.unwrap_or(TIMEOUT), ..Terms::default() },
         when: entry.when.clone(),
-        env: entry.env.clone(),
-        cwd: entry.cwd.clone(),
-        timeout: entry.timeout.unwrap_or(TASK_TIMEOUT),
     }
 }
 
@@ -466,10 +461,10 @@ fn check_agent(spec: &AgentSpec, path: &[String], findings: &mut Vec<Finding>) {
     check_variables(&["env"], spec.env.keys(), &mut find);
     check_variables(&["secrets"], spec.secrets.keys(), &mut find);
     for (name, task) in &spec.tasks {
-        if task.exec.is_empty() {
+        if matches!(&task.job.work, Work::Exec { argv } if argv.first().is_none_or(String::is_empty)) {
             find(&["tasks", name.as_str(), "exec"], "there is nothing to run".into());
         }
-        check_variables(&["tasks", name.as_str(), "env"], task.env.keys(), &mut find);
+        check_variables(&["tasks", name.as_str(), "env"], task.job.env.keys(), &mut find);
     }
     for (name, service) in &spec.services {
         if service.exec.is_empty() {
