@@ -46,6 +46,7 @@ impl Health {
             runtime_memory: ByteSize::from_bytes(self.own_memory()),
             tasks,
             streams,
+            terminals: Vec::new(),
             services,
         }
     }

@@ -143,10 +143,10 @@ pub(crate) async fn write_out(mut sink: impl Sink<Message> + Unpin, mut queued: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_agent_schemas::wire::{Channel, StreamRef};
+    use vm_agent_schemas::wire::{Channel, StreamOpened};
 
     fn opened() -> FromRuntime {
-        FromRuntime::StreamOpened(StreamRef { stream: 1 })
+        FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 })
     }
 
     fn frame() -> Frame {

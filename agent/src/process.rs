@@ -287,7 +287,7 @@ mod tests {
 
     fn shell(line: &str) -> Run {
         let argv = ["sh", "-c", line].map(str::to_owned).to_vec();
-        Run { argv, env: BTreeMap::from([("SHARED".to_owned(), "run".to_owned())]), cwd: None }
+        Run { argv, env: BTreeMap::from([("SHARED".to_owned(), "run".to_owned())]), ..Run::default() }
     }
 
     async fn output(process: &mut Process) -> String {
@@ -312,7 +312,7 @@ mod tests {
         let surroundings = surroundings(place.path());
         let run = |argv: &[&str], cwd: Option<&str>| {
             let argv = argv.iter().map(|&text| text.to_owned()).collect();
-            let run = Run { argv, env: BTreeMap::new(), cwd: cwd.map(str::to_owned) };
+            let run = Run { argv, cwd: cwd.map(str::to_owned), ..Run::default() };
             surroundings.spawn(&run, false).unwrap_err().to_string()
         };
         assert_eq!(run(&[], None), "there is nothing to run: argv is empty");

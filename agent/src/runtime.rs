@@ -329,6 +329,15 @@ impl Runtime {
                     session.streams.taken(taken);
                 }
             }
+            FromHub::TaskFollow(_)
+            | FromHub::TaskCancel(_)
+            | FromHub::StreamResize(_)
+            | FromHub::Message(_)
+            | FromHub::MessageAccepted(_)
+            | FromHub::MessageRefused(_)
+            | FromHub::Rotate(_)
+            | FromHub::RotateAck(_)
+            | FromHub::Upgrade(_) => tracing::warn!("the hub asked for what this runtime does not know; ignored"),
             FromHub::Refused(refused) => return Err(SessionEnd::Refused(refused)),
             FromHub::Challenge(_) | FromHub::Welcome(_) => {
                 tracing::warn!("the hub spoke of the handshake after its end; ignored");

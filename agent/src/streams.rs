@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::wire::{
-    Channel, DATA_MAX, Frame, FromRuntime, Signal, StreamEnded, StreamOpen, StreamRef, StreamTaken, TaskOutcome,
+    Channel, DATA_MAX, Frame, FromRuntime, Signal, StreamEnded, StreamOpen, StreamOpened, StreamTaken, StreamTarget,
+    TaskOutcome,
 };
 
 use crate::outgoing::{Gone, Outgoing};
@@ -68,14 +69,18 @@ impl Streams {
         tracker: &TaskTracker,
     ) {
         let number = order.stream;
-        let process = match surroundings.spawn(&order.run, order.stdin) {
-            Ok(process) => process,
-            Err(error) => {
-                let outcome = TaskOutcome::NotStarted { reason: error.to_string() };
-                return outgoing.say(FromRuntime::StreamEnded(StreamEnded { stream: number, outcome }));
-            }
+        let refuse = |reason| {
+            let outcome = TaskOutcome::NotStarted { reason };
+            outgoing.say(FromRuntime::StreamEnded(StreamEnded { stream: number, outcome }));
         };
-        outgoing.say(FromRuntime::StreamOpened(StreamRef { stream: number }));
+        let StreamTarget::Run { run } = &order.target else {
+            return refuse("this runtime serves streams of processes with pipes only".to_owned());
+        };
+        let process = match surroundings.spawn(run, order.stdin) {
+            Ok(process) => process,
+            Err(error) => return refuse(error.to_string()),
+        };
+        outgoing.say(FromRuntime::StreamOpened(StreamOpened { stream: number, offset: 0 }));
         let (stream, served) = connect(number, process, outgoing);
         tracker.spawn(served);
         // Streams that have ended are forgotten when the next one opens.

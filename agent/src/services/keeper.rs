@@ -233,7 +233,7 @@ impl Keeper {
     fn run_of(&self, exec: &CommandLine) -> Run {
         let mut env: BTreeMap<String, String> = self.entry.env.clone();
         env.insert(SERVICE_VARIABLE.to_owned(), self.mark.clone());
-        Run { argv: exec.argv(), env, cwd: self.entry.cwd.clone() }
+        Run { argv: exec.argv(), env, cwd: self.entry.cwd.clone(), user: None }
     }
 
     /// Changes the status, and wakes whoever reports it when what it shows is another.

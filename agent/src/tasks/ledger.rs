@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::task::Report;
 use vm_agent_schemas::wire::{FromRuntime, TaskEnded, TaskOutcome, TaskRef};
 
 /// How many acknowledged tasks are remembered. An order can come again after its end was acknowledged
@@ -70,7 +71,7 @@ impl Ledger {
             let record = match record {
                 Record::Started(task) => {
                     let outcome = TaskOutcome::Interrupted;
-                    let record = Record::Ended(TaskEnded { task, outcome, output: String::new() });
+                    let record = Record::Ended(TaskEnded { task, outcome, report: Report::default() });
                     interrupted.push(record.clone());
                     record
                 }
@@ -89,15 +90,15 @@ impl Ledger {
     /// What an order leads to.
     pub(crate) fn answer(&self, order: TaskRef) -> Answer {
         let Some(record) = self.records.get(&order.task) else { return Answer::Run };
-        let ended = |outcome, output| Answer::Ended(TaskEnded { task: order, outcome, output });
+        let ended = |outcome| Answer::Ended(TaskEnded { task: order, outcome, report: Report::default() });
         match (order.attempt.cmp(&record.task().attempt), record) {
             (std::cmp::Ordering::Less, _) => Answer::Stale,
             (std::cmp::Ordering::Equal, Record::Started(_)) => Answer::Running,
             (std::cmp::Ordering::Equal, Record::Ended(end)) => Answer::Ended(end.clone()),
-            (std::cmp::Ordering::Equal, Record::Acknowledged { outcome, .. }) => ended(outcome.clone(), String::new()),
+            (std::cmp::Ordering::Equal, Record::Acknowledged { outcome, .. }) => ended(outcome.clone()),
             (std::cmp::Ordering::Greater, Record::Started(running)) => {
                 let reason = format!("attempt {} of this task is still running", running.attempt);
-                ended(TaskOutcome::NotStarted { reason }, String::new())
+                ended(TaskOutcome::NotStarted { reason })
             }
             // Whoever orders the next attempt knows how the last one ended.
             (std::cmp::Ordering::Greater, Record::Ended(_) | Record::Acknowledged { .. }) => Answer::Run,
@@ -144,7 +145,7 @@ mod tests {
     }
 
     fn ended(task: TaskRef, outcome: TaskOutcome) -> TaskEnded {
-        TaskEnded { task, outcome, output: "said".to_owned() }
+        TaskEnded { task, outcome, report: Report { stdout: 4, ..Report::default() } }
     }
 
     fn ledger(record: Record) -> Ledger {
@@ -162,7 +163,7 @@ mod tests {
         let end = ended(attempt(1), DONE);
         assert_eq!(ledger(Record::Ended(end.clone())).answer(attempt(1)), Answer::Ended(end));
         let settled = Record::Acknowledged { task: attempt(1), outcome: DONE };
-        let silent = TaskEnded { task: attempt(1), outcome: DONE, output: String::new() };
+        let silent = TaskEnded { task: attempt(1), outcome: DONE, report: Report::default() };
         assert_eq!(ledger(settled).answer(attempt(1)), Answer::Ended(silent));
     }
 

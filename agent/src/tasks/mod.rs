@@ -18,7 +18,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::TaskId;
-use vm_agent_schemas::wire::{Channel, DATA_MAX, FromRuntime, StreamTaken, TaskEnded, TaskOrder, TaskOutcome, TaskRef};
+use vm_agent_schemas::task::{Report, Work};
+use vm_agent_schemas::wire::{
+    Channel, DATA_MAX, FromRuntime, Run, StreamTaken, TaskEnded, TaskOrder, TaskOutcome, TaskRef,
+};
 
 use crate::folder::FolderError;
 use crate::outgoing::Outgoing;
@@ -158,14 +161,19 @@ impl Tasks {
     fn start(&mut self, order: &TaskOrder, surroundings: &Surroundings, outgoing: &Outgoing, tracker: &TaskTracker) {
         let task = order.task;
         let not_started =
-            |reason| TaskEnded { task, outcome: TaskOutcome::NotStarted { reason }, output: String::new() };
+            |reason| TaskEnded { task, outcome: TaskOutcome::NotStarted { reason }, report: Report::default() };
         if let Err(error) = self.journal.write(&Record::Started(task)) {
             // Without its mark in the journal it might run twice, so it does not run at all.
             let ended = not_started(crate::chain(&error));
             return self.end(ended, Some(outgoing));
         }
         self.ledger.put(Record::Started(task));
-        let mut what = order.run.clone();
+        let Work::Exec { argv } = &order.job.work else {
+            let reason = format!("this runtime can't do work of the type `{}`", order.job.work.kind());
+            return self.end(not_started(reason), Some(outgoing));
+        };
+        let (env, cwd) = (order.job.env.clone(), order.job.cwd.clone());
+        let mut what = Run { argv: argv.clone(), env, cwd, user: None };
         what.env.insert(TASK_VARIABLE.to_owned(), task.task.to_string());
         match surroundings.spawn(&what, false) {
             Ok(process) => {
@@ -222,9 +230,9 @@ async fn run(
     let stderr = collect(Channel::Stderr, Drain::new(stderr, ended.clone()), &output);
     let (outcome, (), ()) = tokio::join!(ending, stdout, stderr);
     if let Some(outcome) = outcome {
-        let output = lock(&output).text();
+        let report = Report::default();
         // The receiver lives as long as the runtime.
-        let _ = ends.send(TaskEnded { task, outcome, output });
+        let _ = ends.send(TaskEnded { task, outcome, report });
     }
 }
 

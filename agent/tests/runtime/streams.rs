@@ -3,8 +3,8 @@
 use crate::support::{Followed, Heard, Hub, Runtime, Session, until};
 use bytes::Bytes;
 use vm_agent_schemas::wire::{
-    Channel, DATA_MAX, Frame, FromHub, FromRuntime, Run, Signal, StreamOpen, StreamRef, StreamSignal, TaskOutcome,
-    WINDOW,
+    Channel, DATA_MAX, Frame, FromHub, FromRuntime, Run, Signal, StreamOpen, StreamOpened, StreamRef, StreamSignal,
+    StreamTarget, TaskOutcome, WINDOW,
 };
 
 struct Scene {
@@ -27,7 +27,7 @@ async fn opened(session: &mut Session, stream: u32) {
         FromRuntime::StreamOpened(opened) => Some(opened),
         _ => None,
     });
-    assert_eq!(opened.await, StreamRef { stream });
+    assert_eq!(opened.await, StreamOpened { stream, offset: 0 });
 }
 
 #[tokio::test]
@@ -44,8 +44,9 @@ async fn output_and_exit_code_arrive_on_their_channels() {
 #[tokio::test]
 async fn a_program_that_does_not_exist_is_named() {
     let mut scene = scene().await;
-    let run = Run { argv: vec!["no-such-program".to_owned()], env: [].into(), cwd: None };
-    scene.session.say(FromHub::StreamOpen(StreamOpen { stream: 1, run, stdin: false })).await;
+    let run = Run { argv: vec!["no-such-program".to_owned()], ..Run::default() };
+    let target = StreamTarget::Run { run };
+    scene.session.say(FromHub::StreamOpen(StreamOpen { stream: 1, target, stdin: false })).await;
     let outcome = scene.session.follow(1).await.outcome;
     assert_eq!(outcome, TaskOutcome::NotStarted { reason: "there is no program `no-such-program`".to_owned() });
 }

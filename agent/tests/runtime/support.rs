@@ -18,9 +18,10 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Nonce, Secret, SessionId, TaskId};
 use vm_agent_schemas::layout::SEED_FILE;
+use vm_agent_schemas::task::Job;
 use vm_agent_schemas::wire::{
     Address, Challenge, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, Hello, Run, Seed, StreamOpen,
-    TaskOrder, TaskRef, Welcome,
+    StreamTarget, TaskOrder, TaskRef, Welcome,
 };
 
 /// Longer than anything here takes, even on a busy machine.
@@ -192,7 +193,8 @@ impl Session {
     }
 
     pub(crate) async fn open(&mut self, stream: u32, line: &str, stdin: bool) {
-        self.say(FromHub::StreamOpen(StreamOpen { stream, run: shell(line), stdin })).await;
+        self.say(FromHub::StreamOpen(StreamOpen { stream, target: StreamTarget::Run { run: shell(line) }, stdin }))
+            .await;
     }
 
     /// What a stream's process writes until it has ended, taken at once, and how it ended. Checks that
@@ -239,12 +241,12 @@ pub(crate) struct Followed {
 }
 
 pub(crate) fn shell(line: &str) -> Run {
-    Run { argv: ["sh", "-c", line].map(str::to_owned).to_vec(), env: BTreeMap::new(), cwd: None }
+    Run { argv: ["sh", "-c", line].map(str::to_owned).to_vec(), ..Run::default() }
 }
 
 pub(crate) fn order(line: &str, stream: u32) -> TaskOrder {
     let task = TaskRef { task: TaskId::generate(), attempt: 1 };
-    TaskOrder { task, stream, run: shell(line), timeout_ms: 60_000 }
+    TaskOrder { task, stream, job: Job::exec(["sh", "-c", line]), timeout_ms: 60_000 }
 }
 
 /// A runtime as a process of its own; it ends with this value, and so does what it started.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::support::{Heard, Hub, Runtime, Session, order, until};
+use vm_agent_schemas::task::Job;
 use vm_agent_schemas::wire::{FromHub, FromRuntime, TaskEnded, TaskOrder, TaskOutcome};
 
 async fn ended(session: &mut Session) -> TaskEnded {
@@ -37,7 +38,6 @@ async fn a_task_ordered_twice_runs_once() {
     fs::write(place.path().join("work/go"), "").unwrap();
     let first = ended(&mut session).await;
     assert_eq!(first.outcome, TaskOutcome::Exited { code: 0 });
-    assert_eq!(first.output, "said\n");
     session.say(FromHub::Task(order.clone())).await;
     assert_eq!(ended(&mut session).await, first);
     session.say(FromHub::TaskAck(order.task)).await;
@@ -83,8 +83,6 @@ async fn a_task_does_not_wait_for_a_hub_that_takes_nothing() {
     session.say(FromHub::Task(order("seq 1 1000000", 1))).await;
     let ended = ended(&mut session).await;
     assert_eq!(ended.outcome, TaskOutcome::Exited { code: 0 });
-    assert_eq!(ended.output.len(), 64 * 1024);
-    assert!(ended.output.ends_with("\n999999\n1000000\n"));
 }
 
 #[tokio::test]
@@ -107,7 +105,7 @@ async fn a_task_whose_program_is_missing_ends_with_the_reason() {
     let _runtime = Runtime::start(place.path(), &seed);
     let (mut session, _) = hub.session().await;
     let mut order = order("", 1);
-    order.run.argv = vec!["no-such-program".to_owned()];
+    order.job = Job::exec(["no-such-program"]);
     session.say(FromHub::Task(order)).await;
     let reason = "there is no program `no-such-program`".to_owned();
     assert_eq!(ended(&mut session).await.outcome, TaskOutcome::NotStarted { reason });
@@ -149,7 +147,7 @@ async fn an_end_is_told_after_each_reconnect_and_restart_until_it_is_acknowledge
     // It ends while nobody is there.
     fs::write(place.path().join("work/go"), "").unwrap();
     let journal = place.path().join(format!("tasks/{}.json", order.task.task));
-    until("the end in the journal", || fs::read_to_string(&journal).is_ok_and(|text| text.contains("late"))).await;
+    until("the end in the journal", || fs::read_to_string(&journal).is_ok_and(|text| text.contains("ended"))).await;
     let (mut session, _) = hub.session().await;
     let first = ended(&mut session).await;
     assert_eq!((first.task, &first.outcome), (order.task, &TaskOutcome::Exited { code: 3 }));
@@ -161,7 +159,7 @@ async fn an_end_is_told_after_each_reconnect_and_restart_until_it_is_acknowledge
     let (mut session, _) = hub.session().await;
     assert_eq!(ended(&mut session).await, first);
     session.say(FromHub::TaskAck(order.task)).await;
-    until("the journal to be settled", || !fs::read_to_string(&journal).unwrap().contains("late")).await;
+    until("the journal to be settled", || !fs::read_to_string(&journal).unwrap().contains("ended")).await;
     drop(session);
     let (mut session, _) = hub.session().await;
     // A stream's end comes behind whatever a session begins with.
