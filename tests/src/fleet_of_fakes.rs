@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use jiff::Timestamp;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -23,11 +24,12 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::ids::{Boot, Digest, Nonce};
 use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName};
+use vm_agent_schemas::task::{Job, Report};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
     Address, ChallengeProof, Channel, Configuration, Configured, Envelope, Frame, FromHub, FromRuntime, HUB_PATH,
-    HealthReport, Hello, PROTOCOL, Run, Seed, ServiceReport, StreamEnded, StreamOpen, StreamRef, TaskEnded, TaskOrder,
-    TaskOutcome, TaskRef, Welcome,
+    HealthReport, Hello, PROTOCOL, Seed, ServiceReport, StreamEnded, StreamOpen, StreamOpened, StreamRef, StreamTarget,
+    TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef, Welcome,
 };
 
 /// The pause before another attempt to connect. Short: a test waits for it.
@@ -162,6 +164,7 @@ pub fn health() -> HealthReport {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
+        terminals: Vec::new(),
         services: BTreeMap::new(),
     }
 }
@@ -180,9 +183,22 @@ pub struct Inside {
     /// What it works with: kept while it runs, and not on its disk.
     pub configuration: Option<Configuration>,
     /// The tasks that it began, each with what it worked with then.
-    pub began: Vec<(Run, Option<Configuration>)>,
-    /// What it knows of tasks: how they ended, or that they have not.
-    journal: BTreeMap<TaskRef, Option<TaskOutcome>>,
+    pub began: Vec<(Job, Option<Configuration>)>,
+    /// What it knows of attempts.
+    journal: BTreeMap<TaskRef, Entry>,
+}
+
+/// What a runtime knows of an attempt.
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// How it ended; nothing while it has not.
+    end: Option<TaskOutcome>,
+    /// The stream of its output in the present session, once the hub has said which.
+    stream: Option<Option<u32>>,
+    /// Whether its end was told in the present session.
+    told: bool,
+    /// Whether the hub has stored its end.
+    settled: bool,
 }
 
 impl Inside {
@@ -194,34 +210,61 @@ impl Inside {
     /// Another start of the program: what it kept in memory is gone, and what ran has been cut off.
     fn starts_anew(&mut self) {
         self.configuration = None;
-        self.journal.values_mut().for_each(|end| *end = end.take().or(Some(TaskOutcome::Interrupted)));
+        self.journal.values_mut().for_each(|entry| entry.end = entry.end.take().or(Some(TaskOutcome::Interrupted)));
     }
 
-    /// What there is to say of a task that was ordered: it begins, unless it is known.
+    /// What a new session has to be told: every attempt that is not settled.
+    fn unsettled(&mut self) -> Vec<FromRuntime> {
+        let open = self.journal.iter_mut().filter(|(_, entry)| !entry.settled);
+        open.map(|(task, entry)| {
+            (entry.stream, entry.told) = (None, false);
+            FromRuntime::TaskStarted(*task)
+        })
+        .collect()
+    }
+
+    /// An attempt was ordered: it begins, unless it is known.
     fn order(&mut self, order: TaskOrder) -> FromRuntime {
-        let TaskOrder { task, run, .. } = order;
-        if let Some(Some(outcome)) = self.journal.get(&task) {
-            return ended(task, outcome.clone());
+        let TaskOrder { task, job, stream, .. } = order;
+        if !self.journal.contains_key(&task) {
+            self.began.push((job, self.configuration.clone()));
         }
-        if self.journal.insert(task, None).is_none() {
-            self.began.push((run, self.configuration.clone()));
-        }
+        self.follow(task, Some(stream));
         FromRuntime::TaskStarted(task)
     }
 
-    /// The tasks that end now.
-    fn finish(&mut self) -> Vec<FromRuntime> {
-        if self.holds {
-            return Vec::new();
-        }
-        let outcome = TaskOutcome::Exited { code: self.code };
-        let open = self.journal.iter_mut().filter(|(_, end)| end.is_none());
-        open.map(|(task, end)| ended(*task, end.insert(outcome.clone()).clone())).collect()
+    /// The hub has said on which stream it follows an attempt.
+    fn follow(&mut self, task: TaskRef, stream: Option<u32>) {
+        let entry = self.journal.entry(task).or_default();
+        (entry.stream, entry.told) = (Some(stream), false);
     }
-}
 
-fn ended(task: TaskRef, outcome: TaskOutcome) -> FromRuntime {
-    FromRuntime::TaskEnded(TaskEnded { task, outcome, output: String::new() })
+    /// The hub has stored the end of an attempt.
+    fn settle(&mut self, task: TaskRef) {
+        if let Some(entry) = self.journal.get_mut(&task) {
+            entry.settled = true;
+        }
+    }
+
+    /// The hub wants an attempt no more.
+    fn cancel(&mut self, task: TaskRef) {
+        if let Some(entry) = self.journal.get_mut(&task) {
+            entry.end.get_or_insert(TaskOutcome::Canceled);
+        }
+    }
+
+    /// The attempts whose end is to be told now, each with the stream of its output.
+    fn finish(&mut self) -> Vec<(TaskEnded, Option<u32>)> {
+        let (holds, code) = (self.holds, self.code);
+        let over = self.journal.iter_mut().filter(|(_, entry)| !entry.told && (!holds || entry.end.is_some()));
+        over.filter_map(|(task, entry)| {
+            let stream = entry.stream?;
+            let outcome = entry.end.get_or_insert(TaskOutcome::Exited { code }).clone();
+            entry.told = true;
+            Some((TaskEnded { task: *task, outcome, report: Report::default() }, stream))
+        })
+        .collect()
+    }
 }
 
 /// The runtimes in a fake's machines.
@@ -360,6 +403,9 @@ impl Session<'_> {
             self.change(|inside| inside.configuration = Some(configuration));
         }
         self.tell().await;
+        for word in self.change(Inside::unsettled) {
+            self.peer.say(word).await;
+        }
         loop {
             tokio::select! {
                 _ = heartbeats.tick() => self.report().await,
@@ -368,7 +414,7 @@ impl Session<'_> {
                     let ends = self.change(Inside::finish);
                     self.report().await;
                     self.tell().await;
-                    self.say(ends).await;
+                    self.end(ends).await;
                     if !changes.borrow_and_update().holds {
                         for open in held.drain(..) {
                             self.echo(open).await;
@@ -379,7 +425,7 @@ impl Session<'_> {
                     None => return,
                     Some(FromHub::StreamOpen(open)) => {
                         let stream = open.stream;
-                        self.peer.say(FromRuntime::StreamOpened(StreamRef { stream })).await;
+                        self.peer.say(FromRuntime::StreamOpened(StreamOpened { stream, offset: 0 })).await;
                         if changes.borrow().holds { held.push(open) } else { self.echo(open).await }
                     }
                     Some(FromHub::StreamClose(StreamRef { stream })) => held.retain(|open| open.stream != stream),
@@ -409,9 +455,14 @@ impl Session<'_> {
         self.peer.say(FromRuntime::Health(HealthReport { services, ..health() })).await;
     }
 
-    async fn say(&mut self, messages: Vec<FromRuntime>) {
-        for message in messages {
-            self.peer.say(message).await;
+    /// Tells how attempts ended, each after its output, of which there is none.
+    async fn end(&mut self, ends: Vec<(TaskEnded, Option<u32>)>) {
+        for (ended, stream) in ends {
+            for channel in [Channel::Stdout, Channel::Stderr].into_iter().filter(|_| stream.is_some()) {
+                let stream = stream.unwrap_or_default();
+                self.peer.send(&Frame { stream, channel, offset: 0, end: true, data: Bytes::new() }).await;
+            }
+            self.peer.say(FromRuntime::TaskEnded(ended)).await;
         }
     }
 
@@ -424,8 +475,23 @@ impl Session<'_> {
             FromHub::Task(order) => {
                 let (began, ends) = self.change(|inside| (inside.order(order), inside.finish()));
                 self.peer.say(began).await;
-                self.say(ends).await;
+                self.end(ends).await;
             }
+            FromHub::TaskFollow(TaskFollow { task, stream, .. }) => {
+                let ends = self.change(|inside| {
+                    inside.follow(task, stream);
+                    inside.finish()
+                });
+                self.end(ends).await;
+            }
+            FromHub::TaskCancel(task) => {
+                let ends = self.change(|inside| {
+                    inside.cancel(task);
+                    inside.finish()
+                });
+                self.end(ends).await;
+            }
+            FromHub::TaskAck(task) => self.change(|inside| inside.settle(task)),
             _ => {}
         }
     }
@@ -433,7 +499,13 @@ impl Session<'_> {
     /// A process that says what it was called with.
     async fn echo(&mut self, open: StreamOpen) {
         let stream = open.stream;
-        let said = open.run.argv.join(" ");
+        let said = match open.target {
+            StreamTarget::Run { run } | StreamTarget::Terminal { run, .. } => run.argv.join(" "),
+            StreamTarget::Attach { .. }
+            | StreamTarget::Upload { .. }
+            | StreamTarget::Download { .. }
+            | StreamTarget::Connect { .. } => String::new(),
+        };
         for (channel, data) in [(Channel::Stdout, said), (Channel::Stderr, String::new())] {
             self.peer.send(&Frame { stream, channel, offset: 0, end: true, data: data.into() }).await;
         }

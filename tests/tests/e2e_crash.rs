@@ -178,7 +178,7 @@ fn a_task_survives_the_controller_that_accepted_it() {
         tasks.items.into_iter().find(|task| task.outcome().is_some())
     });
     assert_eq!(task.outcome(), Some(&TaskOutcome::Exited { code: 0 }));
-    assert_eq!(task.output, "done\n");
+    assert_eq!(fleet.ok(&["task", "output", &task.id.to_string()]), "done\n");
     assert_eq!(std::fs::read_to_string(&runs).unwrap(), "run\n");
     fleet.finish();
 }

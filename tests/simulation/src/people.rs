@@ -17,8 +17,8 @@ use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::ApprovalRequest;
+use vm_agent_schemas::task::{self, Job};
 use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::Run;
 
 use crate::clock::{MINUTE, SECOND};
 use crate::controller::Do;
@@ -368,8 +368,8 @@ impl World {
             return;
         }
         let argv = vec!["run".to_owned(), u32::from(self.rng.bool()).to_string(), length(&mut self.rng).to_string()];
-        let run = Run { argv, env: BTreeMap::new(), cwd: None };
-        let request = TaskRequest { run, id: None, timeout: Some(Span::from_secs(60)) };
+        let terms = task::Terms { timeout: Span::from_secs(60), ..task::Terms::default() };
+        let request = TaskRequest { job: Job::exec(argv), terms, id: None, key: None };
         let task = intent::task(name, TaskId::generate(), request, "ana", now);
         self.trace(|| format!("somebody asks {name} for a task"));
         self.carry_out(accept(task, "a task is queued").into_iter().map(Do::Effect).collect());

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fastrand::Rng;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use vm_agent_schemas::ids::{Boot, Digest};
+use vm_agent_schemas::task::Report;
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
     Challenge, ChallengeProof, Configuration, Configured, FromRuntime, HealthReport, Hello, PROTOCOL, Seed, TaskEnded,
@@ -145,12 +146,8 @@ impl Runtime {
     /// What a new session has to be told.
     #[must_use]
     pub fn unsettled(&self) -> Vec<FromRuntime> {
-        let told = self.journal.iter().filter_map(|(task, known)| match known {
-            Known::Started => Some(FromRuntime::TaskStarted(*task)),
-            Known::Ended(outcome) => Some(ended(*task, outcome.clone())),
-            Known::Settled(_) => None,
-        });
-        told.collect()
+        let open = self.journal.iter().filter(|(_, known)| !matches!(known, Known::Settled(_)));
+        open.map(|(task, _)| FromRuntime::TaskStarted(*task)).collect()
     }
 
     /// What is known of a task.
@@ -162,7 +159,7 @@ impl Runtime {
 /// The word that a task is over.
 #[must_use]
 pub fn ended(task: TaskRef, outcome: TaskOutcome) -> FromRuntime {
-    FromRuntime::TaskEnded(TaskEnded { task, outcome, output: String::new() })
+    FromRuntime::TaskEnded(TaskEnded { task, outcome, report: Report::default() })
 }
 
 /// A report that all is well.
@@ -179,6 +176,7 @@ pub fn health() -> FromRuntime {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
+        terminals: Vec::new(),
         services: BTreeMap::new(),
     })
 }

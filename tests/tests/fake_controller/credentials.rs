@@ -8,12 +8,15 @@ use vm_agent_drivers::fake::{Fake, On};
 use vm_agent_hub::StreamEvent;
 use vm_agent_schemas::api::TokenRequest;
 use vm_agent_schemas::event::EventKind;
-use vm_agent_schemas::ids::{Digest, Incarnation, Nonce, Secret, TaskId};
+use vm_agent_schemas::credential::Role;
+use vm_agent_schemas::ids::{Digest, Incarnation, MessageId, Nonce, Secret, TaskId};
 use vm_agent_schemas::observe::{Capabilities, Deadlines};
+use vm_agent_schemas::message::Post;
+use vm_agent_schemas::task::Report;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{
-    ChallengeProof, Channel, Configured, FromHub, FromRuntime, Hello, LogLines, RefusalCode, Run, StreamEnded,
-    StreamRef, StreamTaken, TaskEnded, TaskOutcome, TaskRef,
+    ChallengeProof, Channel, Configured, FromHub, FromRuntime, Hello, LogLines, MessageRef, RefusalCode, Rotated, Run,
+    StreamEnded, StreamOpened, StreamTaken, StreamTarget, TaskEnded, TaskOutcome, TaskRef, UpgradeFailed,
 };
 use vm_agent_tests::fleet_of_fakes::{Disk, Peer, Runtimes, health};
 use vm_agent_tests::in_process::{
@@ -36,7 +39,7 @@ async fn every_route_of_the_api_refuses_a_missing_a_wrong_and_a_revoked_token() 
     let folder = tempfile::tempdir().unwrap();
     let (running, fake, _runtimes) = with_web(folder.path()).await;
     let controller = running.controller();
-    let token = controller.create_token(TokenRequest { name: "test".to_owned() }, &ann()).await.unwrap();
+    let token = controller.create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann()).await.unwrap();
     let revoked = format!("Bearer {}", token.secret.expose());
     let addresses = controller.status().await.unwrap().addresses;
     assert_eq!(http(addresses.api, "GET", "/agents", Some(&revoked), "").await.0, 200);
@@ -68,6 +71,7 @@ async fn every_route_of_the_api_refuses_a_missing_a_wrong_and_a_revoked_token() 
 fn messages(disk: &Disk) -> Vec<FromRuntime> {
     let task = TaskRef { task: TaskId::generate(), attempt: 1 };
     let outcome = TaskOutcome::Exited { code: 0 };
+    let post = Post { subject: "forged".to_owned(), body: 1.into(), in_reply_to: None, ttl_ms: None };
     let messages = vec![
         FromRuntime::Hello(disk.hello()),
         FromRuntime::Proof(ChallengeProof { signature: "A".repeat(86) }),
@@ -75,10 +79,18 @@ fn messages(disk: &Disk) -> Vec<FromRuntime> {
         FromRuntime::Log(LogLines { lines: vec!["forged".to_owned()], dropped: 0 }),
         FromRuntime::Configured(Configured { digest: Some(Digest::of(b"")), problems: Vec::new() }),
         FromRuntime::TaskStarted(task),
-        FromRuntime::TaskEnded(TaskEnded { task, outcome: outcome.clone(), output: "forged".to_owned() }),
-        FromRuntime::StreamOpened(StreamRef { stream: 1 }),
+        FromRuntime::TaskEnded(TaskEnded { task, outcome: outcome.clone(), report: Report::default() }),
+        FromRuntime::Message(post),
+        FromRuntime::MessageTaken(MessageRef { message: MessageId::generate() }),
+        FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 }),
         FromRuntime::StreamEnded(StreamEnded { stream: 1, outcome }),
         FromRuntime::StreamTaken(StreamTaken { stream: 1, channel: Channel::Stdin, offset: 1 }),
+        FromRuntime::Rotated(Rotated { public_key: "A".repeat(43), signature: "A".repeat(86) }),
+        FromRuntime::UpgradeFailed(UpgradeFailed {
+            version: "9".to_owned(),
+            sha256: Digest::of(b""),
+            reason: "forged".to_owned(),
+        }),
     ];
     // A new type of message does not compile until it stands in the list above.
     for message in &messages {
@@ -92,7 +104,11 @@ fn messages(disk: &Disk) -> Vec<FromRuntime> {
             | FromRuntime::TaskEnded(_)
             | FromRuntime::StreamOpened(_)
             | FromRuntime::StreamEnded(_)
-            | FromRuntime::StreamTaken(_) => {}
+            | FromRuntime::StreamTaken(_)
+            | FromRuntime::Message(_)
+            | FromRuntime::MessageTaken(_)
+            | FromRuntime::Rotated(_)
+            | FromRuntime::UpgradeFailed(_) => {}
         }
     }
     messages
@@ -157,8 +173,9 @@ fn code(answer: Option<FromHub>) -> RefusalCode {
 
 /// Has the runtime say something, as a person would.
 async fn exec(controller: &Controller) -> String {
-    let run = Run { argv: vec!["still".into(), "here".into()], env: Default::default(), cwd: None };
-    let mut stream = controller.exec(&"web".parse().unwrap(), run, false, &ann()).await.unwrap();
+    let run = Run { argv: vec!["still".into(), "here".into()], ..Run::default() };
+    let target = StreamTarget::Run { run };
+    let mut stream = controller.exec(&"web".parse().unwrap(), target, false, &ann()).await.unwrap();
     let mut said = Vec::new();
     loop {
         match stream.next().await {

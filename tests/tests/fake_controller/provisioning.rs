@@ -9,7 +9,8 @@ use vm_agent_schemas::api::{AgentView, TaskRequest};
 use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::plan::{DriftClass, Health, Rest, Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::{Configuration, Run, ServiceReport, ServiceState};
+use vm_agent_schemas::task::{Job, Terms};
+use vm_agent_schemas::wire::{Configuration, ServiceReport, ServiceState};
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{
     agent, ann, apply, becomes, count, events, pass, qemu, settled, start, start_with, stored, told, until, well,
@@ -284,8 +285,7 @@ async fn a_task_that_wakes_a_sleeper_has_the_secrets_of_its_agent() {
     fs::write(stage.source(), VALUE).unwrap();
     apply(controller, &stage.file(", idle: 1s")).await;
     becomes(controller, "web", |it| it.sync == Sync::Synced && it.rests == Some(Rest::Idle)).await;
-    let run = Run { argv: vec!["errand".to_owned()], env: Default::default(), cwd: None };
-    let request = TaskRequest { run, timeout: None, id: None };
+    let request = TaskRequest { job: Job::exec(["errand"]), terms: Terms::default(), id: None, key: None };
     let task = controller.submit_task(&"web".parse().unwrap(), request, &ann()).await.unwrap();
     until("it is over", async || controller.task(task.id).await.unwrap().outcome().cloned()).await;
     let began = stage.runtimes.inside("web").began;

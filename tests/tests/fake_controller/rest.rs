@@ -3,13 +3,14 @@
 use vm_agent_daemon::{Controller, Running};
 use vm_agent_drivers::fake::{Behaviour, Call, Fake, On};
 use vm_agent_hub::{Stream, StreamEvent};
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::api::{AgentView, ChangeRequest, TaskRequest, TokenRequest};
 use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::observe::InstanceState;
 use vm_agent_schemas::plan::{ConditionStatus, Health, Rest, Sync};
-use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::task::{Job, Task, TaskState, Terms};
 use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::{Run, ServiceReport, ServiceState, TaskOutcome};
+use vm_agent_schemas::wire::{Run, ServiceReport, ServiceState, StreamTarget, TaskOutcome};
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{
     agent, ann, apply, becomes, count, events, http, pass, qemu, settled, start, told, until, well,
@@ -67,16 +68,14 @@ impl Stage {
     }
 
     async fn exec(&self, name: &str) -> Stream {
-        self.controller().exec(&name.parse().unwrap(), run("hello"), false, &ann()).await.unwrap()
+        let run = Run { argv: vec!["hello".to_owned()], ..Run::default() };
+        let hello = StreamTarget::Run { run };
+        self.controller().exec(&name.parse().unwrap(), hello, false, &ann()).await.unwrap()
     }
 }
 
-fn run(what: &str) -> Run {
-    Run { argv: vec![what.to_owned()], env: Default::default(), cwd: None }
-}
-
 fn errand() -> TaskRequest {
-    TaskRequest { run: run("errand"), timeout: None, id: None }
+    TaskRequest { job: Job::exec(["errand"]), terms: Terms::default(), id: None, key: None }
 }
 
 fn is_asleep(view: &AgentView) -> bool {
@@ -95,7 +94,7 @@ async fn output(mut stream: Stream) -> String {
             StreamEvent::Data { data, .. } => said.extend_from_slice(&data),
             StreamEvent::Ended(outcome) => assert!(outcome.is_success(), "{outcome}"),
             StreamEvent::Lost(why) => panic!("the process should go on: {why}"),
-            StreamEvent::Opened | StreamEvent::Taken { .. } => {}
+            StreamEvent::Opened { .. } | StreamEvent::Taken { .. } => {}
         }
     }
     String::from_utf8(said).unwrap()
@@ -105,7 +104,7 @@ async fn output(mut stream: Stream) -> String {
 async fn an_agent_without_work_falls_asleep_however_often_it_is_looked_at() {
     let stage = Stage::with("defaults: {driver: qemu}\nagents: {db: {}, web: {idle: 1s}}\n").await;
     let controller = stage.controller();
-    let token = controller.create_token(TokenRequest { name: "test".to_owned() }, &ann()).await.unwrap();
+    let token = controller.create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann()).await.unwrap();
     let bearer = format!("Bearer {}", token.secret.expose());
     let api = controller.status().await.unwrap().addresses.api;
     well(controller, &["db"]).await;

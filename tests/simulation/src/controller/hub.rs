@@ -94,7 +94,8 @@ impl World {
                             let stored = store::tasks::get(&self.disk, order.task.task);
                             let stored = stored.expect("the database in memory reads");
                             let claims = &self.life().records.claims;
-                            let claim = stored.as_ref().and_then(|task| claims.get(&task.agent)).map(|claim| claim.id);
+                            let agent = stored.as_ref().and_then(|task| task.agent.as_ref());
+                            let claim = agent.and_then(|agent| claims.get(agent)).map(|claim| claim.id);
                             self.tell(&Deed::Ordered { stored: stored.map(Box::new), claim });
                         }
                         _ => {}

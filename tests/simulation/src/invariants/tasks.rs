@@ -25,7 +25,7 @@ impl Invariant for TasksEndOnce {
         for record in records {
             let Record::Task(task) = record else { continue };
             if let Some(before) = self.ended.get(&task.id) {
-                hold(before == task, || format!("an ended task of {} changed", task.agent))?;
+                hold(before == task, || format!("an ended task of {:?} changed", task.agent))?;
             } else if task.outcome().is_some() {
                 self.ended.insert(task.id, task.clone());
             }
@@ -57,11 +57,11 @@ impl Invariant for TasksAreStoredFirst {
     fn see(&mut self, deed: &Deed) -> Result<(), String> {
         let Deed::Ordered { stored, claim } = deed else { return Ok(()) };
         let Some(task) = stored else { return Err("a task was sent, and never accepted".to_owned()) };
-        let is_queued = matches!(task.state, TaskState::Queued);
-        hold(!is_queued, || format!("a task of {} was sent, and still stands as queued", task.agent))?;
+        let is_queued = matches!(task.state, TaskState::Queued { .. });
+        hold(!is_queued, || format!("a task of {:?} was sent, and still stands as queued", task.agent))?;
         let TaskSource::File { claim: meant, .. } = &task.source else { return Ok(()) };
         let fits = claim.is_none_or(|claim| claim == *meant);
-        hold(fits, || format!("a task of the file was sent to another machine of {} than it is for", task.agent))
+        hold(fits, || format!("a task of the file was sent to another machine of {:?} than it is for", task.agent))
     }
 }
 

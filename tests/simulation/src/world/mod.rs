@@ -205,7 +205,7 @@ impl World {
     fn rest(&mut self) -> Option<Rest> {
         let (inputs, plan) = self.present()?;
         let unfinished = vm_agent_store::tasks::unfinished(&self.disk).expect("the database in memory reads");
-        let unfinished = unfinished.into_iter().map(|task| task.agent).collect();
+        let unfinished = unfinished.into_iter().filter_map(|task| task.agent).collect();
         let machines = self.drivers.values().flat_map(|driver| &driver.machines).filter(|(_, it)| !it.unexpected);
         let machines = machines.filter_map(|(name, it)| Some((name.clone(), it.nonce.clone()?))).collect();
         Some(Rest { inputs, plan, unfinished, machines })

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use vm_agent_hub::state::ConnId;
 use vm_agent_schemas::ids::Epoch;
-use vm_agent_schemas::wire::{FromHub, FromRuntime, Refused, TaskOrder, TaskOutcome, TaskRef};
+use vm_agent_schemas::task::Work;
+use vm_agent_schemas::wire::{FromHub, FromRuntime, Refused, TaskFollow, TaskOrder, TaskOutcome, TaskRef};
 
 use crate::clock::SECOND;
 use crate::deed::Deed;
@@ -106,6 +107,17 @@ impl World {
                 self.trace(|| format!("{peer:?} is refused ({code})"));
             }
             FromHub::Task(order) => self.ordered(conn, &peer, &order),
+            FromHub::TaskFollow(TaskFollow { task, .. }) => {
+                if let Some(Known::Ended(outcome) | Known::Settled(outcome)) = runtime.known(task).cloned() {
+                    self.send_to_hub(conn, ended(task, outcome));
+                }
+            }
+            FromHub::TaskCancel(task) => {
+                if let Some(known @ Known::Started) = runtime.known(task) {
+                    *known = Known::Ended(TaskOutcome::Canceled);
+                    self.send_to_hub(conn, ended(task, TaskOutcome::Canceled));
+                }
+            }
             FromHub::TaskAck(task) => {
                 if let Some(known) = runtime.known(task)
                     && let Known::Ended(outcome) = known
@@ -121,12 +133,13 @@ impl World {
     pub(super) fn ordered(&mut self, conn: ConnId, peer: &Peer, order: &TaskOrder) {
         let task = order.task;
         let runtime = self.peer(peer).expect("it was just looked at");
-        let answer = match runtime.known(task).cloned() {
-            Some(Known::Started) => FromRuntime::TaskStarted(task),
-            Some(Known::Ended(outcome) | Known::Settled(outcome)) => ended(task, outcome),
+        let end = match runtime.known(task).cloned() {
+            Some(Known::Started) => None,
+            Some(Known::Ended(outcome) | Known::Settled(outcome)) => Some(outcome),
             None => {
                 runtime.journal.push((task, Known::Started));
-                let number = |index: usize| order.run.argv.get(index).and_then(|text| text.parse().ok());
+                let Work::Exec { argv } = &order.job.work else { unreachable!("people here only run programs") };
+                let number = |index: usize| argv.get(index).and_then(|text| text.parse().ok());
                 let (code, takes) =
                     (number(1).unwrap_or(0), number(2).map_or(SECOND, |it: i32| it.unsigned_abs().into()));
                 let (takes, outcome) = if takes > order.timeout_ms {
@@ -137,10 +150,13 @@ impl World {
                 self.trace(|| format!("{peer:?} runs a task"));
                 self.tell(&Deed::Ran(task));
                 self.after(takes, Event::TaskOver(peer.clone(), task, outcome));
-                FromRuntime::TaskStarted(task)
+                None
             }
         };
-        self.send_to_hub(conn, answer);
+        self.send_to_hub(conn, FromRuntime::TaskStarted(task));
+        if let Some(outcome) = end {
+            self.send_to_hub(conn, ended(task, outcome));
+        }
     }
 
     /// A session was accepted.
