@@ -12,5 +12,7 @@ mod stream;
 
 pub use adapter::{HubHandle, Options, ServeError, Storage, serve};
 pub use identity::{Identity, IdentityError};
-pub use state::{CloseReason, Notice, OpenError, Record, SessionInfo, configuration_fits};
+pub use state::{
+    CloseReason, Directory, Member, Notice, OpenError, OutputKnown, Record, SessionInfo, configuration_fits,
+};
 pub use stream::{Stream, StreamEvent};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use vm_agent_schemas::wire::{Channel, Signal, TaskOutcome};
+use vm_agent_schemas::wire::{Channel, Signal, TaskOutcome, TerminalSize};
 
 use crate::adapter::Command;
 use crate::state::{Event, StreamKey};
@@ -10,8 +10,11 @@ use crate::state::{Event, StreamKey};
 /// What comes from the process of a [`Stream`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// The process has begun.
-    Opened,
+    /// The agent's end has begun.
+    Opened {
+        /// Where its output begins, in bytes: 0 but for a terminal that is attached to again.
+        offset: u64,
+    },
     /// Output, in order within its channel.
     Data {
         /// stdout or stderr.
@@ -84,6 +87,11 @@ impl Stream {
     /// Tells the producer how much of a channel has been consumed.
     pub fn taken(&self, channel: Channel, offset: u64) {
         self.tell(Event::Taken { key: self.key, channel, offset });
+    }
+
+    /// Gives the terminal another size.
+    pub fn resize(&self, size: TerminalSize) {
+        self.tell(Event::Resize { key: self.key, size });
     }
 
     /// Sends a signal to the process group.

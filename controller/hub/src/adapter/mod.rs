@@ -30,14 +30,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::ClaimId;
+use vm_agent_schemas::ids::{ClaimId, Digest, Nonce, TaskId};
+use vm_agent_schemas::message::{Message, MessageRefused, RefusedCode};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::Task;
-use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::{Configuration, Run};
+use vm_agent_schemas::units::{ByteSize, Span};
+use vm_agent_schemas::wire::{Configuration, StreamTarget};
 
 use crate::identity::Identity;
-use crate::state::{Event, Hub, Notice, OpenError, Record, SessionInfo};
+use crate::state::{Directory, Event, Hub, Notice, OpenError, OutputKnown, Record, SessionInfo};
 use crate::stream::{Stream, StreamEvent};
 use door::Door;
 use owner::Owner;
@@ -96,16 +97,24 @@ pub(crate) enum Command {
     /// Open a stream.
     Open {
         agent: AgentName,
-        run: Run,
-        stdin: bool,
+        purpose: Purpose,
         /// How the stream reaches the owner.
         hub: mpsc::UnboundedSender<Command>,
         answer: oneshot::Sender<Result<Stream, OpenError>>,
     },
+    /// Send a message.
+    Post { message: Box<Message>, answer: oneshot::Sender<Result<(), MessageRefused>> },
     /// Tell the sessions.
     Sessions(oneshot::Sender<Vec<SessionInfo>>),
     /// Refuse everyone, and end.
     Shutdown,
+}
+
+/// What a stream is opened for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    Target { target: StreamTarget, stdin: bool },
+    Upgrade { version: String, size: ByteSize, sha256: Digest },
 }
 
 /// A running hub. Cheap to clone; without any handle and stream left it goes down.
@@ -192,10 +201,63 @@ impl HubHandle {
         self.tell(Event::Configure(agent, configuration));
     }
 
-    /// Delivers an accepted, stored task. At the controller's start: every task that is not over, in the
-    /// order in which they were accepted.
-    pub fn submit(&self, task: Task) {
-        self.tell(Event::Submit(task));
+    /// Delivers an accepted, stored task; so much of its present attempt's output is stored. At the
+    /// controller's start: every task that is not over, in the order in which they were accepted, after
+    /// what is told with [`Self::enroll`], [`Self::claimed`] and [`Self::directory`].
+    pub fn submit(&self, task: Task, known: OutputKnown) {
+        self.tell(Event::Submit(task, known));
+    }
+
+    /// Cancels a task: one that was not handed to a runtime ends at once, another one when its runtime says
+    /// so. A task that is over, or not known, stays as it is.
+    pub fn cancel(&self, task: TaskId, by: String) {
+        self.tell(Event::CancelTask { task, by });
+    }
+
+    /// Says which agents are declared, with their labels and slots, and who may write to whom.
+    pub fn directory(&self, directory: Directory) {
+        self.tell(Event::Directory(directory));
+    }
+
+    /// Sends a message of the host's to an agent. Answers once it is stored.
+    ///
+    /// # Errors
+    /// When it goes nowhere, and why; [`RefusedCode::Unknown`] also when the hub has gone down.
+    pub async fn post(&self, message: Message) -> Result<(), MessageRefused> {
+        let gone = MessageRefused {
+            message: message.id,
+            code: RefusedCode::Unknown,
+            reason: "the controller is going down".to_owned(),
+        };
+        let (answer, posted) = oneshot::channel();
+        let _ = self.commands.send(Command::Post { message: Box::new(message), answer });
+        posted.await.unwrap_or(Err(gone))
+    }
+
+    /// Tells of a stored message that was accepted in an earlier life of the controller. At the controller's
+    /// start: every one that waits, in the order in which they were accepted.
+    pub fn restore(&self, message: Message) {
+        self.tell(Event::Restore(message));
+    }
+
+    /// Has the agent's runtime make itself another key. [`Notice::Rotated`] tells when it is stored.
+    pub fn rotate(&self, agent: AgentName) {
+        self.tell(Event::Rotate { agent, challenge: Nonce::generate() });
+    }
+
+    /// Offers another version of the runtime. The program is to be sent as the stream's input; the stream
+    /// ends when the runtime has it.
+    ///
+    /// # Errors
+    /// When the agent's runtime is not connected, or the hub goes down.
+    pub async fn upgrade(
+        &self,
+        agent: AgentName,
+        version: String,
+        size: ByteSize,
+        sha256: Digest,
+    ) -> Result<Stream, OpenError> {
+        self.open(agent, Purpose::Upgrade { version, size, sha256 }).await
     }
 
     /// Gives no new task to these agents, whose machines are about to go down, and to all others again.
@@ -207,10 +269,14 @@ impl HubHandle {
     ///
     /// # Errors
     /// When the agent's runtime is not connected, or the hub goes down.
-    pub async fn open_stream(&self, agent: AgentName, run: Run, stdin: bool) -> Result<Stream, OpenError> {
+    pub async fn open_stream(&self, agent: AgentName, target: StreamTarget, stdin: bool) -> Result<Stream, OpenError> {
+        self.open(agent, Purpose::Target { target, stdin }).await
+    }
+
+    async fn open(&self, agent: AgentName, purpose: Purpose) -> Result<Stream, OpenError> {
         let (answer, opened) = oneshot::channel();
         let hub = self.commands.clone();
-        let _ = self.commands.send(Command::Open { agent, run, stdin, hub, answer });
+        let _ = self.commands.send(Command::Open { agent, purpose, hub, answer });
         opened.await.unwrap_or(Err(OpenError::Shutdown))
     }
 

@@ -8,14 +8,15 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::Message;
-use vm_agent_schemas::ids::{Nonce, SessionId};
+use vm_agent_schemas::ids::{MessageId, Nonce, SessionId};
+use vm_agent_schemas::message::MessageRefused;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Envelope, FromHub};
 
 use super::connection::{Input, Outgoing};
 use super::notices::Notices;
 use super::release::{Released, Releases};
-use super::{ClientSender, Command, Storage};
+use super::{ClientSender, Command, Purpose, Storage};
 use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, StreamKey};
 use crate::stream::Stream;
 
@@ -42,6 +43,7 @@ pub(super) struct Owner {
     connections: HashMap<ConnId, Outgoing>,
     opening: HashMap<StreamKey, Opening>,
     clients: HashMap<StreamKey, ClientSender>,
+    posting: HashMap<(MessageId, Address), oneshot::Sender<Result<(), MessageRefused>>>,
     last_key: u64,
     shutting_down: bool,
 }
@@ -58,6 +60,7 @@ impl Owner {
             connections: HashMap::new(),
             opening: HashMap::new(),
             clients: HashMap::new(),
+            posting: HashMap::new(),
             last_key: 0,
             shutting_down: false,
         }
@@ -106,13 +109,22 @@ impl Owner {
                 }
                 self.handle(*event);
             }
-            Command::Open { agent, run, stdin, hub, answer } => {
+            Command::Open { agent, purpose, hub, answer } => {
                 self.last_key += 1;
                 let key = StreamKey(self.last_key);
                 let (client, events) = mpsc::unbounded_channel();
                 self.clients.insert(key, client);
                 self.opening.insert(key, Opening { stream: Stream::new(key, events, hub), answer });
-                self.handle(Event::OpenStream { key, agent, run, stdin });
+                self.handle(match purpose {
+                    Purpose::Target { target, stdin } => Event::OpenStream { key, agent, target, stdin },
+                    Purpose::Upgrade { version, size, sha256 } => {
+                        Event::OfferUpgrade { key, agent, version, size, sha256 }
+                    }
+                });
+            }
+            Command::Post { message, answer } => {
+                self.posting.insert((message.id, message.to.clone()), answer);
+                self.handle(Event::Post(*message));
             }
             Command::Sessions(answer) => {
                 // Who asked may have left.
@@ -156,6 +168,12 @@ impl Owner {
                 }
                 Effect::Notify(notice) => self.notices.push(notice),
                 Effect::Opening { key, answer } => self.opened(key, answer),
+                Effect::Posted { message, to, answer } => {
+                    if let Some(posting) = self.posting.remove(&(message, to)) {
+                        // Who asked may have left.
+                        let _ = posting.send(answer);
+                    }
+                }
                 Effect::Client { key, event } => {
                     let last = event.is_last();
                     if let Some(client) = self.clients.get(&key) {

@@ -21,10 +21,10 @@ use tokio_tungstenite::tungstenite::{Error, Message, http};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, Secret, TaskId};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::task::{Job, Report, Task, TaskSource, TaskState, Terms};
 use vm_agent_schemas::wire::{
-    ChallengeProof, Channel, DATA_MAX, Frame, FromHub, FromRuntime, HUB_PATH, Hello, RefusalCode, Signal, StreamEnded,
-    StreamRef, StreamTaken, TEXT_MAX, TaskEnded, TaskOutcome, TaskRef, WINDOW,
+    ChallengeProof, Channel, DATA_MAX, Frame, FromHub, FromRuntime, HUB_PATH, Hello, RefusalCode, Run, Signal,
+    StreamEnded, StreamOpened, StreamTaken, TEXT_MAX, TaskEnded, TaskOutcome, TaskRef, WINDOW,
 };
 
 use super::door::Transport;
@@ -116,23 +116,19 @@ fn credential(agent: &str) -> Credential {
 }
 
 fn task(agent: &str) -> Task {
-    Task {
-        id: TaskId::generate(),
-        agent: agent.parse().unwrap(),
-        source: TaskSource::Request { author: "test".to_owned() },
-        run: run(),
-        timeout: Span::from_secs(60),
-        attempt: 1,
-        state: TaskState::Queued,
-        created_at: jiff::Timestamp::now(),
-        started_at: None,
-        ended_at: None,
-        output: String::new(),
-    }
+    let source = TaskSource::Request { author: "test".to_owned(), key: None };
+    Task::new(
+        TaskId::generate(),
+        Some(agent.parse().unwrap()),
+        source,
+        Job::exec(["cat"]),
+        Terms::default(),
+        jiff::Timestamp::now(),
+    )
 }
 
-fn run() -> Run {
-    Run { argv: vec!["cat".to_owned()], env: std::collections::BTreeMap::new(), cwd: None }
+fn target() -> StreamTarget {
+    StreamTarget::Run { run: Run { argv: vec!["cat".to_owned()], ..Run::default() } }
 }
 
 type Socket = WebSocketStream<Box<dyn Transport>>;
@@ -230,7 +226,7 @@ async fn a_runtime_joins_works_and_comes_back() {
     fixture.notice(|it| matches!(it, Notice::Joined { .. })).await;
     fixture.notice(|it| matches!(it, Notice::SessionOpened { .. })).await;
     let task = task("web");
-    fixture.hub.submit(task.clone());
+    fixture.hub.submit(task.clone(), OutputKnown::default());
     let FromHub::Task(order) = peer.hear().await else { panic!("no order") };
     assert_eq!(order.task, TaskRef { task: task.id, attempt: 1 });
     peer.say(FromRuntime::TaskStarted(order.task)).await;
@@ -242,7 +238,7 @@ async fn a_runtime_joins_works_and_comes_back() {
     let mut peer = Peer::joined(&fixture, "web", 1).await;
     assert_eq!(fixture.hub.sessions().await[0].epoch, Epoch(2));
     let outcome = TaskOutcome::Exited { code: 0 };
-    peer.say(FromRuntime::TaskEnded(TaskEnded { task: order.task, outcome, output: String::new() })).await;
+    peer.say(FromRuntime::TaskEnded(TaskEnded { task: order.task, outcome, report: Report::default() })).await;
     assert_eq!(peer.hear().await, FromHub::TaskAck(order.task));
     let last = fixture.storage.records.lock().unwrap().last().cloned();
     assert!(matches!(last, Some(Record::Task(Task { state: TaskState::Ended { .. }, .. }))), "{last:?}");
@@ -257,7 +253,7 @@ async fn a_stolen_key_on_another_machine_is_refused_and_the_session_in_place_liv
     assert_eq!(refused.code, RefusalCode::Clone);
     let told = fixture.notice(|it| matches!(it, Notice::Refused { .. })).await;
     assert!(matches!(told, Notice::Refused { code: RefusalCode::Clone, agent: Some(_), .. }), "{told:?}");
-    fixture.hub.submit(task("web"));
+    fixture.hub.submit(task("web"), OutputKnown::default());
     assert!(matches!(peer.hear().await, FromHub::Task(_)));
     assert_eq!(fixture.hub.sessions().await[0].epoch, Epoch(1));
 }
@@ -288,7 +284,7 @@ async fn nothing_is_acknowledged_before_it_is_stored() {
     }
     assert_eq!(fixture.hub.sessions().await.len(), 1, "what is not stored does not count");
     assert!(shaking.as_mut().now_or_never().is_none(), "no welcome yet");
-    fixture.hub.submit(task("db"));
+    fixture.hub.submit(task("db"), OutputKnown::default());
     fixture.storage.open.send_replace(true);
     assert!(matches!(soon(shaking).await, FromHub::Welcome(_)));
     assert!(matches!(db.hear().await, FromHub::Task(_)));
@@ -299,7 +295,7 @@ async fn no_task_is_sent_before_it_is_stored_to_whom() {
     let fixture = Fixture::new().await;
     let mut peer = Peer::joined(&fixture, "web", 1).await;
     fixture.storage.open.send_replace(false);
-    fixture.hub.submit(task("web"));
+    fixture.hub.submit(task("web"), OutputKnown::default());
     let mut hearing = std::pin::pin!(peer.hear());
     let is_sent = |record: &Record| {
         let Record::Task(task) = record else { return false };
@@ -337,7 +333,7 @@ async fn a_store_that_fails_closes_the_connection_and_the_runtime_comes_back() {
     Peer::joined(&fixture, "web", 1).await;
     let opened = fixture.notice(|it| matches!(it, Notice::SessionOpened { .. })).await;
     assert!(matches!(opened, Notice::SessionOpened { epoch: Epoch(2), .. }), "{opened:?}");
-    fixture.hub.submit(task("db"));
+    fixture.hub.submit(task("db"), OutputKnown::default());
     assert!(matches!(db.hear().await, FromHub::Task(_)), "the others felt nothing");
 }
 
@@ -345,10 +341,10 @@ async fn a_store_that_fails_closes_the_connection_and_the_runtime_comes_back() {
 async fn a_stream_carries_both_ways_and_ends() {
     let fixture = Fixture::new().await;
     let mut peer = Peer::joined(&fixture, "web", 1).await;
-    let mut stream = fixture.hub.open_stream("web".parse().unwrap(), run(), true).await.unwrap();
+    let mut stream = fixture.hub.open_stream("web".parse().unwrap(), target(), true).await.unwrap();
     let FromHub::StreamOpen(open) = peer.hear().await else { panic!("no stream") };
-    peer.say(FromRuntime::StreamOpened(StreamRef { stream: open.stream })).await;
-    assert_eq!(stream.next().await, Some(StreamEvent::Opened));
+    peer.say(FromRuntime::StreamOpened(StreamOpened { stream: open.stream, offset: 0 })).await;
+    assert_eq!(stream.next().await, Some(StreamEvent::Opened { offset: 0 }));
     stream.send(0, true, "hello".into());
     let frame = peer.data().await;
     assert_eq!((frame.channel, frame.end, &frame.data[..]), (Channel::Stdin, true, &b"hello"[..]));
@@ -371,7 +367,7 @@ async fn a_stream_carries_both_ways_and_ends() {
 #[tokio::test]
 async fn a_stream_that_is_dropped_is_closed_and_one_whose_runtime_goes_is_lost() {
     let fixture = Fixture::new().await;
-    let open = || fixture.hub.open_stream("web".parse().unwrap(), run(), true);
+    let open = || fixture.hub.open_stream("web".parse().unwrap(), target(), true);
     assert_eq!(open().await.unwrap_err(), OpenError::Offline);
     let mut peer = Peer::joined(&fixture, "web", 1).await;
     drop(open().await.unwrap());
@@ -393,7 +389,7 @@ async fn a_peer_that_does_not_read_is_closed_and_others_feel_nothing() {
     let fill = async {
         let mut streams = Vec::new();
         loop {
-            match fixture.hub.open_stream("web".parse().unwrap(), run(), true).await {
+            match fixture.hub.open_stream("web".parse().unwrap(), target(), true).await {
                 Ok(stream) => stream.send(0, false, vec![0; usize::try_from(WINDOW).unwrap()].into()),
                 Err(error) => return assert_eq!(error, OpenError::Offline),
             }
@@ -405,7 +401,7 @@ async fn a_peer_that_does_not_read_is_closed_and_others_feel_nothing() {
     soon(fill).await;
     let closed = fixture.notice(|it| matches!(it, Notice::SessionClosed { .. })).await;
     assert_eq!(close_code(&closed), Some(RefusalCode::Flow), "{closed:?}");
-    fixture.hub.submit(task("db"));
+    fixture.hub.submit(task("db"), OutputKnown::default());
     assert!(matches!(other.hear().await, FromHub::Task(_)));
 }
 

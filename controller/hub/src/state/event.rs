@@ -8,14 +8,17 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, Nonce, SessionId};
+use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, MessageId, Nonce, SessionId, TaskId};
+use vm_agent_schemas::message::{Message, MessageRefused};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
+use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
-    Address, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, HealthReport, RefusalCode, Run, Signal,
-    TaskRef,
+    Address, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, HealthReport, RefusalCode, Signal,
+    StreamTarget, TaskRef, TerminalReport, TerminalSize, UpgradeFailed,
 };
 
+use super::directory::Directory;
 use super::streams::STREAMS_MAX;
 use crate::stream::StreamEvent;
 
@@ -76,20 +79,36 @@ pub enum Event {
     Revoke(AgentName),
     /// The agent has another configuration.
     Configure(AgentName, Configuration),
-    /// An accepted, stored task is to be delivered.
-    Submit(Task),
+    /// An accepted, stored task is to be delivered. So much of the present attempt's output is stored.
+    Submit(Task, OutputKnown),
+    /// Nobody wants this task any more.
+    CancelTask {
+        /// The task.
+        task: TaskId,
+        /// Who says so.
+        by: String,
+    },
+    /// Which agents are declared, and who may write to whom.
+    Directory(Directory),
     /// The machines of these agents, and of no others, are about to go down: they are given no new task.
     Cordon(BTreeSet<AgentName>),
-    /// A client wants a process in an agent.
+    /// A client wants a stream to an agent.
     OpenStream {
         /// The client's end.
         key: StreamKey,
         /// The agent.
         agent: AgentName,
-        /// The process.
-        run: Run,
+        /// What is to be at the agent's end.
+        target: StreamTarget,
         /// Whether input will come.
         stdin: bool,
+    },
+    /// A client's terminal has another size.
+    Resize {
+        /// The client's end.
+        key: StreamKey,
+        /// The size.
+        size: TerminalSize,
     },
     /// A client has input.
     Input {
@@ -123,8 +142,42 @@ pub enum Event {
         /// The client's end.
         key: StreamKey,
     },
+    /// The host sends a message to an agent.
+    Post(Message),
+    /// This message was accepted in an earlier life of the controller, and is stored.
+    Restore(Message),
+    /// An agent's runtime is to have another key.
+    Rotate {
+        /// The agent.
+        agent: AgentName,
+        /// A fresh random value for the challenge.
+        challenge: Nonce,
+    },
+    /// An agent's runtime is to be replaced by a program that the client sends as the stream's input.
+    OfferUpgrade {
+        /// The client's end.
+        key: StreamKey,
+        /// The agent.
+        agent: AgentName,
+        /// The program's version.
+        version: String,
+        /// The program's size.
+        size: ByteSize,
+        /// The SHA-256 of the program.
+        sha256: Digest,
+    },
     /// The controller goes down.
     Shutdown,
+}
+
+/// How much of an attempt's output is stored, in bytes from the beginning of each channel. What was left
+/// out counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OutputKnown {
+    /// Of stdout.
+    pub stdout: u64,
+    /// Of stderr.
+    pub stderr: u64,
 }
 
 /// One frame of a runtime.
@@ -207,6 +260,15 @@ pub enum Effect {
         /// Whether there is such a stream now.
         answer: Result<(), OpenError>,
     },
+    /// Answer [`Event::Post`].
+    Posted {
+        /// The message.
+        message: MessageId,
+        /// Whom it is for.
+        to: Address,
+        /// Whether it is stored now.
+        answer: Result<(), MessageRefused>,
+    },
     /// Tell a client.
     Client {
         /// The client's end.
@@ -216,24 +278,27 @@ pub enum Effect {
     },
 }
 
-/// What must survive. A record replaces the former one of the same agent or task.
+/// What must survive. A record replaces the former one of the same agent, task or message; output is
+/// added to what there is of it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
     /// An agent's credential.
     Credential(Credential),
-    /// A task.
+    /// A task. The record of an end makes all output of the task durable that came before it.
     Task(Task),
-}
-
-impl Record {
-    /// The agent that the record is about.
-    #[must_use]
-    pub const fn agent(&self) -> &AgentName {
-        match self {
-            Self::Credential(credential) => &credential.agent,
-            Self::Task(task) => &task.agent,
-        }
-    }
+    /// Output of an attempt. It need not be durable before the task's end is.
+    Output {
+        /// The attempt.
+        task: TaskRef,
+        /// Which channel.
+        channel: Channel,
+        /// Bytes of the channel before these, left out or not.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// A message.
+    Message(Message),
 }
 
 /// Why a stream can't be opened.
@@ -332,6 +397,8 @@ pub enum Notice {
     },
     /// A task has begun.
     TaskStarted(Task),
+    /// An attempt is over and the task is not: there will be another one.
+    TaskRetried(Task),
     /// A task is over.
     TaskEnded(Task),
     /// A task wrote something.
@@ -352,6 +419,29 @@ pub enum Notice {
         /// The task.
         task: TaskRef,
     },
+    /// A message was accepted, was taken, or has become a dead letter: its state tells which.
+    Message(Message),
+    /// An agent's message went nowhere.
+    MessageRefused {
+        /// The agent that sent it.
+        agent: AgentName,
+        /// Whom it was for.
+        to: Address,
+        /// Which message, and why.
+        refused: MessageRefused,
+    },
+    /// A runtime has another key, which takes the place of the former at its next connection.
+    Rotated {
+        /// The agent.
+        agent: AgentName,
+    },
+    /// A runtime can't be replaced by another version.
+    UpgradeFailed {
+        /// The agent.
+        agent: AgentName,
+        /// Which version, and why.
+        failed: UpgradeFailed,
+    },
 }
 
 impl Notice {
@@ -367,6 +457,7 @@ impl Notice {
                 | Self::Refused { .. }
                 | Self::Configured { .. }
                 | Self::TaskUnknown { .. }
+                | Self::MessageRefused { .. }
         )
     }
 
@@ -431,8 +522,14 @@ pub struct SessionInfo {
     pub tasks: u32,
     /// Those of them that were sent, and may be running.
     pub running: u32,
+    /// How many of them may run side by side.
+    pub slots: u32,
     /// Open streams of clients.
     pub streams: u32,
+    /// Messages that wait for the agent.
+    pub messages: u32,
+    /// Terminals that the runtime keeps.
+    pub terminals: Vec<TerminalReport>,
     /// Whether there are such tasks or streams.
     pub busy: bool,
     /// When the agent was last busy, as of the hub's last look at the clock; when the session was

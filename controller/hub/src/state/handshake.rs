@@ -139,10 +139,11 @@ pub(super) fn check_proof(hello: &Hello, challenge: &Challenge, proof: &Challeng
 
 /// The credential once this proven hello is accepted: bound, its join token used up, one epoch on.
 pub(super) fn accepted(credential: &Credential, hello: &Hello) -> Credential {
-    let binding = credential
-        .binding
-        .clone()
-        .unwrap_or_else(|| Binding { public_key: hello.public_key.clone(), machine_id: hello.machine_id.clone() });
+    let binding = credential.binding.clone().unwrap_or_else(|| Binding {
+        public_key: hello.public_key.clone(),
+        next_key: None,
+        machine_id: hello.machine_id.clone(),
+    });
     Credential {
         join: None,
         binding: Some(binding),

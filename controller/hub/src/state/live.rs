@@ -2,22 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::ids::ClaimId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::{
-    Address, Channel, DATA_MAX, Frame, FromHub, FromRuntime, Run, Signal, StreamEnded, StreamOpen, StreamRef,
-    StreamSignal, TaskEnded, TaskOrder, TaskRef,
+    Address, Envelope, Frame, FromHub, FromRuntime, MessageRef, TaskEnded, TaskOrder, TaskRef,
 };
 
 use super::handshake::Refusal;
 use super::reports::{check_configured, check_health, services_differ};
 use super::sessions::check_sender;
-use super::streams::{Owner, STREAMS_MAX};
+use super::streams::Owner;
 use super::tasks::{Ended, Started, fits, reference};
-use super::{ConnId, Effect, Hub, Inbound, Notice, OpenError, Record, StreamKey};
+use super::{ConnId, Effect, Hub, Inbound, Notice, Record};
 use crate::stream::StreamEvent;
 
 const TOO_LARGE: &str = "arguments and environment are larger than one message can be";
@@ -35,15 +33,24 @@ impl Hub {
             Inbound::Data(frame) => self.output(conn, agent, frame),
             Inbound::Message(envelope) => {
                 check_sender(&envelope.from, &agent)?;
-                if envelope.to != Address::Host {
-                    return Err(Refusal::protocol(format!("nobody can be reached as `{}` here", envelope.to)));
-                }
-                self.message(conn, agent, envelope.body, now)
+                self.said(conn, agent, envelope, now)
             }
         }
     }
 
-    fn message(&mut self, conn: ConnId, agent: AgentName, body: FromRuntime, now: Timestamp) -> Result<(), Refusal> {
+    fn said(
+        &mut self,
+        conn: ConnId,
+        agent: AgentName,
+        envelope: Envelope<FromRuntime>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let Envelope { id, to, body, .. } = envelope;
+        if to != Address::Host && !matches!(body, FromRuntime::Message(_)) {
+            return Err(Refusal::protocol(format!(
+                "what is no message between programs is for the host, not for `{to}`"
+            )));
+        }
         let Some(session) = self.session_mut(conn) else { return Ok(()) };
         match body {
             FromRuntime::Hello(_) | FromRuntime::Proof(_) => {
@@ -70,21 +77,17 @@ impl Hub {
                 };
                 self.notify(notice);
                 self.deliver(&agent, now);
+                self.deliver_messages(&agent, now);
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
             FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
-            FromRuntime::StreamOpened(StreamRef { stream }) => {
-                if let Some(key) = session.streams.opened(stream)? {
-                    self.effects.push(Effect::Client { key, event: StreamEvent::Opened });
-                }
-            }
+            FromRuntime::StreamOpened(opened) => self.stream_opened(conn, opened)?,
             FromRuntime::StreamEnded(ended) => self.stream_ended(conn, &agent, ended, now)?,
-            FromRuntime::StreamTaken(taken) => {
-                if let Some(key) = session.streams.input_taken(taken)? {
-                    let event = StreamEvent::Taken { offset: taken.offset };
-                    self.effects.push(Effect::Client { key, event });
-                }
-            }
+            FromRuntime::StreamTaken(taken) => self.stream_input_taken(conn, taken)?,
+            FromRuntime::Message(post) => self.message_sent(conn, &agent, id, to, post, now)?,
+            FromRuntime::MessageTaken(MessageRef { message }) => self.message_taken(&agent, message, now),
+            FromRuntime::Rotated(rotated) => self.rotated(conn, &agent, rotated)?,
+            FromRuntime::UpgradeFailed(failed) => self.upgrade_failed(&agent, failed)?,
         }
         Ok(())
     }
@@ -92,7 +95,7 @@ impl Hub {
     // Tasks.
 
     pub(super) fn submit(&mut self, task: Task, now: Timestamp) {
-        let agent = task.agent.clone();
+        let Some(agent) = task.agent.clone() else { return };
         let queue = self.tasks.entry(agent.clone()).or_default();
         queue.submit(task);
         let mut over = Vec::new();
@@ -133,7 +136,7 @@ impl Hub {
             let Some(queue) = self.tasks.get_mut(agent) else { return };
             let cordoned = self.cordoned.contains(agent);
             let Some(task) = queue.next_to_send(incarnation, epoch, cordoned, now) else { return };
-            if fits(&task.run) {
+            if fits(&task.job) {
                 return self.order(conn, task);
             }
             let rejected = queue.reject(reference(&task), TOO_LARGE, now);
@@ -155,8 +158,8 @@ impl Hub {
         let Some(session) = self.session_mut(conn) else { return };
         let stream = session.streams.open(Owner::Task(reference(&task)), false);
         self.effects.push(Effect::Store(Record::Task(task.clone())));
-        let timeout_ms = u64::try_from(task.timeout.get().as_millis()).unwrap_or(u64::MAX);
-        let order = TaskOrder { task: reference(&task), stream, run: task.run, timeout_ms };
+        let timeout_ms = u64::try_from(task.terms.timeout.get().as_millis()).unwrap_or(u64::MAX);
+        let order = TaskOrder { task: reference(&task), stream, job: task.job, timeout_ms };
         self.send(conn, FromHub::Task(order));
     }
 
@@ -224,92 +227,5 @@ impl Hub {
             }
         }
         Ok(())
-    }
-
-    fn stream_ended(
-        &mut self,
-        conn: ConnId,
-        agent: &AgentName,
-        ended: StreamEnded,
-        now: Timestamp,
-    ) -> Result<(), Refusal> {
-        let Some(session) = self.session_mut(conn) else { return Ok(()) };
-        if let Some(Owner::Client(key)) = session.streams.owner(ended.stream)? {
-            session.streams.close(ended.stream);
-            self.clients.remove(&key);
-            self.effects.push(Effect::Client { key, event: StreamEvent::Ended(ended.outcome) });
-            self.look_at(agent, now);
-        }
-        Ok(())
-    }
-
-    // Streams, from clients. An event of a client whose stream is over comes too late, and means
-    // nothing.
-
-    pub(super) fn open_stream(&mut self, key: StreamKey, agent: &AgentName, run: Run, stdin: bool, now: Timestamp) {
-        let live = self.live(agent).filter(|_| !self.shutting_down);
-        let Some((conn, session)) = live.and_then(|conn| Some((conn, self.session_mut(conn)?))) else {
-            let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
-            return self.effects.push(Effect::Opening { key, answer: Err(error) });
-        };
-        if session.streams.clients().count() >= STREAMS_MAX {
-            return self.effects.push(Effect::Opening { key, answer: Err(OpenError::TooMany) });
-        }
-        if !fits(&run) {
-            self.effects.push(Effect::Opening { key, answer: Ok(()) });
-            return self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
-        }
-        let stream = session.streams.open(Owner::Client(key), stdin);
-        self.clients.insert(key, (conn, stream));
-        self.effects.push(Effect::Opening { key, answer: Ok(()) });
-        self.send(conn, FromHub::StreamOpen(StreamOpen { stream, run, stdin }));
-        self.look_at(agent, now);
-    }
-
-    pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes, now: Timestamp) {
-        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
-        let Some(session) = self.session_mut(conn) else { return };
-        if let Err(why) = session.streams.input(stream, offset, end, data.len() as u64) {
-            self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_owned()) });
-            return self.close_stream(key, now);
-        }
-        let mut offset = offset;
-        loop {
-            let data_now = data.split_to(data.len().min(DATA_MAX));
-            let last = data.is_empty();
-            let len = data_now.len() as u64;
-            if len > 0 || end {
-                let frame = Frame { stream, channel: Channel::Stdin, offset, end: end && last, data: data_now };
-                self.effects.push(Effect::SendData { conn, frame });
-            }
-            if last {
-                return;
-            }
-            offset += len;
-        }
-    }
-
-    pub(super) fn taken(&mut self, key: StreamKey, channel: Channel, offset: u64) {
-        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
-        let Some(session) = self.session_mut(conn) else { return };
-        if let Some(taken) = session.streams.output_taken(stream, channel, offset) {
-            self.send(conn, FromHub::StreamTaken(taken));
-        }
-    }
-
-    pub(super) fn signal(&mut self, key: StreamKey, signal: Signal) {
-        if let Some(&(conn, stream)) = self.clients.get(&key) {
-            self.send(conn, FromHub::StreamSignal(StreamSignal { stream, signal }));
-        }
-    }
-
-    pub(super) fn close_stream(&mut self, key: StreamKey, now: Timestamp) {
-        let Some((conn, stream)) = self.clients.remove(&key) else { return };
-        if let Some(session) = self.session_mut(conn) {
-            session.streams.close(stream);
-            let agent = session.agent.clone();
-            self.send(conn, FromHub::StreamClose(StreamRef { stream }));
-            self.look_at(&agent, now);
-        }
     }
 }

@@ -18,15 +18,19 @@
 //! back; records are whole, so the next one makes good what the failed one missed, and an ended task
 //! is kept here until its end is durable.
 
+mod directory;
 mod event;
 mod handshake;
 mod live;
+mod messages;
 mod reports;
+mod rotation;
 mod sessions;
 mod streams;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -40,7 +44,10 @@ use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Challenge, Configuration, FromHub, Hello};
 
-pub use event::{CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, Record, SessionInfo, StreamKey};
+pub use directory::{Directory, Member};
+pub use event::{
+    CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, OutputKnown, Record, SessionInfo, StreamKey,
+};
 pub use sessions::configuration_fits;
 
 use sessions::Session;
@@ -58,6 +65,7 @@ pub struct Hub {
     cordoned: BTreeSet<AgentName>,
     /// The claims of the agents' machines.
     claims: BTreeMap<AgentName, ClaimId>,
+    directory: Directory,
     connections: BTreeMap<ConnId, Connection>,
     clients: BTreeMap<StreamKey, (ConnId, u32)>,
     last_tick: Option<Timestamp>,
@@ -118,6 +126,7 @@ impl Hub {
             tasks: BTreeMap::new(),
             cordoned: BTreeSet::new(),
             claims: BTreeMap::new(),
+            directory: Directory::default(),
             connections: BTreeMap::new(),
             clients: BTreeMap::new(),
             last_tick: None,
@@ -145,13 +154,22 @@ impl Hub {
             Event::Claimed(agent, claim) => self.claimed(agent, claim, now),
             Event::Revoke(agent) => self.revoke(&agent, now),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
-            Event::Submit(task) => self.submit(task, now),
+            Event::Submit(task, _) => self.submit(task, now),
+            Event::CancelTask { .. } => {}
+            Event::Directory(directory) => self.directory = directory,
             Event::Cordon(agents) => self.cordon(agents, now),
-            Event::OpenStream { key, agent, run, stdin } => self.open_stream(key, &agent, run, stdin, now),
+            Event::OpenStream { key, agent, target, stdin } => self.open_stream(key, &agent, target, stdin, now),
+            Event::Resize { key, size } => self.resize(key, size),
             Event::Input { key, offset, end, data } => self.input(key, offset, end, data, now),
             Event::Taken { key, channel, offset } => self.taken(key, channel, offset),
             Event::Signal { key, signal } => self.signal(key, signal),
             Event::CloseStream { key } => self.close_stream(key, now),
+            Event::Post(message) => self.post(message, now),
+            Event::Restore(message) => self.restore(message, now),
+            Event::Rotate { agent, challenge } => self.rotate(&agent, challenge),
+            Event::OfferUpgrade { key, agent, version, size, sha256 } => {
+                self.offer_upgrade(key, &agent, version, size, sha256);
+            }
             Event::Shutdown => self.shutdown(),
         }
         std::mem::take(&mut self.effects)
@@ -163,7 +181,8 @@ impl Hub {
         let live = self.agents.values().filter_map(|agent| self.session(agent.live?));
         let info = |session: &Session| {
             let running = self.tasks.get(&session.agent).map_or(0, TaskQueue::under_way);
-            session.info(self.open_tasks(&session.agent), running)
+            let slots = self.directory.slots(&session.agent);
+            session.info(self.open_tasks(&session.agent), running, slots, self.messages_waiting(&session.agent))
         };
         live.filter(|session| session.durable).map(info).collect()
     }
@@ -212,11 +231,12 @@ impl Hub {
         for record in records {
             match record {
                 Record::Task(task) if matches!(task.state, TaskState::Ended { .. }) => {
-                    if let Some(queue) = self.tasks.get_mut(&task.agent) {
+                    if let Some(queue) = task.agent.as_ref().and_then(|agent| self.tasks.get_mut(agent)) {
                         queue.stored(tasks::reference(task));
                     }
                 }
-                Record::Task(_) => {}
+                Record::Task(_) | Record::Output { .. } => {}
+                Record::Message(message) => self.message_stored(message),
                 Record::Credential(credential) => {
                     let conn = self.live(&credential.agent);
                     let session = conn.and_then(|conn| self.session_mut(conn));

@@ -93,7 +93,7 @@ impl Session {
         tasks > 0 || self.streams.clients().next().is_some()
     }
 
-    pub(super) fn info(&self, tasks: u32, running: u32) -> SessionInfo {
+    pub(super) fn info(&self, tasks: u32, running: u32, slots: u32, messages: u32) -> SessionInfo {
         SessionInfo {
             agent: self.agent.clone(),
             incarnation: self.incarnation,
@@ -108,6 +108,9 @@ impl Session {
             problems: self.problems.clone(),
             tasks,
             running,
+            slots,
+            messages,
+            terminals: self.health.as_ref().map(|health| health.terminals.clone()).unwrap_or_default(),
             streams: u32::try_from(self.streams.clients().count()).unwrap_or(u32::MAX),
             busy: self.is_busy(tasks),
             active_at: self.active_at,
@@ -282,6 +285,7 @@ impl Hub {
         }
         self.end_overdue_tasks(now);
         self.store_again();
+        self.tick_messages(now);
         let live = self.agents.iter().filter(|(_, agent)| agent.live.is_some());
         for agent in live.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.look_at(&agent, now);
@@ -331,13 +335,17 @@ impl Hub {
 
     pub(super) fn store_failed(&mut self, records: &[Record]) {
         for record in records {
-            if let Record::Task(task) = record
-                && let Some(queue) = self.tasks.get_mut(&task.agent)
-            {
-                queue.not_stored(tasks::reference(task));
+            match record {
+                Record::Task(task) => {
+                    if let Some(queue) = task.agent.as_ref().and_then(|agent| self.tasks.get_mut(agent)) {
+                        queue.not_stored(tasks::reference(task));
+                    }
+                }
+                Record::Message(message) => self.message_not_stored(message),
+                Record::Credential(_) | Record::Output { .. } => {}
             }
         }
-        let agents: BTreeSet<_> = records.iter().map(Record::agent).collect();
+        let agents: BTreeSet<_> = records.iter().filter_map(agent).collect();
         for conn in agents.into_iter().filter_map(|agent| self.live(agent)).collect::<Vec<_>>() {
             self.refuse(conn, Refusal::new(RefusalCode::Internal, "the controller could not store what it must"));
         }
@@ -383,6 +391,7 @@ impl Hub {
             let over = queue.end_all("the agent was removed before the task was delivered", now);
             self.finish(over);
         }
+        self.end_messages(agent, now);
     }
 
     pub(super) fn configure(&mut self, agent: &AgentName, configuration: Configuration) {
@@ -408,6 +417,15 @@ impl Hub {
 #[must_use]
 pub fn configuration_fits(configuration: &Configuration) -> bool {
     tasks::fits(configuration)
+}
+
+/// The agent whose session depends on a record.
+const fn agent(record: &Record) -> Option<&AgentName> {
+    match record {
+        Record::Credential(credential) => Some(&credential.agent),
+        Record::Task(task) => task.agent.as_ref(),
+        Record::Output { .. } | Record::Message(_) => None,
+    }
 }
 
 /// Secrets go to the runtime and stay nowhere else.

@@ -5,10 +5,20 @@
 
 use std::collections::BTreeMap;
 
-use vm_agent_schemas::wire::{Channel, Frame, StreamTaken, TaskRef, WINDOW};
+use bytes::Bytes;
+use jiff::Timestamp;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::wire::{
+    Channel, DATA_MAX, Frame, FromHub, Signal, StreamEnded, StreamOpen, StreamOpened, StreamRef, StreamResize,
+    StreamSignal, StreamTaken, StreamTarget, TaskRef, TerminalSize, WINDOW,
+};
 
-use super::StreamKey;
 use super::handshake::Refusal;
+use super::tasks::fits;
+use super::{ConnId, Effect, Hub, OpenError, StreamKey};
+use crate::stream::StreamEvent;
+
+const TOO_LARGE: &str = "arguments and environment are larger than one message can be";
 
 /// Most streams of clients in one session. Each can make the hub hold two windows of output for a
 /// client that does not read: 64 make 32 MiB, and are more than people and programs use at once.
@@ -190,5 +200,126 @@ impl Output {
         self.received += len;
         self.ended = frame.end;
         Ok(())
+    }
+}
+
+// Streams of clients.
+impl Hub {
+    pub(super) fn stream_opened(&mut self, conn: ConnId, opened: StreamOpened) -> Result<(), Refusal> {
+        let StreamOpened { stream, offset } = opened;
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        if let Some(key) = session.streams.opened(stream)? {
+            self.effects.push(Effect::Client { key, event: StreamEvent::Opened { offset } });
+        }
+        Ok(())
+    }
+
+    pub(super) fn stream_input_taken(&mut self, conn: ConnId, taken: StreamTaken) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        if let Some(key) = session.streams.input_taken(taken)? {
+            let event = StreamEvent::Taken { offset: taken.offset };
+            self.effects.push(Effect::Client { key, event });
+        }
+        Ok(())
+    }
+
+    pub(super) fn stream_ended(
+        &mut self,
+        conn: ConnId,
+        agent: &AgentName,
+        ended: StreamEnded,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let Some(session) = self.session_mut(conn) else { return Ok(()) };
+        if let Some(Owner::Client(key)) = session.streams.owner(ended.stream)? {
+            session.streams.close(ended.stream);
+            self.clients.remove(&key);
+            self.effects.push(Effect::Client { key, event: StreamEvent::Ended(ended.outcome) });
+            self.look_at(agent, now);
+        }
+        Ok(())
+    }
+
+    // Streams, from clients. An event of a client whose stream is over comes too late, and means
+    // nothing.
+
+    pub(super) fn open_stream(
+        &mut self,
+        key: StreamKey,
+        agent: &AgentName,
+        target: StreamTarget,
+        stdin: bool,
+        now: Timestamp,
+    ) {
+        let live = self.live(agent).filter(|_| !self.shutting_down);
+        let Some((conn, session)) = live.and_then(|conn| Some((conn, self.session_mut(conn)?))) else {
+            let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
+            return self.effects.push(Effect::Opening { key, answer: Err(error) });
+        };
+        if session.streams.clients().count() >= STREAMS_MAX {
+            return self.effects.push(Effect::Opening { key, answer: Err(OpenError::TooMany) });
+        }
+        if !fits(&target) {
+            self.effects.push(Effect::Opening { key, answer: Ok(()) });
+            return self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
+        }
+        let stream = session.streams.open(Owner::Client(key), stdin);
+        self.clients.insert(key, (conn, stream));
+        self.effects.push(Effect::Opening { key, answer: Ok(()) });
+        self.send(conn, FromHub::StreamOpen(StreamOpen { stream, target, stdin }));
+        self.look_at(agent, now);
+    }
+
+    pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes, now: Timestamp) {
+        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
+        let Some(session) = self.session_mut(conn) else { return };
+        if let Err(why) = session.streams.input(stream, offset, end, data.len() as u64) {
+            self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_owned()) });
+            return self.close_stream(key, now);
+        }
+        let mut offset = offset;
+        loop {
+            let data_now = data.split_to(data.len().min(DATA_MAX));
+            let last = data.is_empty();
+            let len = data_now.len() as u64;
+            if len > 0 || end {
+                let frame = Frame { stream, channel: Channel::Stdin, offset, end: end && last, data: data_now };
+                self.effects.push(Effect::SendData { conn, frame });
+            }
+            if last {
+                return;
+            }
+            offset += len;
+        }
+    }
+
+    pub(super) fn taken(&mut self, key: StreamKey, channel: Channel, offset: u64) {
+        let Some(&(conn, stream)) = self.clients.get(&key) else { return };
+        let Some(session) = self.session_mut(conn) else { return };
+        if let Some(taken) = session.streams.output_taken(stream, channel, offset) {
+            self.send(conn, FromHub::StreamTaken(taken));
+        }
+    }
+
+    pub(super) fn resize(&mut self, key: StreamKey, size: TerminalSize) {
+        if let Some(&(conn, stream)) = self.clients.get(&key) {
+            self.send(conn, FromHub::StreamResize(StreamResize { stream, size }));
+        }
+    }
+
+    pub(super) fn signal(&mut self, key: StreamKey, signal: Signal) {
+        if let Some(&(conn, stream)) = self.clients.get(&key) {
+            self.send(conn, FromHub::StreamSignal(StreamSignal { stream, signal }));
+        }
+    }
+
+    pub(super) fn close_stream(&mut self, key: StreamKey, now: Timestamp) {
+        let Some((conn, stream)) = self.clients.remove(&key) else { return };
+        if let Some(session) = self.session_mut(conn) {
+            session.streams.close(stream);
+            let agent = session.agent.clone();
+            self.send(conn, FromHub::StreamClose(StreamRef { stream }));
+            self.look_at(&agent, now);
+        }
     }
 }

@@ -10,13 +10,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use vm_agent_schemas::ids::{ClaimId, Epoch, Incarnation};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::task::{Report, Task, TaskSource, TaskState};
 use vm_agent_schemas::wire::{TEXT_MAX, TaskEnded, TaskOutcome, TaskRef};
 
 use super::elapsed;
-
-/// Most output that is kept of a task, in bytes.
-const OUTPUT_MAX: usize = 64 * 1024;
 
 /// How much longer than its timeout a connected runtime may be silent about a task before the task
 /// counts as interrupted. Ending a process group takes a runtime seconds; a minute means that it
@@ -60,10 +57,10 @@ impl Entry {
     }
 
     /// Only for a task that is not over: an end never changes.
-    fn end(&mut self, outcome: TaskOutcome, output: String, now: Timestamp) -> Task {
+    fn end(&mut self, outcome: TaskOutcome, report: Option<Report>, now: Timestamp) -> Task {
         self.task.state = TaskState::Ended { outcome };
         self.task.ended_at = Some(now);
-        self.task.output = output;
+        self.task.report = report;
         self.task.clone()
     }
 }
@@ -169,14 +166,14 @@ impl TaskQueue {
         match self.entries.iter_mut().find(|entry| entry.reference() == ended.task) {
             None => Ended::Unknown,
             Some(entry) if entry.is_over() => Ended::Before(entry.task.clone()),
-            Some(entry) => Ended::Now(entry.end(ended.outcome, tail(ended.output), now)),
+            Some(entry) => Ended::Now(entry.end(ended.outcome, Some(ended.report), now)),
         }
     }
 
     /// Ends a task that could never be sent.
     pub(super) fn reject(&mut self, task: TaskRef, reason: &str, now: Timestamp) -> Option<Task> {
         let entry = self.entries.iter_mut().find(|entry| entry.reference() == task && !entry.is_over())?;
-        Some(entry.end(TaskOutcome::NotStarted { reason: reason.to_owned() }, String::new(), now))
+        Some(entry.end(TaskOutcome::NotStarted { reason: reason.to_owned() }, None, now))
     }
 
     /// The incarnations that tasks were sent to are over, except for this one. Answers with the tasks
@@ -217,7 +214,7 @@ impl TaskQueue {
                 _ if entry.is_running() => connected_at,
                 _ => entry.ordered_in(epoch)?,
             };
-            let limit = entry.task.timeout.get().saturating_add(OVERDUE);
+            let limit = entry.task.terms.timeout.get().saturating_add(OVERDUE);
             (elapsed(now, since) > limit).then_some(TaskOutcome::Interrupted)
         })
     }
@@ -246,15 +243,6 @@ impl TaskQueue {
 
     fn end_where(&mut self, now: Timestamp, outcome: impl Fn(&Entry) -> Option<TaskOutcome>) -> Vec<Task> {
         let open = self.entries.iter_mut().filter(|entry| !entry.is_over());
-        open.filter_map(|entry| outcome(entry).map(|outcome| entry.end(outcome, String::new(), now))).collect()
+        open.filter_map(|entry| outcome(entry).map(|outcome| entry.end(outcome, None, now))).collect()
     }
-}
-
-/// The last [`OUTPUT_MAX`] bytes of a text, from the start of a character.
-fn tail(output: String) -> String {
-    let mut start = output.len().saturating_sub(OUTPUT_MAX);
-    while !output.is_char_boundary(start) {
-        start += 1;
-    }
-    if start == 0 { output } else { output[start..].to_owned() }
 }

@@ -25,7 +25,7 @@ fn counts(world: &World) -> (bool, u32, u32) {
 }
 
 fn open(key: u64) -> Event {
-    Event::OpenStream { key: StreamKey(key), agent: name("web"), run: run(), stdin: true }
+    Event::OpenStream { key: StreamKey(key), agent: name("web"), target: target(), stdin: true }
 }
 
 fn services(states: &[(&str, ServiceState)]) -> HealthReport {
@@ -73,8 +73,8 @@ fn a_client_that_breaks_the_rules_leaves_the_agent_idle() {
 fn tasks_make_an_agent_busy_from_when_they_are_queued_until_the_last_has_ended() {
     let mut world = World::joined();
     let (first, second) = (task("web"), task("web"));
-    assert_eq!(told(&world.tell(Event::Submit(first.clone()))), 1);
-    assert_eq!(told(&world.tell(Event::Submit(second.clone()))), 0);
+    assert_eq!(told(&world.tell(submit(&first))), 1);
+    assert_eq!(told(&world.tell(submit(&second))), 0);
     assert_eq!(counts(&world), (true, 2, 0));
     assert_eq!(told(&world.say(1, "web", FromRuntime::TaskStarted(of(&first)))), 0);
     assert_eq!(told(&world.say(1, "web", ended(of(&first), 0))), 0);
@@ -87,7 +87,7 @@ fn tasks_make_an_agent_busy_from_when_they_are_queued_until_the_last_has_ended()
 #[test]
 fn a_task_that_is_given_up_leaves_the_agent_idle() {
     let mut world = World::joined();
-    world.tell(Event::Submit(task("web")));
+    world.tell(submit(&task("web")));
     let mut effects = Vec::new();
     while world.now < 130 {
         world.say(1, "web", FromRuntime::Health(health()));
@@ -99,7 +99,7 @@ fn a_task_that_is_given_up_leaves_the_agent_idle() {
 #[test]
 fn an_agent_that_connects_to_work_is_busy_at_once() {
     let mut world = World::new();
-    world.tell(Event::Submit(task("web")));
+    world.tell(submit(&task("web")));
     assert_eq!((told(&world.join(1, &hello("web", 1), 1)), counts(&world)), (1, (true, 1, 0)));
     world.tell(Event::Closed { conn: ConnId(1) });
     assert_eq!(told(&world.join(2, &hello("web", 1), 1)), 1, "and again in each session");

@@ -9,7 +9,7 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::{Challenge, Configuration, FromHub, FromRuntime, Hello, TaskOutcome, TaskRef};
 
-use super::world::{HEARTBEAT, at, credential, ended, hello, key, message, name, run, sign, task};
+use super::world::{HEARTBEAT, at, credential, ended, hello, key, message, name, sign, submit, target, task};
 use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, Record, StreamKey};
 
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +115,7 @@ impl Disk {
                 let known = self.tasks.iter_mut().find(|known| known.id == task.id);
                 *known.expect("tasks are stored before they are submitted") = task;
             }
+            Record::Output { .. } | Record::Message(_) => {}
             // The controller may have removed or replaced it meanwhile.
             Record::Credential(credential) => {
                 if let Some(known) = self.credentials.get_mut(&credential.agent)
@@ -210,9 +211,13 @@ impl Watch {
         let enrolls = self.disk.credentials.values().cloned();
         let mut enrolls = enrolls.map(|it| Event::Enroll(it, Some(Configuration::default()))).collect::<Vec<_>>();
         let open = self.disk.tasks.iter().filter(|task| task.outcome().is_none()).cloned().collect::<Vec<_>>();
-        let removed = |task: &&Task| task.handed_to().is_some() && !self.disk.credentials.contains_key(&task.agent);
-        let revokes = open.iter().filter(removed).map(|task| Event::Revoke(task.agent.clone())).collect::<Vec<_>>();
-        let mut events = open.into_iter().map(Event::Submit).collect::<Vec<_>>();
+        let removed = |task: &&Task| {
+            task.handed_to().is_some()
+                && task.agent.as_ref().is_some_and(|agent| !self.disk.credentials.contains_key(agent))
+        };
+        let revokes =
+            open.iter().filter(removed).filter_map(|task| task.agent.clone().map(Event::Revoke)).collect::<Vec<_>>();
+        let mut events = open.iter().map(submit).collect::<Vec<_>>();
         if enroll_first {
             enrolls.append(&mut events);
             events = enrolls;
@@ -289,11 +294,11 @@ impl Watch {
                 let task = task(Self::agent(agent));
                 self.tasks.push(super::world::of(&task));
                 self.disk.tasks.push(task.clone());
-                Some(Event::Submit(task))
+                Some(submit(&task))
             }
             Move::Stream { agent, key } => {
                 let agent = name(Self::agent(agent));
-                Some(Event::OpenStream { key: StreamKey(key), agent, run: run(), stdin: true })
+                Some(Event::OpenStream { key: StreamKey(key), agent, target: target(), stdin: true })
             }
             Move::Enroll { agent, incarnation } => {
                 let agent = Self::agent(agent);
@@ -347,7 +352,7 @@ impl Watch {
                 Effect::Notify(Notice::SessionClosed { agent, .. }) => {
                     self.live.remove(agent);
                 }
-                Effect::Notify(_) | Effect::Opening { .. } | Effect::Client { .. } => {}
+                Effect::Notify(_) | Effect::Opening { .. } | Effect::Posted { .. } | Effect::Client { .. } => {}
             }
         }
         let sessions = self.hub.sessions();
@@ -382,6 +387,7 @@ impl Watch {
                 }
                 (None, None) => {}
             },
+            Record::Output { .. } | Record::Message(_) => {}
         }
     }
 }

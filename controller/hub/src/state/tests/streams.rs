@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use vm_agent_schemas::wire::{
-    Channel, DATA_MAX, Frame, FromHub, FromRuntime, RefusalCode, Signal, StreamEnded, StreamOpen, StreamRef,
-    StreamSignal, StreamTaken, TEXT_MAX, TaskOutcome, WINDOW,
+    Channel, DATA_MAX, Frame, FromHub, FromRuntime, RefusalCode, Signal, StreamEnded, StreamOpen, StreamOpened,
+    StreamRef, StreamSignal, StreamTaken, StreamTarget, TEXT_MAX, TaskOutcome, WINDOW,
 };
 
 use super::world::*;
@@ -13,9 +13,9 @@ const KEY: StreamKey = StreamKey(7);
 
 fn with_stream(stdin: bool) -> World {
     let mut world = World::joined();
-    let effects = world.tell(Event::OpenStream { key: KEY, agent: name("web"), run: run(), stdin });
+    let effects = world.tell(Event::OpenStream { key: KEY, agent: name("web"), target: target(), stdin });
     assert_eq!(effects[0], Effect::Opening { key: KEY, answer: Ok(()) });
-    assert_eq!(sent(&effects, 1), [FromHub::StreamOpen(StreamOpen { stream: 1, run: run(), stdin })]);
+    assert_eq!(sent(&effects, 1), [FromHub::StreamOpen(StreamOpen { stream: 1, target: target(), stdin })]);
     world
 }
 
@@ -42,9 +42,9 @@ fn lost(effects: &[Effect]) -> bool {
 #[test]
 fn a_stream_opens_carries_both_ways_and_ends() {
     let mut world = with_stream(true);
-    let opened = world.say(1, "web", FromRuntime::StreamOpened(StreamRef { stream: 1 }));
-    assert_eq!(events(&opened), [StreamEvent::Opened]);
-    assert_eq!(world.say(1, "web", FromRuntime::StreamOpened(StreamRef { stream: 1 })), [], "once");
+    let opened = world.say(1, "web", FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 }));
+    assert_eq!(events(&opened), [StreamEvent::Opened { offset: 0 }]);
+    assert_eq!(world.say(1, "web", FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 })), [], "once");
     let data = events(&world.data(1, out(0, false, 3)));
     let expected =
         StreamEvent::Data { channel: Channel::Stdout, offset: 0, end: false, data: Bytes::from_static(b"xxx") };
@@ -64,7 +64,7 @@ fn a_stream_opens_carries_both_ways_and_ends() {
 #[test]
 fn a_stream_needs_a_session() {
     let mut world = World::joined();
-    let open = |agent| Event::OpenStream { key: KEY, agent: name(agent), run: run(), stdin: false };
+    let open = |agent| Event::OpenStream { key: KEY, agent: name(agent), target: target(), stdin: false };
     assert_eq!(world.tell(open("db")), [Effect::Opening { key: KEY, answer: Err(OpenError::Offline) }]);
     world.tell(Event::Shutdown);
     assert_eq!(world.tell(open("web")), [Effect::Opening { key: KEY, answer: Err(OpenError::Shutdown) }]);
@@ -73,8 +73,8 @@ fn a_stream_needs_a_session() {
 #[test]
 fn a_session_has_so_many_streams_and_a_task_is_not_counted() {
     let mut world = World::joined();
-    let open = |key| Event::OpenStream { key: StreamKey(key), agent: name("web"), run: run(), stdin: false };
-    assert_eq!(sent(&world.tell(Event::Submit(task("web"))), 1).len(), 1);
+    let open = |key| Event::OpenStream { key: StreamKey(key), agent: name("web"), target: target(), stdin: false };
+    assert_eq!(sent(&world.tell(submit(&task("web"))), 1).len(), 1);
     let most = STREAMS_MAX as u64;
     for key in 0..most {
         assert_eq!(sent(&world.tell(open(key)), 1).len(), 1, "{key}");
@@ -90,7 +90,12 @@ fn a_process_that_fits_no_message_is_lost_at_once() {
     let mut world = World::joined();
     let mut large = run();
     large.argv.push("x".repeat(TEXT_MAX));
-    let effects = world.tell(Event::OpenStream { key: KEY, agent: name("web"), run: large, stdin: false });
+    let effects = world.tell(Event::OpenStream {
+        key: KEY,
+        agent: name("web"),
+        target: StreamTarget::Run { run: large },
+        stdin: false,
+    });
     assert!(lost(&effects));
     assert_eq!(sent(&effects, 1), []);
 }
@@ -203,7 +208,7 @@ fn the_loss_of_a_session_is_the_loss_of_its_streams_and_numbers_begin_anew() {
     assert!(lost(&world.tell(Event::Closed { conn: ConnId(1) })));
     world.join(2, &hello("web", 1), 1);
     assert_eq!(input(&mut world, 0, false, 1), []);
-    let open = Event::OpenStream { key: StreamKey(8), agent: name("web"), run: run(), stdin: false };
+    let open = Event::OpenStream { key: StreamKey(8), agent: name("web"), target: target(), stdin: false };
     let [FromHub::StreamOpen(open)] = &sent(&world.tell(open), 2)[..] else { panic!("no stream was opened") };
     assert_eq!(open.stream, 1);
 }

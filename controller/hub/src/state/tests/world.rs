@@ -5,16 +5,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use vm_agent_schemas::credential::{Credential, JoinToken};
-use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, Secret, SessionId, TaskId};
+use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
+use vm_agent_schemas::message::Post;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::task::{Job, Report, Task, TaskSource, Terms};
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::{
     Address, Challenge, ChallengeProof, Configuration, Configured, Envelope, Frame, FromHub, FromRuntime, HealthReport,
-    Hello, LogLines, RefusalCode, Run, StreamEnded, StreamRef, StreamTaken, TaskEnded, TaskOutcome, TaskRef, Welcome,
+    Hello, LogLines, MessageRef, RefusalCode, Rotated, Run, StreamEnded, StreamOpened, StreamTaken, StreamTarget,
+    TaskEnded, TaskOutcome, TaskRef, UpgradeFailed, Welcome,
 };
 
-use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, Record};
+use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, OutputKnown, Record};
 
 pub(super) const HEARTBEAT: Span = Span::from_secs(30);
 
@@ -70,23 +72,23 @@ pub(super) fn hello(agent: &str, seed: u8) -> Hello {
 }
 
 pub(super) fn run() -> Run {
-    Run { argv: vec!["true".to_owned()], env: std::collections::BTreeMap::new(), cwd: None }
+    Run { argv: vec!["true".to_owned()], ..Run::default() }
+}
+
+/// A process with pipes.
+pub(super) fn target() -> StreamTarget {
+    StreamTarget::Run { run: run() }
 }
 
 pub(super) fn task(agent: &str) -> Task {
-    Task {
-        id: TaskId::generate(),
-        agent: name(agent),
-        source: TaskSource::Request { author: "test".to_owned() },
-        run: run(),
-        timeout: Span::from_secs(60),
-        attempt: 1,
-        state: TaskState::Queued,
-        created_at: at(0),
-        started_at: None,
-        ended_at: None,
-        output: String::new(),
-    }
+    let source = TaskSource::Request { author: "test".to_owned(), key: None };
+    let terms = Terms { timeout: Span::from_secs(60), ..Terms::default() };
+    Task::new(TaskId::generate(), Some(name(agent)), source, Job::exec(["true"]), terms, at(0))
+}
+
+/// The task is accepted, and nothing of its output is known.
+pub(super) fn submit(task: &Task) -> Event {
+    Event::Submit(task.clone(), OutputKnown::default())
 }
 
 pub(super) const fn of(task: &Task) -> TaskRef {
@@ -94,7 +96,11 @@ pub(super) const fn of(task: &Task) -> TaskRef {
 }
 
 pub(super) fn ended(task: TaskRef, code: i32) -> FromRuntime {
-    FromRuntime::TaskEnded(TaskEnded { task, outcome: TaskOutcome::Exited { code }, output: "out".to_owned() })
+    FromRuntime::TaskEnded(TaskEnded { task, outcome: TaskOutcome::Exited { code }, report: Report::default() })
+}
+
+pub(super) fn post() -> Post {
+    Post { subject: "greeting".to_owned(), body: "hello".into(), in_reply_to: None, ttl_ms: None }
 }
 
 pub(super) fn health() -> HealthReport {
@@ -109,6 +115,7 @@ pub(super) fn health() -> HealthReport {
         runtime_memory: ByteSize::from_mib(8),
         tasks: 0,
         streams: 0,
+        terminals: Vec::new(),
         services: std::collections::BTreeMap::new(),
     }
 }
@@ -125,7 +132,15 @@ pub(super) fn every_message() -> Vec<FromRuntime> {
         FromRuntime::Configured(Configured { digest: Some(Configuration::default().digest), problems: Vec::new() }),
         FromRuntime::TaskStarted(task),
         ended(task, 0),
-        FromRuntime::StreamOpened(StreamRef { stream: 1 }),
+        FromRuntime::Message(post()),
+        FromRuntime::MessageTaken(MessageRef { message: MessageId::generate() }),
+        FromRuntime::Rotated(Rotated { public_key: String::new(), signature: String::new() }),
+        FromRuntime::UpgradeFailed(UpgradeFailed {
+            version: "2".to_owned(),
+            sha256: Digest::of(b"program"),
+            reason: "it does not run".to_owned(),
+        }),
+        FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 }),
         FromRuntime::StreamEnded(StreamEnded { stream: 1, outcome }),
         FromRuntime::StreamTaken(StreamTaken { stream: 1, channel: vm_agent_schemas::wire::Channel::Stdin, offset: 0 }),
     ]
