@@ -18,10 +18,13 @@
 //! ```
 //!
 //! A write is answered after its commit has reached the disk, never before.
+//!
+//! What tasks write does not go into the database: the [`output`] log beside it keeps that.
 
 mod backup;
 mod error;
 mod migrations;
+pub mod output;
 mod records;
 mod state_dir;
 mod store;
@@ -29,7 +32,8 @@ mod worker;
 
 pub use error::StoreError;
 pub use records::{
-    approvals, audit, backoffs, claims, credentials, events, meta, operations, overrides, revisions, tasks, tokens,
+    approvals, audit, backoffs, claims, credentials, events, messages, meta, operations, overrides, revisions, tasks,
+    tokens,
 };
 pub use state_dir::{StateDir, StateDirError, is_locked, read_controller_file};
 pub use store::{Store, StoreStats, in_memory};

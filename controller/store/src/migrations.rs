@@ -6,8 +6,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::StoreError;
 
 /// The steps in order: after the n-th, counted from 1, `user_version` is n.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001_initial.sql"), include_str!("../migrations/0002_intent_over_time.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_initial.sql"),
+    include_str!("../migrations/0002_intent_over_time.sql"),
+    include_str!("../migrations/0003_tasks_and_messages.sql"),
+];
 
 /// Brings a database to the latest schema. Each step is one transaction with its number, so that a
 /// crash between or within steps leaves a database from which this goes on.

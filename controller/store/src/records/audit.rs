@@ -22,3 +22,12 @@ pub fn append(
         .execute((at.to_string(), actor, method, path, status))?;
     Ok(())
 }
+
+/// Removes all but the latest `keep` requests, and tells how many.
+///
+/// # Errors
+/// When the database fails.
+pub fn prune(conn: &Connection, keep: u32) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM audit WHERE id <= (SELECT id FROM audit ORDER BY id DESC LIMIT 1 OFFSET ?1)";
+    Ok(conn.prepare_cached(sql)?.execute([keep])?)
+}

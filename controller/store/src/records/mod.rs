@@ -6,6 +6,7 @@ pub mod backoffs;
 pub mod claims;
 pub mod credentials;
 pub mod events;
+pub mod messages;
 pub mod meta;
 pub mod operations;
 pub mod overrides;

@@ -43,3 +43,13 @@ pub fn open_operations(conn: &Connection) -> Result<Vec<Operation>, StoreError> 
     let sql = "SELECT record FROM operations WHERE closed_at IS NULL ORDER BY rowid";
     rows(conn, sql, (), |row| json::decode(TABLE, row))
 }
+
+/// Removes operations that have ended but the latest `keep`, and tells how many.
+///
+/// # Errors
+/// When the database fails.
+pub fn prune(conn: &Connection, keep: u32) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM operations WHERE rowid IN (
+                   SELECT rowid FROM operations WHERE closed_at IS NOT NULL ORDER BY rowid DESC LIMIT -1 OFFSET ?1)";
+    Ok(conn.prepare_cached(sql)?.execute([keep])?)
+}

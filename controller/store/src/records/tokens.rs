@@ -1,7 +1,7 @@
 //! Tokens of the HTTP API, as digests.
 
 use rusqlite::{Connection, Row};
-use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::ids::{Digest, TokenId};
 
 use super::{already, column, row, rows};
@@ -12,8 +12,10 @@ use crate::StoreError;
 /// # Errors
 /// [`StoreError::AlreadyExists`] when one with this id or digest is stored.
 pub fn put(conn: &Connection, token: &ApiToken) -> Result<(), StoreError> {
-    conn.prepare_cached("INSERT INTO tokens (id, name, digest, created_at) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((token.id.to_string(), &token.name, token.digest.as_str(), token.created_at.to_string()))
+    let sql = "INSERT INTO tokens (id, name, digest, role, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let (created, expires) = (token.created_at.to_string(), token.expires_at.map(|at| at.to_string()));
+    conn.prepare_cached(sql)?
+        .execute((token.id.to_string(), &token.name, token.digest.as_str(), role_name(token.role), created, expires))
         .map_err(|error| already(error, "a token", &token.id))?;
     Ok(())
 }
@@ -48,6 +50,22 @@ fn read(row: &Row<'_>) -> Result<ApiToken, StoreError> {
         id: column("tokens", row, "id", |text: String| text.parse())?,
         name: row.get("name")?,
         digest: Digest::from(row.get::<_, String>("digest")?),
+        role: column("tokens", row, "role", |text: String| role(&text))?,
         created_at: column("tokens", row, "created_at", |text: String| text.parse())?,
+        expires_at: column("tokens", row, "expires_at", |at: Option<String>| at.map(|at| at.parse()).transpose())?,
     })
+}
+
+const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Read => "read",
+        Role::Exec => "exec",
+        Role::Lifecycle => "lifecycle",
+        Role::Admin => "admin",
+    }
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    let known = [Role::Read, Role::Exec, Role::Lifecycle, Role::Admin].into_iter().find(|it| role_name(*it) == text);
+    known.ok_or_else(|| format!("`{text}` is no role"))
 }
