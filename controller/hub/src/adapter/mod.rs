@@ -31,14 +31,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{ClaimId, Digest, Nonce, TaskId};
-use vm_agent_schemas::message::{Message, MessageRefused, RefusedCode};
+use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::{Configuration, StreamTarget};
 
 use crate::identity::Identity;
-use crate::state::{Directory, Event, Hub, Notice, OpenError, OutputKnown, Record, SessionInfo};
+use crate::state::{Directory, Event, Hub, Notice, OpenError, OutputKnown, PostError, Record, SessionInfo};
 use crate::stream::{Stream, StreamEvent};
 use door::Door;
 use owner::Owner;
@@ -103,7 +103,7 @@ pub(crate) enum Command {
         answer: oneshot::Sender<Result<Stream, OpenError>>,
     },
     /// Send a message.
-    Post { message: Box<Message>, answer: oneshot::Sender<Result<(), MessageRefused>> },
+    Post { message: Box<Message>, answer: oneshot::Sender<Result<(), PostError>> },
     /// Tell the sessions.
     Sessions(oneshot::Sender<Vec<SessionInfo>>),
     /// Refuse everyone, and end.
@@ -219,23 +219,21 @@ impl HubHandle {
         self.tell(Event::Directory(directory));
     }
 
-    /// Sends a message of the host's to an agent. Answers once it is stored.
+    /// Sends a message of the host's to an agent, and answers once it is stored. Sending one again with the
+    /// same id sends nothing anew.
     ///
     /// # Errors
-    /// When it goes nowhere, and why; [`RefusedCode::Unknown`] also when the hub has gone down.
-    pub async fn post(&self, message: Message) -> Result<(), MessageRefused> {
-        let gone = MessageRefused {
-            message: message.id,
-            code: RefusedCode::Unknown,
-            reason: "the controller is going down".to_owned(),
-        };
+    /// When it goes nowhere, and why.
+    pub async fn post(&self, message: Message) -> Result<(), PostError> {
         let (answer, posted) = oneshot::channel();
         let _ = self.commands.send(Command::Post { message: Box::new(message), answer });
-        posted.await.unwrap_or(Err(gone))
+        posted.await.unwrap_or(Err(PostError::Shutdown))
     }
 
     /// Tells of a stored message that was accepted in an earlier life of the controller. At the controller's
-    /// start: every one that waits, in the order in which they were accepted.
+    /// start, in the order in which they were accepted: every one that waits; and, so that they are known when
+    /// they are sent again, and may be answered, those that were taken lately. [`Self::directory`] comes before
+    /// all [`Self::enroll`], or the first messages would be judged by a directory without agents.
     pub fn restore(&self, message: Message) {
         self.tell(Event::Restore(message));
     }

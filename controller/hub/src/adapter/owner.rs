@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::Message;
 use vm_agent_schemas::ids::{MessageId, Nonce, SessionId};
-use vm_agent_schemas::message::MessageRefused;
+use vm_agent_schemas::message::{self, Post};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Envelope, FromHub};
 
@@ -17,7 +17,7 @@ use super::connection::{Input, Outgoing};
 use super::notices::Notices;
 use super::release::{Released, Releases};
 use super::{ClientSender, Command, Purpose, Storage};
-use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, StreamKey};
+use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, PostError, StreamKey};
 use crate::stream::Stream;
 
 /// How often time is looked at, at the least: handshakes are timed in seconds.
@@ -43,7 +43,7 @@ pub(super) struct Owner {
     connections: HashMap<ConnId, Outgoing>,
     opening: HashMap<StreamKey, Opening>,
     clients: HashMap<StreamKey, ClientSender>,
-    posting: HashMap<(MessageId, Address), oneshot::Sender<Result<(), MessageRefused>>>,
+    posting: HashMap<(MessageId, Address), Vec<oneshot::Sender<Result<(), PostError>>>>,
     last_key: u64,
     shutting_down: bool,
 }
@@ -123,7 +123,7 @@ impl Owner {
                 });
             }
             Command::Post { message, answer } => {
-                self.posting.insert((message.id, message.to.clone()), answer);
+                self.posting.entry((message.id, message.to.clone())).or_default().push(answer);
                 self.handle(Event::Post(*message));
             }
             Command::Sessions(answer) => {
@@ -149,7 +149,7 @@ impl Owner {
             tracing::error!(error, "Could not store what sessions depend on");
             let answer = self.hub.handle(Event::StoreFailed(records), Timestamp::now());
             self.carry_out(answer);
-            dependent.retain(|it| !matches!(it, Effect::Send { .. } | Effect::SendData { .. } | Effect::Notify(_)));
+            dependent.retain(|effect| !effect.grants());
         } else {
             let answer = self.hub.handle(Event::Stored(records), Timestamp::now());
             self.carry_out(answer);
@@ -162,6 +162,7 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Send { conn, to, body } => self.send(conn, to, body),
+                Effect::Deliver { conn, message } => self.deliver(conn, message),
                 Effect::SendData { conn, frame } => self.queue(conn, Message::Binary(frame.encode())),
                 Effect::Close { conn } => {
                     self.connections.remove(&conn);
@@ -169,9 +170,9 @@ impl Owner {
                 Effect::Notify(notice) => self.notices.push(notice),
                 Effect::Opening { key, answer } => self.opened(key, answer),
                 Effect::Posted { message, to, answer } => {
-                    if let Some(posting) = self.posting.remove(&(message, to)) {
+                    for asking in self.posting.remove(&(message, to)).unwrap_or_default() {
                         // Who asked may have left.
-                        let _ = posting.send(answer);
+                        let _ = asking.send(answer.clone());
                     }
                 }
                 Effect::Client { key, event } => {
@@ -195,9 +196,14 @@ impl Owner {
         {
             outgoing.proven();
         }
-        let envelope = Envelope::new(Address::Host, to, Timestamp::now(), body);
-        let text = serde_json::to_string(&envelope).expect("messages have no keys that are not texts");
-        self.queue(conn, Message::text(text));
+        self.queue(conn, text(&Envelope::new(Address::Host, to, Timestamp::now(), body)));
+    }
+
+    /// Its envelope is its sender's: that is how it is known wherever it comes.
+    fn deliver(&mut self, conn: ConnId, message: message::Message) {
+        let message::Message { id, from, to, subject, body, in_reply_to, created_at, .. } = message;
+        let body = FromHub::Message(Post { subject, body, in_reply_to, ttl_ms: None });
+        self.queue(conn, text(&Envelope { id, from, to, timestamp: created_at.as_millisecond(), body }));
     }
 
     fn queue(&mut self, conn: ConnId, message: Message) {
@@ -217,4 +223,8 @@ impl Owner {
         // If nobody waits any more, the stream is dropped, and that closes it.
         let _ = opening.answer.send(answer.map(|()| opening.stream));
     }
+}
+
+fn text(envelope: &Envelope<FromHub>) -> Message {
+    Message::text(serde_json::to_string(envelope).expect("messages have no keys that are not texts"))
 }

@@ -44,4 +44,11 @@ impl Directory {
     pub(super) fn matches(&self, agent: &AgentName, selector: &Selector) -> bool {
         self.members.get(agent).is_some_and(|member| selector.matches(&member.labels))
     }
+
+    /// Whether the one may write to the other. For agents that are not declared there are no rules.
+    pub(super) fn allows(&self, from: &AgentName, to: &AgentName) -> bool {
+        let (Some(sender), Some(receiver)) = (self.members.get(from), self.members.get(to)) else { return false };
+        let fits = |rule: &Allow| rule.from.includes(from, &sender.labels) && rule.to.includes(to, &receiver.labels);
+        self.allow.iter().any(fits)
+    }
 }

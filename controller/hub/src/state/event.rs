@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, MessageId, Nonce, SessionId, TaskId};
-use vm_agent_schemas::message::{Message, MessageRefused};
+use vm_agent_schemas::message::{Message, MessageRefused, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::units::ByteSize;
@@ -224,8 +224,7 @@ fn describe(error: &serde_json::Error) -> String {
 
 /// Something that the hub wants done. Effects are carried out in order. Those that follow a
 /// [`Store`](Effect::Store) wait until its record is durable; if it can't be made durable, those of
-/// the same answer that grant something ([`Send`](Effect::Send), [`SendData`](Effect::SendData),
-/// [`Notify`](Effect::Notify)) are dropped.
+/// the same answer that [grant](Effect::grants) something are dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Send a message.
@@ -236,6 +235,13 @@ pub enum Effect {
         to: Address,
         /// What it says.
         body: FromHub,
+    },
+    /// Pass a message on, in an envelope with its own sender and id.
+    Deliver {
+        /// On this connection.
+        conn: ConnId,
+        /// The message.
+        message: Message,
     },
     /// Send a binary frame.
     SendData {
@@ -267,7 +273,7 @@ pub enum Effect {
         /// Whom it is for.
         to: Address,
         /// Whether it is stored now.
-        answer: Result<(), MessageRefused>,
+        answer: Result<(), PostError>,
     },
     /// Tell a client.
     Client {
@@ -276,6 +282,23 @@ pub enum Effect {
         /// What.
         event: StreamEvent,
     },
+}
+
+impl Effect {
+    /// Whether it tells somebody what only a record makes true, and is dropped if that can't be stored. What
+    /// is delivered to a runtime is not: its receiver knows a message by its id when it comes again.
+    #[must_use]
+    pub const fn grants(&self) -> bool {
+        match self {
+            Self::Send { .. } | Self::SendData { .. } | Self::Notify(_) | Self::Posted { answer: Ok(()), .. } => true,
+            Self::Deliver { .. }
+            | Self::Close { .. }
+            | Self::Store(_)
+            | Self::Opening { .. }
+            | Self::Posted { .. }
+            | Self::Client { .. } => false,
+        }
+    }
 }
 
 /// What must survive. A record replaces the former one of the same agent, task or message; output is
@@ -299,6 +322,20 @@ pub enum Record {
     },
     /// A message.
     Message(Message),
+}
+
+/// Why a message of the host's goes nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PostError {
+    /// It may not, or there is no room for it.
+    #[error("{}", .0.reason)]
+    Refused(MessageRefused),
+    /// It could not be stored. It may be delivered all the same: ask again with the same id.
+    #[error("the controller could not store the message")]
+    NotStored,
+    /// The hub goes down.
+    #[error("the controller is going down")]
+    Shutdown,
 }
 
 /// Why a stream can't be opened.
@@ -458,6 +495,7 @@ impl Notice {
                 | Self::Configured { .. }
                 | Self::TaskUnknown { .. }
                 | Self::MessageRefused { .. }
+                | Self::Message(Message { state: MessageState::Waiting | MessageState::Taken { .. }, .. })
         )
     }
 

@@ -77,14 +77,14 @@ impl Hub {
                 };
                 self.notify(notice);
                 self.deliver(&agent, now);
-                self.deliver_messages(&agent, now);
+                self.deliver_messages(&agent);
             }
             FromRuntime::TaskStarted(task) => self.task_started(conn, agent, task, now),
             FromRuntime::TaskEnded(ended) => self.task_ended(conn, &agent, ended, now),
             FromRuntime::StreamOpened(opened) => self.stream_opened(conn, opened)?,
             FromRuntime::StreamEnded(ended) => self.stream_ended(conn, &agent, ended, now)?,
             FromRuntime::StreamTaken(taken) => self.stream_input_taken(conn, taken)?,
-            FromRuntime::Message(post) => self.message_sent(conn, &agent, id, to, post, now)?,
+            FromRuntime::Message(post) => self.message_sent(conn, &agent, id, to, post, now),
             FromRuntime::MessageTaken(MessageRef { message }) => self.message_taken(&agent, message, now),
             FromRuntime::Rotated(rotated) => self.rotated(conn, &agent, rotated)?,
             FromRuntime::UpgradeFailed(failed) => self.upgrade_failed(&agent, failed)?,

@@ -23,6 +23,7 @@ mod event;
 mod handshake;
 mod live;
 mod messages;
+mod post_office;
 mod reports;
 mod rotation;
 mod sessions;
@@ -46,10 +47,12 @@ use vm_agent_schemas::wire::{Address, Challenge, Configuration, FromHub, Hello};
 
 pub use directory::{Directory, Member};
 pub use event::{
-    CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, OutputKnown, Record, SessionInfo, StreamKey,
+    CloseReason, ConnId, Effect, Event, Inbound, Notice, OpenError, OutputKnown, PostError, Record, SessionInfo,
+    StreamKey,
 };
 pub use sessions::configuration_fits;
 
+use post_office::PostOffice;
 use sessions::Session;
 use tasks::TaskQueue;
 
@@ -66,6 +69,7 @@ pub struct Hub {
     /// The claims of the agents' machines.
     claims: BTreeMap<AgentName, ClaimId>,
     directory: Directory,
+    post_office: PostOffice,
     connections: BTreeMap<ConnId, Connection>,
     clients: BTreeMap<StreamKey, (ConnId, u32)>,
     last_tick: Option<Timestamp>,
@@ -127,6 +131,7 @@ impl Hub {
             cordoned: BTreeSet::new(),
             claims: BTreeMap::new(),
             directory: Directory::default(),
+            post_office: PostOffice::default(),
             connections: BTreeMap::new(),
             clients: BTreeMap::new(),
             last_tick: None,
@@ -156,7 +161,10 @@ impl Hub {
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
             Event::Submit(task, _) => self.submit(task, now),
             Event::CancelTask { .. } => {}
-            Event::Directory(directory) => self.directory = directory,
+            Event::Directory(directory) => {
+                self.directory = directory;
+                self.end_messages(now);
+            }
             Event::Cordon(agents) => self.cordon(agents, now),
             Event::OpenStream { key, agent, target, stdin } => self.open_stream(key, &agent, target, stdin, now),
             Event::Resize { key, size } => self.resize(key, size),
@@ -165,7 +173,7 @@ impl Hub {
             Event::Signal { key, signal } => self.signal(key, signal),
             Event::CloseStream { key } => self.close_stream(key, now),
             Event::Post(message) => self.post(message, now),
-            Event::Restore(message) => self.restore(message, now),
+            Event::Restore(message) => self.restore(message),
             Event::Rotate { agent, challenge } => self.rotate(&agent, challenge),
             Event::OfferUpgrade { key, agent, version, size, sha256 } => {
                 self.offer_upgrade(key, &agent, version, size, sha256);

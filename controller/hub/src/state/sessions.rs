@@ -15,7 +15,8 @@ use vm_agent_schemas::wire::{
 use super::handshake::{self, Refusal};
 use super::streams::Streams;
 use super::{
-    CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed, tasks,
+    CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed,
+    messages, tasks,
 };
 use crate::stream::StreamEvent;
 
@@ -391,7 +392,7 @@ impl Hub {
             let over = queue.end_all("the agent was removed before the task was delivered", now);
             self.finish(over);
         }
-        self.end_messages(agent, now);
+        self.end_messages(now);
     }
 
     pub(super) fn configure(&mut self, agent: &AgentName, configuration: Configuration) {
@@ -424,7 +425,8 @@ const fn agent(record: &Record) -> Option<&AgentName> {
     match record {
         Record::Credential(credential) => Some(&credential.agent),
         Record::Task(task) => task.agent.as_ref(),
-        Record::Output { .. } | Record::Message(_) => None,
+        Record::Message(message) => messages::waits_for(message),
+        Record::Output { .. } => None,
     }
 }
 

@@ -339,7 +339,9 @@ impl Watch {
                         last.orders.push((*conn, order.task));
                     }
                 }
-                Effect::SendData { conn, .. } => assert!(self.live.values().any(|live| live == conn)),
+                Effect::SendData { conn, .. } | Effect::Deliver { conn, .. } => {
+                    assert!(self.live.values().any(|live| live == conn))
+                }
                 Effect::Close { conn } => {
                     assert!(self.closed.insert(*conn), "closed twice");
                     self.live.retain(|_, live| live != conn);
