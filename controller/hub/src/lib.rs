@@ -13,6 +13,7 @@ mod stream;
 pub use adapter::{HubHandle, Options, ServeError, Storage, serve};
 pub use identity::{Identity, IdentityError};
 pub use state::{
-    CloseReason, Directory, Member, Notice, OpenError, OutputKnown, PostError, Record, SessionInfo, configuration_fits,
+    CloseReason, Directory, Member, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo,
+    configuration_fits,
 };
 pub use stream::{Stream, StreamEvent};

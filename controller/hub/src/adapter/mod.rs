@@ -30,15 +30,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{ClaimId, Digest, Nonce, TaskId};
+use vm_agent_schemas::ids::{ClaimId, Nonce, TaskId};
 use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::Task;
-use vm_agent_schemas::units::{ByteSize, Span};
+use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Configuration, StreamTarget};
 
 use crate::identity::Identity;
-use crate::state::{Directory, Event, Hub, Notice, OpenError, OutputKnown, PostError, Record, SessionInfo};
+use crate::state::{Directory, Event, Hub, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo};
 use crate::stream::{Stream, StreamEvent};
 use door::Door;
 use owner::Owner;
@@ -114,7 +114,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Purpose {
     Target { target: StreamTarget, stdin: bool },
-    Upgrade { version: String, size: ByteSize, sha256: Digest },
+    Upgrade(Offer),
 }
 
 /// A running hub. Cheap to clone; without any handle and stream left it goes down.
@@ -248,14 +248,8 @@ impl HubHandle {
     ///
     /// # Errors
     /// When the agent's runtime is not connected, or the hub goes down.
-    pub async fn upgrade(
-        &self,
-        agent: AgentName,
-        version: String,
-        size: ByteSize,
-        sha256: Digest,
-    ) -> Result<Stream, OpenError> {
-        self.open(agent, Purpose::Upgrade { version, size, sha256 }).await
+    pub async fn upgrade(&self, agent: AgentName, offer: Offer) -> Result<Stream, OpenError> {
+        self.open(agent, Purpose::Upgrade(offer)).await
     }
 
     /// Gives no new task to these agents, whose machines are about to go down, and to all others again.

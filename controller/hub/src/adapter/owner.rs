@@ -117,9 +117,7 @@ impl Owner {
                 self.opening.insert(key, Opening { stream: Stream::new(key, events, hub), answer });
                 self.handle(match purpose {
                     Purpose::Target { target, stdin } => Event::OpenStream { key, agent, target, stdin },
-                    Purpose::Upgrade { version, size, sha256 } => {
-                        Event::OfferUpgrade { key, agent, version, size, sha256 }
-                    }
+                    Purpose::Upgrade(offer) => Event::OfferUpgrade { key, agent, offer },
                 });
             }
             Command::Post { message, answer } => {

@@ -12,7 +12,6 @@ use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, MessageId
 use vm_agent_schemas::message::{Message, MessageRefused, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
-use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
     Address, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, HealthReport, RefusalCode, Signal,
     StreamTarget, TaskRef, TerminalReport, TerminalSize, UpgradeFailed,
@@ -20,6 +19,7 @@ use vm_agent_schemas::wire::{
 
 use super::directory::Directory;
 use super::streams::STREAMS_MAX;
+use super::upgrade::Offer;
 use crate::stream::StreamEvent;
 
 /// One connection, in the adapter's counting.
@@ -159,12 +159,8 @@ pub enum Event {
         key: StreamKey,
         /// The agent.
         agent: AgentName,
-        /// The program's version.
-        version: String,
-        /// The program's size.
-        size: ByteSize,
-        /// The SHA-256 of the program.
-        sha256: Digest,
+        /// The program.
+        offer: Offer,
     },
     /// The controller goes down.
     Shutdown,

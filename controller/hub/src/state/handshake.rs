@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use subtle::ConstantTimeEq;
 use vm_agent_schemas::credential::{Binding, Credential};
-use vm_agent_schemas::ids::Digest;
-use vm_agent_schemas::names::FleetName;
-use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, RefusalCode};
+use vm_agent_schemas::ids::{Digest, Incarnation};
+use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, RefusalCode, Rotated, rotation_bytes};
 
 /// Longest `runtimeVersion`: it is kept and shown, and comes from inside the instance.
-const VERSION_MAX: usize = 64;
+pub(super) const VERSION_MAX: usize = 64;
 
 /// Why a connection may not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ fn check_form(hello: &Hello) -> Result<(), Refusal> {
 }
 
 fn check_binding(hello: &Hello, binding: &Binding) -> Result<(), Refusal> {
-    if hello.public_key != binding.public_key {
+    if hello.public_key != binding.public_key && Some(&hello.public_key) != binding.next_key.as_ref() {
         let message = format!("agent `{}` is bound to another public key", hello.agent);
         return Err(Refusal::new(RefusalCode::Credential, message));
     }
@@ -127,23 +127,39 @@ fn check_join_token(hello: &Hello, credential: &Credential, now: Timestamp) -> R
 
 /// Whether the proof shows that the peer holds the key of its hello.
 pub(super) fn check_proof(hello: &Hello, challenge: &Challenge, proof: &ChallengeProof) -> Result<(), Refusal> {
-    let valid = decode::<32>(&hello.public_key).zip(decode::<64>(&proof.signature)).is_some_and(|(key, signature)| {
-        UnparsedPublicKey::new(&ED25519, key).verify(&challenge.signed_bytes(hello), &signature).is_ok()
-    });
-    if valid {
+    if is_signed(&hello.public_key, &proof.signature, &challenge.signed_bytes(hello)) {
         Ok(())
     } else {
         Err(Refusal::new(RefusalCode::Credential, "the signature does not fit the challenge and the public key"))
     }
 }
 
+/// Whether a runtime that was asked for a new key shows that it holds this one.
+pub(super) fn check_rotated(
+    challenge: &Challenge,
+    agent: &AgentName,
+    incarnation: Incarnation,
+    rotated: &Rotated,
+) -> Result<(), Refusal> {
+    let bytes = rotation_bytes(challenge, agent, incarnation, &rotated.public_key);
+    if is_signed(&rotated.public_key, &rotated.signature, &bytes) {
+        Ok(())
+    } else {
+        Err(Refusal::protocol("the signature does not fit the challenge and the new public key"))
+    }
+}
+
+fn is_signed(public_key: &str, signature: &str, bytes: &[u8]) -> bool {
+    let keys = decode::<32>(public_key).zip(decode::<64>(signature));
+    keys.is_some_and(|(key, signature)| UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature).is_ok())
+}
+
 /// The credential once this proven hello is accepted: bound, its join token used up, one epoch on.
+/// A new key that it was proven with takes the place of the old one.
 pub(super) fn accepted(credential: &Credential, hello: &Hello) -> Credential {
-    let binding = credential.binding.clone().unwrap_or_else(|| Binding {
-        public_key: hello.public_key.clone(),
-        next_key: None,
-        machine_id: hello.machine_id.clone(),
-    });
+    let bound = credential.binding.clone();
+    let next_key = bound.and_then(|binding| binding.next_key).filter(|next_key| *next_key != hello.public_key);
+    let binding = Binding { public_key: hello.public_key.clone(), next_key, machine_id: hello.machine_id.clone() };
     Credential {
         join: None,
         binding: Some(binding),

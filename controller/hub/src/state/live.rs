@@ -13,7 +13,7 @@ use vm_agent_schemas::wire::{
 use super::handshake::Refusal;
 use super::reports::{check_configured, check_health, services_differ};
 use super::sessions::check_sender;
-use super::streams::Owner;
+use super::streams::{Kind, Owner};
 use super::tasks::{Ended, Started, fits, reference};
 use super::{ConnId, Effect, Hub, Inbound, Notice, Record};
 use crate::stream::StreamEvent;
@@ -87,7 +87,7 @@ impl Hub {
             FromRuntime::Message(post) => self.message_sent(conn, &agent, id, to, post, now),
             FromRuntime::MessageTaken(MessageRef { message }) => self.message_taken(&agent, message, now),
             FromRuntime::Rotated(rotated) => self.rotated(conn, &agent, rotated)?,
-            FromRuntime::UpgradeFailed(failed) => self.upgrade_failed(&agent, failed)?,
+            FromRuntime::UpgradeFailed(failed) => self.upgrade_failed(conn, &agent, failed, now)?,
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Hub {
     /// That it is sent is stored first: after that nobody can take it for one that never was.
     fn order(&mut self, conn: ConnId, task: Task) {
         let Some(session) = self.session_mut(conn) else { return };
-        let stream = session.streams.open(Owner::Task(reference(&task)), false);
+        let stream = session.streams.open(Owner::Task(reference(&task)), Kind::Plain, false);
         self.effects.push(Effect::Store(Record::Task(task.clone())));
         let timeout_ms = u64::try_from(task.terms.timeout.get().as_millis()).unwrap_or(u64::MAX);
         let order = TaskOrder { task: reference(&task), stream, job: task.job, timeout_ms };

@@ -51,6 +51,7 @@ pub use event::{
     StreamKey,
 };
 pub use sessions::configuration_fits;
+pub use upgrade::Offer;
 
 use post_office::PostOffice;
 use sessions::Session;
@@ -175,9 +176,7 @@ impl Hub {
             Event::Post(message) => self.post(message, now),
             Event::Restore(message) => self.restore(message),
             Event::Rotate { agent, challenge } => self.rotate(&agent, challenge),
-            Event::OfferUpgrade { key, agent, version, size, sha256 } => {
-                self.offer_upgrade(key, &agent, version, size, sha256);
-            }
+            Event::OfferUpgrade { key, agent, offer } => self.offer_upgrade(key, &agent, offer, now),
             Event::Shutdown => self.shutdown(),
         }
         std::mem::take(&mut self.effects)

@@ -131,8 +131,7 @@ impl PostOffice {
         let Letter { id, from, to, exists, post } = letter;
         let sender = Address::Agent(from.clone());
         let size = check_form(&post.subject, &post.body)?;
-        if let Some(receivers) = self.senders.get(&sender).and_then(|known| known.receivers_of(id)) {
-            let receivers = receivers.clone();
+        if let Some(receivers) = self.known(id, &sender, &to) {
             return Ok(self.to_store_again(id, &sender, &receivers));
         }
         let allowance = self.senders.entry(sender.clone()).or_default().allowance(now);
@@ -146,7 +145,7 @@ impl PostOffice {
         }
         let receivers = self.receivers(from, to, post.in_reply_to, directory)?;
         self.senders.entry(sender.clone()).or_default().allowance(now).charge(receivers.len() - 1);
-        self.check_id(id, &sender)?;
+        self.check_id(id, &sender, &receivers)?;
         let full = |receiver: &Address| self.mailboxes.get(receiver).is_some_and(|mailbox| mailbox.is_full(size));
         let (full, free): (Vec<_>, Vec<_>) = receivers.into_iter().partition(full);
         if let (Some(receiver), true) = (full.first(), free.is_empty()) {
@@ -182,7 +181,7 @@ impl PostOffice {
         now: Timestamp,
     ) -> Result<Vec<Message>, Denial> {
         let size = check_form(&message.subject, &message.body)?;
-        let known = self.senders.get(&message.from).and_then(|sender| sender.receivers_of(message.id));
+        let known = self.known(message.id, &message.from, &message.to);
         if known.is_some_and(|receivers| receivers.contains(&message.to)) {
             let receivers = BTreeSet::from([message.to.clone()]);
             return Ok(self.to_store_again(message.id, &message.from, &receivers));
@@ -190,7 +189,7 @@ impl PostOffice {
         if !exists {
             return Err(unknown(&message.to));
         }
-        self.check_id(message.id, &message.from)?;
+        self.check_id(message.id, &message.from, std::slice::from_ref(&message.to))?;
         if self.mailboxes.get(&message.to).is_some_and(|mailbox| mailbox.is_full(size)) {
             return Err(is_full(&message.to));
         }
@@ -292,6 +291,13 @@ impl PostOffice {
         agents.collect()
     }
 
+    /// Whom a message that is known already went to: it is remembered, or waits for `to`.
+    fn known(&self, id: MessageId, from: &Address, to: &Address) -> Option<BTreeSet<Address>> {
+        let remembered = self.senders.get(from).and_then(|sender| sender.receivers_of(id));
+        let waits = || self.mailboxes.get(to).is_some_and(|it| it.entries.iter().any(|entry| entry.is(id, from)));
+        remembered.cloned().or_else(|| waits().then(|| BTreeSet::from([to.clone()])))
+    }
+
     /// Whom a message goes to, if its sender may write to them.
     fn receivers(
         &self,
@@ -303,7 +309,9 @@ impl PostOffice {
         match to {
             Address::Host => Ok(vec![Address::Host]),
             Address::Agent(ref agent) => {
-                let answers = in_reply_to.is_some_and(|question| self.was_sent(question, &to, from));
+                let sender = Address::Agent(from.clone());
+                let question = in_reply_to.and_then(|question| self.known(question, &to, &sender));
+                let answers = question.is_some_and(|receivers| receivers.contains(&sender));
                 if !answers && !directory.allows(from, agent) {
                     let reason = format!("the fleet file does not allow {from} to write to {agent}");
                     return Err(Denial::new(RefusedCode::Denied, reason));
@@ -322,18 +330,13 @@ impl PostOffice {
         }
     }
 
-    /// Whether that message went from the one to the other: it waits there, or is remembered.
-    fn was_sent(&self, id: MessageId, from: &Address, to: &AgentName) -> bool {
-        let to = Address::Agent(to.clone());
-        let remembered = self.senders.get(from).and_then(|sender| sender.receivers_of(id));
-        let waits = || self.mailboxes.get(&to).is_some_and(|it| it.entries.iter().any(|entry| entry.is(id, from)));
-        remembered.is_some_and(|receivers| receivers.contains(&to)) || waits()
-    }
-
     /// An id that another sender has used would let one message pass for the other.
-    fn check_id(&self, id: MessageId, from: &Address) -> Result<(), Denial> {
+    fn check_id(&self, id: MessageId, from: &Address, receivers: &[Address]) -> Result<(), Denial> {
         let mut others = self.senders.iter().filter(|(sender, _)| *sender != from);
-        if others.any(|(_, sender)| sender.remembered.contains_key(&id)) {
+        let mut entries = receivers.iter().filter_map(|it| self.mailboxes.get(it)).flat_map(|it| &it.entries);
+        if others.any(|(_, sender)| sender.remembered.contains_key(&id))
+            || entries.any(|it| it.message.id == id && it.message.from != *from)
+        {
             return Err(Denial::new(RefusedCode::Invalid, "the id is that of another sender's message"));
         }
         Ok(())

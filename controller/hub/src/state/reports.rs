@@ -1,9 +1,9 @@
 //! What a runtime tells of itself is kept and shown to people, and comes from inside the instance: it is
 //! bounded, and plain text.
 
-use vm_agent_schemas::wire::{Configured, HealthReport};
+use vm_agent_schemas::wire::{Configured, HealthReport, UpgradeFailed};
 
-use super::handshake::{Refusal, is_sha256};
+use super::handshake::{Refusal, VERSION_MAX, is_sha256};
 
 /// Most problems in one `configured`.
 pub(super) const PROBLEMS_MAX: usize = 16;
@@ -14,6 +14,9 @@ pub(super) const PROBLEM_MAX: usize = 300;
 /// Most services in one health report. How many the runtime was told of can't be the measure: what was
 /// under way when it was told otherwise still comes.
 pub(super) const SERVICES_MAX: usize = 256;
+
+/// Most terminals in one health report: as many as a runtime may keep.
+pub(super) const TERMINALS_MAX: usize = 16;
 
 /// Whether this can be told of a configuration.
 pub(super) fn check_configured(configured: &Configured) -> Result<(), Refusal> {
@@ -31,6 +34,9 @@ pub(super) fn check_health(report: &HealthReport) -> Result<(), Refusal> {
     if report.services.len() > SERVICES_MAX {
         return Err(Refusal::protocol(format!("`services` has more than {SERVICES_MAX} entries")));
     }
+    if report.terminals.len() > TERMINALS_MAX {
+        return Err(Refusal::protocol(format!("`terminals` has more than {TERMINALS_MAX} entries")));
+    }
     for service in report.services.values() {
         if !service.cpu_percent.is_finite() || service.cpu_percent < 0.0 {
             return Err(Refusal::protocol("`cpuPercent` is no share of a processor"));
@@ -38,6 +44,17 @@ pub(super) fn check_health(report: &HealthReport) -> Result<(), Refusal> {
         service.problem.iter().try_for_each(|problem| check_sentence("`problem` of a service", problem))?;
     }
     Ok(())
+}
+
+/// Whether this can be told of an upgrade.
+pub(super) fn check_upgrade_failed(failed: &UpgradeFailed) -> Result<(), Refusal> {
+    if !is_sha256(&failed.sha256) {
+        return Err(Refusal::protocol("`sha256` is not a SHA-256 digest in hexadecimal"));
+    }
+    if failed.version.len() > VERSION_MAX || failed.version.chars().any(char::is_control) {
+        return Err(Refusal::protocol(format!("`version` is longer than {VERSION_MAX} bytes, or no plain text")));
+    }
+    check_sentence("`reason`", &failed.reason)
 }
 
 /// Whether services are in other states than before, or others.

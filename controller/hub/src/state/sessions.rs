@@ -8,8 +8,8 @@ use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{
-    Address, Configuration, Envelope, FromHub, FromRuntime, HANDSHAKE_LIMIT, HealthReport, Hello, RefusalCode, Refused,
-    Welcome,
+    Address, Challenge, Configuration, Envelope, FromHub, FromRuntime, HANDSHAKE_LIMIT, HealthReport, Hello,
+    RefusalCode, Refused, Welcome,
 };
 
 use super::handshake::{self, Refusal};
@@ -44,6 +44,8 @@ pub(super) struct Session {
     pub(super) told: bool,
     pub(super) problems: Vec<String>,
     pub(super) streams: Streams,
+    /// What its runtime has to sign with a new key, while it is asked for one.
+    pub(super) rotating: Option<Challenge>,
     /// Whether the agent was busy at the last look.
     busy: bool,
     active_at: Timestamp,
@@ -67,6 +69,7 @@ impl Session {
             told: false,
             problems: Vec::new(),
             streams: Streams::default(),
+            rotating: None,
             busy: false,
             active_at: now,
             durable: false,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{
     Channel, DATA_MAX, Frame, FromHub, Signal, StreamEnded, StreamOpen, StreamOpened, StreamRef, StreamResize,
@@ -33,6 +34,32 @@ pub(super) enum Owner {
     Task(TaskRef),
 }
 
+/// What is at the other end, as far as the rules depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Something whose output begins at 0.
+    Plain,
+    /// A terminal whose output begins at 0.
+    Terminal,
+    /// A terminal that was kept: its output begins where the runtime says.
+    Attached,
+    /// A runtime that is to be replaced by the program with this digest.
+    Offer(Digest),
+}
+
+impl Kind {
+    const fn of(target: &StreamTarget) -> Self {
+        match target {
+            StreamTarget::Terminal { .. } => Self::Terminal,
+            StreamTarget::Attach { .. } => Self::Attached,
+            StreamTarget::Run { .. }
+            | StreamTarget::Upload { .. }
+            | StreamTarget::Download { .. }
+            | StreamTarget::Connect { .. } => Self::Plain,
+        }
+    }
+}
+
 /// Output: the runtime produces.
 #[derive(Debug, Default)]
 struct Output {
@@ -52,6 +79,7 @@ struct Input {
 #[derive(Debug)]
 struct Stream {
     owner: Owner,
+    kind: Kind,
     opened: bool,
     stdin: Input,
     stdout: Output,
@@ -68,12 +96,12 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Opens a stream and answers with its number.
-    pub(super) fn open(&mut self, owner: Owner, stdin: bool) -> u32 {
+    pub(super) fn open(&mut self, owner: Owner, kind: Kind, stdin: bool) -> u32 {
         self.last += 1;
         let stdin = Input { sent: 0, taken: 0, ended: !stdin };
         self.open.insert(
             self.last,
-            Stream { owner, opened: false, stdin, stdout: Output::default(), stderr: Output::default() },
+            Stream { owner, kind, opened: false, stdin, stdout: Output::default(), stderr: Output::default() },
         );
         self.last
     }
@@ -105,13 +133,35 @@ impl Streams {
         Ok(self.open.get(&number).map(|stream| stream.owner))
     }
 
-    /// Notes that the process has begun, and answers whom to tell; nobody, the second time.
-    pub(super) fn opened(&mut self, number: u32) -> Result<Option<StreamKey>, Refusal> {
+    /// Notes that the other end has begun, and answers whom to tell; nobody, the second time.
+    pub(super) fn opened(&mut self, opened: StreamOpened) -> Result<Option<StreamKey>, Refusal> {
+        let StreamOpened { stream: number, offset } = opened;
         let owner = self.owner(number)?;
         let (Some(stream), Some(Owner::Client(key))) = (self.open.get_mut(&number), owner) else {
             return Ok(None);
         };
-        Ok((!std::mem::replace(&mut stream.opened, true)).then_some(key))
+        if std::mem::replace(&mut stream.opened, true) {
+            return Ok(None);
+        }
+        if offset > 0 {
+            if stream.kind != Kind::Attached || stream.stdout.received > 0 {
+                return Err(Refusal::protocol(format!("the output of stream {number} can't begin at {offset}")));
+            }
+            stream.stdout.received = offset;
+            stream.stdout.taken = offset;
+        }
+        Ok(Some(key))
+    }
+
+    /// Whether there is a terminal at the other end.
+    fn is_terminal(&self, number: u32) -> bool {
+        self.open.get(&number).is_some_and(|stream| matches!(stream.kind, Kind::Terminal | Kind::Attached))
+    }
+
+    /// Forgets the streams on which the program with this digest is offered, and answers whom they served.
+    pub(super) fn close_offers(&mut self, sha256: &Digest) -> Vec<Owner> {
+        let offers = self.open.extract_if(.., |_, stream| stream.kind == Kind::Offer(sha256.clone()));
+        offers.map(|(_, stream)| stream.owner).collect()
     }
 
     /// Counts output that came, and answers whom it is for.
@@ -206,10 +256,10 @@ impl Output {
 // Streams of clients.
 impl Hub {
     pub(super) fn stream_opened(&mut self, conn: ConnId, opened: StreamOpened) -> Result<(), Refusal> {
-        let StreamOpened { stream, offset } = opened;
         let Some(session) = self.session_mut(conn) else { return Ok(()) };
-        if let Some(key) = session.streams.opened(stream)? {
-            self.effects.push(Effect::Client { key, event: StreamEvent::Opened { offset } });
+        if let Some(key) = session.streams.opened(opened)? {
+            let event = StreamEvent::Opened { offset: opened.offset };
+            self.effects.push(Effect::Client { key, event });
         }
         Ok(())
     }
@@ -251,23 +301,50 @@ impl Hub {
         stdin: bool,
         now: Timestamp,
     ) {
-        let live = self.live(agent).filter(|_| !self.shutting_down);
-        let Some((conn, session)) = live.and_then(|conn| Some((conn, self.session_mut(conn)?))) else {
-            let error = if self.shutting_down { OpenError::Shutdown } else { OpenError::Offline };
-            return self.effects.push(Effect::Opening { key, answer: Err(error) });
-        };
+        let Some((conn, stream)) = self.begin_stream(key, agent, Kind::of(&target), stdin) else { return };
+        if fits(&target) {
+            self.send(conn, FromHub::StreamOpen(StreamOpen { stream, target, stdin }));
+            return self.look_at(agent, now);
+        }
+        // Nobody but the client has heard of it.
+        self.clients.remove(&key);
+        if let Some(session) = self.session_mut(conn) {
+            session.streams.close(stream);
+        }
+        self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
+    }
+
+    /// Gives a client a stream, if there can be one, and answers the client. The runtime is to be told.
+    pub(super) fn begin_stream(
+        &mut self,
+        key: StreamKey,
+        agent: &AgentName,
+        kind: Kind,
+        stdin: bool,
+    ) -> Option<(ConnId, u32)> {
+        let begun = self.try_begin_stream(key, agent, kind, stdin);
+        self.effects.push(Effect::Opening { key, answer: begun.map(|_| ()) });
+        begun.ok()
+    }
+
+    fn try_begin_stream(
+        &mut self,
+        key: StreamKey,
+        agent: &AgentName,
+        kind: Kind,
+        stdin: bool,
+    ) -> Result<(ConnId, u32), OpenError> {
+        if self.shutting_down {
+            return Err(OpenError::Shutdown);
+        }
+        let conn = self.live(agent).ok_or(OpenError::Offline)?;
+        let session = self.session_mut(conn).ok_or(OpenError::Offline)?;
         if session.streams.clients().count() >= STREAMS_MAX {
-            return self.effects.push(Effect::Opening { key, answer: Err(OpenError::TooMany) });
+            return Err(OpenError::TooMany);
         }
-        if !fits(&target) {
-            self.effects.push(Effect::Opening { key, answer: Ok(()) });
-            return self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
-        }
-        let stream = session.streams.open(Owner::Client(key), stdin);
+        let stream = session.streams.open(Owner::Client(key), kind, stdin);
         self.clients.insert(key, (conn, stream));
-        self.effects.push(Effect::Opening { key, answer: Ok(()) });
-        self.send(conn, FromHub::StreamOpen(StreamOpen { stream, target, stdin }));
-        self.look_at(agent, now);
+        Ok((conn, stream))
     }
 
     pub(super) fn input(&mut self, key: StreamKey, offset: u64, end: bool, mut data: Bytes, now: Timestamp) {
@@ -301,8 +378,11 @@ impl Hub {
         }
     }
 
+    /// What is no terminal has no size: the wish means nothing there.
     pub(super) fn resize(&mut self, key: StreamKey, size: TerminalSize) {
-        if let Some(&(conn, stream)) = self.clients.get(&key) {
+        if let Some(&(conn, stream)) = self.clients.get(&key)
+            && self.session(conn).is_some_and(|session| session.streams.is_terminal(stream))
+        {
             self.send(conn, FromHub::StreamResize(StreamResize { stream, size }));
         }
     }
