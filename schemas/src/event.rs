@@ -117,8 +117,16 @@ event_kinds! {
     TaskAccepted = "TaskAccepted",
     /// A task began.
     TaskStarted = "TaskStarted",
+    /// An attempt of a task ended, and another one follows.
+    TaskRetried = "TaskRetried",
     /// A task ended.
     TaskEnded = "TaskEnded",
+    /// A message was not taken.
+    MessageDead = "MessageDead",
+    /// A runtime has another key.
+    KeyRotated = "KeyRotated",
+    /// A runtime can't be replaced by another version.
+    UpgradeFailed = "UpgradeFailed",
     /// A person overrode the file.
     OverrideSet = "OverrideSet",
     /// A person ended an override.
@@ -141,6 +149,8 @@ event_kinds! {
     DriverLost = "DriverLost",
     /// A driver answers again.
     DriverBack = "DriverBack",
+    /// A webhook could not be told of an event.
+    WebhookFailed = "WebhookFailed",
 }
 
 impl fmt::Display for EventKind {
