@@ -2,6 +2,8 @@
 
 mod exec;
 mod file;
+mod messages;
+mod tasks;
 
 use std::sync::Arc;
 
@@ -10,30 +12,26 @@ use tokio::sync::broadcast;
 use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest,
-    DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TaskRequest, TokenRequest,
+    DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TokenRequest,
 };
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{PowerState, Reconcile};
-use vm_agent_schemas::ids::{Secret, TaskId, TokenId};
+use vm_agent_schemas::ids::{Secret, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
-use vm_agent_schemas::task::Task;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::core::Core;
-use crate::engine::accept;
 use crate::engine::intent::{self, Intent, Voice};
 use crate::engine::records::{Change, Records};
-use crate::reconciler::{Chain, carry_out};
+use crate::engine::tasks::is_known;
+use crate::reconciler::Chain;
 use crate::view::{self, Moment};
 
 /// Most events that one answer carries.
 const EVENTS_MAX: usize = 10_000;
-
-/// Most tasks that one answer lists.
-const TASKS_MAX: u32 = 1_000;
 
 /// Who asks: for overrides' authors, events and the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +65,8 @@ impl Controller {
         // Looked up by its digest: how long that takes says nothing about how near a guess is.
         let digest = Secret::from_text(token).digest();
         let known = self.read(move |conn| store::tokens::find(conn, &digest)).await?;
-        Ok(known.map(|token| Actor { name: token.name }))
+        let works = |token: &ApiToken| token.expires_at.is_none_or(|end| Timestamp::now() < end);
+        Ok(known.filter(works).map(|token| Actor { name: token.name }))
     }
 
     /// The controller itself.
@@ -389,52 +388,6 @@ impl Controller {
         self.core.logs.follow(name).map_err(|error| internal(&error))
     }
 
-    /// Accepts a task by hand. Asking twice with one id is asking once.
-    ///
-    /// # Errors
-    /// When there is no such agent, nothing to run, another task with that id, or the store fails.
-    pub async fn submit_task(&self, name: &AgentName, request: TaskRequest, actor: &Actor) -> Result<Task, Problem> {
-        self.known(name)?;
-        if request.run.argv.first().is_none_or(String::is_empty) {
-            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
-        }
-        let now = Timestamp::now();
-        let id = request.id.unwrap_or_else(TaskId::generate);
-        if let Some(known) = self.find_task(id).await? {
-            let same = known.agent == *name && known.run == request.run;
-            let other = || Problem::new(ProblemCode::Conflict, format!("there is another task with the id {id}"));
-            return same.then_some(known).ok_or_else(other);
-        }
-        let task = intent::task(name, id, request, &actor.name, now);
-        let message = format!("task {id} of {} is queued", actor.name);
-        let accepted = carry_out(&self.core, accept(task.clone(), message), now).await;
-        accepted.map_err(|error| internal(&error))?;
-        Ok(task)
-    }
-
-    /// An agent's latest tasks.
-    ///
-    /// # Errors
-    /// When there is no such agent, or the store fails.
-    pub async fn tasks(&self, name: &AgentName) -> Result<Vec<Task>, Problem> {
-        self.known(name)?;
-        let agent = name.clone();
-        self.read(move |conn| store::tasks::of_agent(conn, &agent, TASKS_MAX)).await
-    }
-
-    /// A task.
-    ///
-    /// # Errors
-    /// When there is none with that id, or the store fails.
-    pub async fn task(&self, id: TaskId) -> Result<Task, Problem> {
-        let missing = || Problem::new(ProblemCode::NotFound, format!("there is no task {id}"));
-        self.find_task(id).await?.ok_or_else(missing)
-    }
-
-    async fn find_task(&self, id: TaskId) -> Result<Option<Task>, Problem> {
-        self.read(move |conn| store::tasks::get(conn, id)).await
-    }
-
     /// Makes a token for the API over TCP. It is shown this one time.
     ///
     /// # Errors
@@ -445,7 +398,10 @@ impl Controller {
             return Err(Problem::new(ProblemCode::Invalid, "a token's name has 1 to 100 printable characters"));
         }
         let secret = Secret::generate();
-        let token = ApiToken { id: TokenId::generate(), name, digest: secret.digest(), created_at: Timestamp::now() };
+        let now = Timestamp::now();
+        let expires_at = request.lasting.and_then(|lasting| now.checked_add(lasting.get()).ok());
+        let (id, digest, role) = (TokenId::generate(), secret.digest(), request.role);
+        let token = ApiToken { id, name, digest, role, created_at: now, expires_at };
         let stored = token.clone();
         self.write(move |conn| store::tokens::put(conn, &stored)).await?;
         Ok(NewToken { token, secret })
@@ -496,9 +452,7 @@ impl Controller {
     }
 
     fn known(&self, name: &AgentName) -> Result<(), Problem> {
-        let records = self.core.ledger.records();
-        let effective = vm_agent_plan::effective(&records.fleet, &records.overrides, Timestamp::now());
-        let known = effective.wanted.contains_key(name) || records.claims.contains_key(name);
+        let known = is_known(&self.core.ledger.records(), name, Timestamp::now());
         known.then_some(()).ok_or_else(|| intent::unknown(name))
     }
 

@@ -26,11 +26,13 @@ use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
+use crate::output::Output;
 use crate::watch::Watch;
 
 /// Everything that the parts of the controller share.
 pub(crate) struct Core {
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) output: Arc<Output>,
     pub(crate) hub: HubHandle,
     pub(crate) hub_address: HubAddress,
     pub(crate) observers: BTreeMap<DriverName, Observer>,

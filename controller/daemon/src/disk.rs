@@ -47,6 +47,7 @@ pub fn read(
         operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
         tasks: BTreeMap::new(),
         work: BTreeMap::new(),
+        pooled: BTreeMap::new(),
         approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
         incarnations: store::claims::incarnations(conn)?,
         mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
@@ -153,6 +154,9 @@ pub fn note(conn: &rusqlite::Connection, records: &[Record]) -> Result<(), Store
             if same { store::credentials::put(conn, credential) } else { Ok(()) }
         }
         Record::Task(task) => store::tasks::put(conn, task),
+        Record::Message(message) => store::messages::put(conn, message),
+        // It goes to the output log, where there is one.
+        Record::Output { .. } => Ok(()),
     })
 }
 
@@ -193,6 +197,9 @@ fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Re
                 return Err(StoreError::AlreadyExists { what: "a task", key: task.id.to_string() });
             }
             store::tasks::put(conn, task)?;
+        }
+        Change::DropDead(task) => {
+            store::tasks::drop_dead(conn, *task)?;
         }
         Change::Fuse(fuse) => store::meta::set_json(conn, FUSE_KEY, fuse)?,
         Change::Mode(mode) => store::meta::set(conn, MODE_KEY, mode_text(*mode))?,

@@ -27,6 +27,7 @@ mod logs;
 mod metrics;
 mod notices;
 mod observer;
+mod output;
 mod reconciler;
 mod run;
 mod secrets;

@@ -7,7 +7,6 @@ use tokio::sync::mpsc;
 use vm_agent_hub::Notice;
 use vm_agent_schemas::event::NewEvent;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::wire::Channel;
 
 use crate::core::Core;
 use crate::engine::notices::{event_of, looks_at, matters};
@@ -48,14 +47,6 @@ fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
         Notice::Log { agent, lines, dropped } => {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
             log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());
-        }
-        Notice::TaskOutput { agent, task, channel, data } => {
-            let mark = if channel == Channel::Stderr { "!" } else { "|" };
-            let text = String::from_utf8_lossy(&data);
-            let id = task.task.to_string();
-            // The end of a time-ordered id is what tells two of the same moment apart.
-            let short = id.rsplit('-').next().unwrap_or(&id);
-            log(core, &agent, &text.lines().map(|line| format!("task {short} {mark} {line}")).collect::<Vec<_>>());
         }
         Notice::TaskUnknown { agent, task } => {
             tracing::warn!(agent.name = %agent, task.id = %task.task, "A runtime spoke of a task that is not under way");

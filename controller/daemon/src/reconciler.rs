@@ -148,7 +148,10 @@ pub(crate) fn tell(hub: &HubHandle, call: HubCall) {
         HubCall::Claimed(agent, claim) => hub.claimed(agent, claim),
         HubCall::Revoke(agent) => hub.revoke(agent),
         HubCall::Configure(agent, configuration) => hub.configure(agent, configuration),
-        HubCall::Submit(task) => hub.submit(*task),
+        HubCall::Directory(directory) => hub.directory(directory),
+        HubCall::Submit(task, known) => hub.submit(*task, known),
+        HubCall::Cancel(task, by) => hub.cancel(task, by),
+        HubCall::Restore(message) => hub.restore(*message),
         HubCall::Cordon(agents) => hub.cordon(agents),
     }
 }

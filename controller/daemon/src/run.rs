@@ -45,6 +45,7 @@ use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
+use crate::output::Output;
 use crate::watch::Watch;
 use crate::{notices, reconciler, watch};
 
@@ -124,6 +125,9 @@ pub enum RunError {
         /// Who came.
         asked: FleetName,
     },
+    /// What tasks wrote can't be had.
+    #[error("what tasks wrote can't be read")]
+    Output(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The hub can't be served.
     #[error("the hub can't be served")]
     Hub(#[from] vm_agent_hub::ServeError),
@@ -254,6 +258,7 @@ impl Running {
         let folder = StateDir::open(&config.state_dir)?;
         let store = Store::open(&folder.database())?;
         let ledger = Arc::new(Ledger::open(store).await?);
+        let output = Arc::new(Output::open(&folder.join("output")).map_err(|error| RunError::Output(error.into()))?);
         let fleet = own(&ledger, config.fleet).await?;
         if config.up {
             ledger.record(vec![Change::Mode(Mode::Up)], now).await?;
@@ -274,13 +279,15 @@ impl Running {
             listen: vec![listeners.hub],
             heartbeat,
             identity,
-            storage: HubStorage::start(Arc::clone(&ledger)),
+            storage: HubStorage::start(Arc::clone(&ledger), Arc::clone(&output)),
             notices: notices_tx,
         })
         .await?;
         remember(&ledger, "hub", hub.local_addr()).await?;
-        let unfinished = ledger.store().read(store::tasks::unfinished).await?;
-        for call in life::first_words(&ledger.records(), unfinished, now) {
+        let unfinished = output.known(ledger.store().read(store::tasks::unfinished).await?).await;
+        let unfinished = unfinished.map_err(|error| RunError::Output(error.into()))?;
+        let messages = ledger.store().read(store::messages::remembered).await?;
+        for call in life::first_words(&ledger.records(), unfinished, messages, now) {
             reconciler::tell(&hub, call);
         }
 
@@ -301,6 +308,7 @@ impl Running {
         let core = Arc::new(Core {
             hub_address: hub_address(hub.local_addr(), pin),
             ledger,
+            output,
             hub,
             observers,
             trigger,

@@ -43,7 +43,8 @@ CREATE INDEX tasks_of_request_key ON tasks (request_key) WHERE request_key IS NO
 CREATE UNIQUE INDEX one_task_per_machine_wording_and_moment
     ON tasks (agent, claim, name, digest, due) WHERE claim IS NOT NULL;
 
--- One to several receivers is several rows of one id.
+-- One to several receivers is several rows of one id. An id is its sender's: nobody's message can be taken
+-- for another's.
 CREATE TABLE messages (
     seq      INTEGER PRIMARY KEY AUTOINCREMENT, -- the order in which they were accepted; never given twice
     id       TEXT NOT NULL,
@@ -51,7 +52,7 @@ CREATE TABLE messages (
     receiver TEXT NOT NULL,
     state    TEXT NOT NULL,
     record   TEXT NOT NULL,
-    UNIQUE (id, receiver)
+    UNIQUE (id, sender, receiver)
 ) STRICT;
 
 CREATE INDEX messages_waiting ON messages (state) WHERE state = 'waiting';

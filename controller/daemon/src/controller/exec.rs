@@ -9,7 +9,7 @@ use vm_agent_plan::plan;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Cost, DriftClass, Rest, Sync, WaitsFor};
-use vm_agent_schemas::wire::Run;
+use vm_agent_schemas::wire::StreamTarget;
 
 use super::{Actor, Controller};
 use crate::engine::intent;
@@ -18,20 +18,24 @@ use crate::engine::intent;
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 impl Controller {
-    /// Runs a process in an agent, its input and output bound to the stream. Dropping the stream ends
-    /// the process.
+    /// Opens a stream to an agent: to a process or a terminal, for a copy, or to a port. Dropping the stream
+    /// ends what serves it, but for a terminal that is kept.
     ///
     /// # Errors
     /// When there is no such agent, nothing to run, its runtime is not connected, or it was asleep and did
     /// not come up in time.
-    pub async fn exec(&self, name: &AgentName, run: Run, stdin: bool, actor: &Actor) -> Result<Stream, Problem> {
+    pub async fn exec(
+        &self,
+        name: &AgentName,
+        target: StreamTarget,
+        stdin: bool,
+        actor: &Actor,
+    ) -> Result<Stream, Problem> {
         self.known(name)?;
-        if run.argv.first().is_none_or(String::is_empty) {
-            return Err(Problem::new(ProblemCode::Invalid, "there is nothing to run"));
-        }
-        tracing::debug!(agent.name = %name, actor = actor.name, "A process is run in an agent");
+        check(&target)?;
+        tracing::debug!(agent.name = %name, actor = actor.name, "A stream to an agent is opened");
         self.come_up(name, actor).await?;
-        self.core.hub.open_stream(name.clone(), run, stdin).await.map_err(|error| match error {
+        self.core.hub.open_stream(name.clone(), target, stdin).await.map_err(|error| match error {
             OpenError::Offline => {
                 Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
                     .remedy(format!("see what it waits for: vm-agent status {name}"))
@@ -83,6 +87,16 @@ impl Controller {
             deadlines.stop.get() + deadlines.start.get() + deadlines.connect.get()
         })
     }
+}
+
+fn check(target: &StreamTarget) -> Result<(), Problem> {
+    let nothing = match target {
+        StreamTarget::Run { run } if run.argv.first().is_none_or(String::is_empty) => "there is nothing to run",
+        StreamTarget::Upload { path } | StreamTarget::Download { path } if path.is_empty() => "no path is named",
+        StreamTarget::Connect { host, port } if host.is_empty() || *port == 0 => "no host and port are named",
+        _ => return Ok(()),
+    };
+    Err(Problem::new(ProblemCode::Invalid, nothing))
 }
 
 fn may_sleep(agent: &AgentPlan) -> bool {

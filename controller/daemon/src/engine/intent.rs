@@ -11,7 +11,7 @@ use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Pr
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Claim, Standing};
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::task::{Task, TaskSource};
 use vm_agent_schemas::units::Span;
 
 use super::records::{Change, Records};
@@ -19,9 +19,6 @@ use super::records::{Change, Records};
 /// How long `start` and `stop` hold against the file unless told otherwise: as long as a person
 /// usually looks at something, and not so long that it is forgotten.
 const HOLDS: Span = Span::from_secs(3600);
-
-/// How long a task by hand may run unless its request says otherwise.
-const TASK_TIMEOUT: Span = Span::from_secs(3600);
 
 /// What a command comes to.
 #[derive(Debug, Default)]
@@ -96,19 +93,8 @@ pub fn down(records: &Records, destroy: bool) -> Result<Mode, Problem> {
 /// A task by hand.
 #[must_use]
 pub fn task(agent: &AgentName, id: TaskId, request: TaskRequest, author: &str, now: Timestamp) -> Task {
-    Task {
-        id,
-        agent: agent.clone(),
-        source: TaskSource::Request { author: author.to_owned() },
-        run: request.run,
-        timeout: request.timeout.unwrap_or(TASK_TIMEOUT),
-        attempt: 1,
-        state: TaskState::Queued,
-        created_at: now,
-        started_at: None,
-        ended_at: None,
-        output: String::new(),
-    }
+    let source = TaskSource::Request { author: author.to_owned(), key: request.key };
+    Task::new(id, Some(agent.clone()), source, request.job, request.terms, now)
 }
 
 /// `start` and `stop`.

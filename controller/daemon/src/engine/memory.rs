@@ -14,6 +14,7 @@ use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::HealthReport;
 
 use super::clock::{ClockWatch, Jump};
+use super::directory::called;
 use super::records::Records;
 
 /// A file system this full, in percent, makes an agent Degraded: builds begin to fail for want of room
@@ -87,7 +88,9 @@ impl Memory {
         }
         seen_by(&mut drivers, clock);
         let (last_success, host, resumed_at) = (self.last_success, self.host, self.resumed_at);
-        Inputs { drivers, sessions, last_success, silence, host, resumed_at, ..records.inputs(clock) }
+        let mut inputs = Inputs { drivers, sessions, last_success, silence, host, resumed_at, ..records.inputs(clock) };
+        inputs.work.extend(called(records, &inputs));
+        inputs
     }
 
     /// The runtimes heard of: those connected now, and when the others were last heard.

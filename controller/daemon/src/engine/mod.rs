@@ -22,11 +22,14 @@
 //! - [`job`]: a step on an instance, from what it needs to what it came to
 //! - [`life`]: how a life begins
 //! - [`intent`]: what people say
+//! - [`directory`]: what of the declared agents tasks and messages go by
 //! - [`file`]: how a fleet file gets into force, and what becomes of a change of it
 //! - [`reach`]: what a fleet lets guests do to the host
 //! - [`notices`]: what the hub tells
+//! - [`tasks`]: tasks by hand
 
 pub mod clock;
+pub mod directory;
 pub mod file;
 pub mod intent;
 pub mod job;
@@ -37,14 +40,17 @@ pub mod pass;
 pub mod reach;
 pub mod records;
 pub mod sight;
+pub mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use vm_agent_hub::{Directory, OutputKnown};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::SecretSource;
-use vm_agent_schemas::ids::ClaimId;
+use vm_agent_schemas::ids::{ClaimId, TaskId};
+use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::Configuration;
@@ -92,8 +98,14 @@ pub enum HubCall {
     Revoke(AgentName),
     /// The agent has another configuration.
     Configure(AgentName, Configuration),
-    /// This task, accepted and stored, is to be delivered.
-    Submit(Box<Task>),
+    /// The declared agents are these, and who may write to whom.
+    Directory(Directory),
+    /// This task, accepted and stored, is to be delivered. So much of its present attempt's output is stored.
+    Submit(Box<Task>, OutputKnown),
+    /// Nobody wants this task any more, says somebody.
+    Cancel(TaskId, String),
+    /// This message, accepted and stored in an earlier life, waits for its receiver.
+    Restore(Box<Message>),
     /// The machines of these agents, and of no others, are about to go down: they get no new task.
     Cordon(BTreeSet<AgentName>),
 }
@@ -101,11 +113,21 @@ pub enum HubCall {
 /// Accepts a task: durable first, then on its way.
 #[must_use]
 pub fn accept(task: Task, message: impl Into<String>) -> Sequence {
-    let event = NewEvent::of(&task.agent, EventKind::TaskAccepted, message);
-    let task = Box::new(task);
-    vec![
-        Effect::Accept(vec![Change::Task(task.clone()), Change::Event(event)]),
-        Effect::Hub(HubCall::Submit(task)),
-        Effect::Wake,
-    ]
+    accept_all(vec![task], message, Vec::new())
+}
+
+/// Accepts tasks, all or none, with changes that belong to that.
+#[must_use]
+pub fn accept_all(tasks: Vec<Task>, message: impl Into<String>, mut changes: Vec<Change>) -> Sequence {
+    let message = message.into();
+    for task in &tasks {
+        let event = NewEvent { kind: EventKind::TaskAccepted, agent: task.agent.clone(), message: message.clone() };
+        changes.extend([Change::Task(Box::new(task.clone())), Change::Event(event)]);
+    }
+    // Nothing is written yet of a task that nobody has begun.
+    let submit = |task| Effect::Hub(HubCall::Submit(Box::new(task), OutputKnown::default()));
+    let mut sequence = vec![Effect::Accept(changes)];
+    sequence.extend(tasks.into_iter().map(submit));
+    sequence.push(Effect::Wake);
+    sequence
 }

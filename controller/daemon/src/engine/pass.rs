@@ -10,9 +10,9 @@ use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
-use vm_agent_schemas::wire::Run;
+use vm_agent_schemas::task::{Task, TaskSource};
 
+use super::directory::directory;
 use super::job::{HubAddress, Unprepared, prepare};
 use super::records::{Change, Records};
 use super::{Effect, HubCall, Sequence, accept, intent};
@@ -55,7 +55,9 @@ pub fn turn(inputs: &Inputs, records: &Records, hub: &HubAddress, jitter: &mut d
         return Turn::Note(changes);
     }
     let cordoned = plan.agents.iter().filter(|agent| agent.cordoned).map(|agent| agent.name.clone()).collect();
-    let mut sequences = vec![vec![Effect::Hub(HubCall::Cordon(cordoned))], steps(&plan, inputs, records, hub, jitter)];
+    let told =
+        vec![Effect::Hub(HubCall::Directory(directory(records, inputs.now))), Effect::Hub(HubCall::Cordon(cordoned))];
+    let mut sequences = vec![told, steps(&plan, inputs, records, hub, jitter)];
     sequences.extend(tasks(&plan, records, inputs.now));
     let (wake_at, down) = (wake_at(inputs), is_down(inputs, &plan));
     Turn::Act(Box::new(Act { plan, sequences, wake_at, down }))
@@ -226,19 +228,9 @@ fn tasks<'a>(planned: &'a Plan, records: &'a Records, now: Timestamp) -> impl It
         let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
         let spec = wanted.and_then(|agent| agent.spec.tasks.get(name))?;
         let claim = records.claims.get(&step.agent)?;
-        let task = Task {
-            id: TaskId::generate(),
-            agent: step.agent.clone(),
-            source: TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id, due: *due },
-            run: Run { argv: spec.exec.argv(), env: spec.env.clone(), cwd: spec.cwd.clone() },
-            timeout: spec.timeout,
-            attempt: 1,
-            state: TaskState::Queued,
-            created_at: now,
-            started_at: None,
-            ended_at: None,
-            output: String::new(),
-        };
+        let source = TaskSource::File { name: name.clone(), digest: spec.digest(), claim: claim.id, due: *due };
+        let (agent, job, terms) = (step.agent.clone(), spec.job.clone(), spec.terms.clone());
+        let task = Task::new(TaskId::generate(), Some(agent), source, job, terms, now);
         Some(accept(task, format!("task {name} of the file is queued")))
     })
 }
@@ -260,7 +252,9 @@ mod tests {
         let hub = HubAddress { url: String::new(), pin: None };
         let Turn::Act(act) = turn(&inputs, &records, &hub, &mut || 0.5) else { panic!("there is nothing to note") };
         let calls: Vec<&Effect> = act.sequences.iter().flatten().collect();
-        let [Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] = calls.as_slice() else {
+        let [Effect::Hub(HubCall::Directory(_)), Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] =
+            calls.as_slice()
+        else {
             panic!("{calls:?}");
         };
         assert_eq!(agent.as_str(), "gone");

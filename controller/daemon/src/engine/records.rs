@@ -16,6 +16,7 @@ use vm_agent_schemas::intent::{Override, OverridePath, Pause};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::observe::{Backoff, Claim, Operation};
 use vm_agent_schemas::plan::{ApprovalRequest, Fuse};
+use vm_agent_schemas::selector::Selector;
 use vm_agent_schemas::task::{Task, TaskSource};
 
 use super::file::Watched;
@@ -48,8 +49,10 @@ pub struct Records {
     pub operations: BTreeMap<AgentName, Operation>,
     /// The tasks of the file that were ever accepted.
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
-    /// Tasks by hand that are not over.
+    /// Tasks by hand that are not over, by the agents that do them.
     pub work: BTreeMap<AgentName, BTreeSet<TaskId>>,
+    /// Tasks of a pool that are not over and have no agent.
+    pub pooled: BTreeMap<TaskId, Selector>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// The latest incarnation of every name that ever had a claim.
@@ -108,6 +111,8 @@ pub enum Change {
     DropApproval(Digest),
     /// Accept a task.
     Task(Box<Task>),
+    /// Let a task be a dead letter no more.
+    DropDead(TaskId),
     /// Set the fuse.
     Fuse(Fuse),
     /// Take the fleet down, or up again.
@@ -166,6 +171,7 @@ impl Records {
             operations: BTreeMap::new(),
             tasks: BTreeMap::new(),
             work: BTreeMap::new(),
+            pooled: BTreeMap::new(),
             approvals: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             mode: Mode::Up,
@@ -238,6 +244,7 @@ impl Records {
                         *entry = credential.clone();
                     }
                 }
+                Record::Output { .. } | Record::Message(_) => {}
             }
         }
     }
@@ -296,7 +303,7 @@ impl Records {
             Change::Mode(mode) => self.mode = mode,
             Change::Pause(pause) => self.pause = pause,
             Change::Watched(watched) => self.watched = watched,
-            Change::Event(_) => {}
+            Change::DropDead(_) | Change::Event(_) => {}
         }
     }
 
@@ -306,20 +313,26 @@ impl Records {
 
     /// Takes note of a task: how far it is, when it is one of the file, and whether there is work to do.
     pub(crate) fn note_task(&mut self, task: &Task) {
-        let Some(entry) = file_task(task) else { return self.note_work(task) };
-        let known = self.tasks.entry(task.agent.clone()).or_default();
+        let Some((agent, entry)) = task.agent.clone().zip(file_task(task)) else { return self.note_work(task) };
+        let known = self.tasks.entry(agent).or_default();
         known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
         known.push(entry);
     }
 
     fn note_work(&mut self, task: &Task) {
-        if task.outcome().is_none() {
-            self.work.entry(task.agent.clone()).or_default().insert(task.id);
-        } else if let Some(open) = self.work.get_mut(&task.agent) {
-            open.remove(&task.id);
-            if open.is_empty() {
-                self.work.remove(&task.agent);
+        self.pooled.remove(&task.id);
+        // Only a task of a pool goes from agent to agent.
+        self.work.retain(|agent, open| {
+            if task.pool.is_some() || Some(agent) == task.agent.as_ref() {
+                open.remove(&task.id);
             }
+            !open.is_empty()
+        });
+        match (&task.agent, &task.pool) {
+            _ if task.outcome().is_some() => {}
+            (Some(agent), _) => drop(self.work.entry(agent.clone()).or_default().insert(task.id)),
+            (None, Some(selector)) => drop(self.pooled.insert(task.id, selector.clone())),
+            (None, None) => {}
         }
     }
 }

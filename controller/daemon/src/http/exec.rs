@@ -23,7 +23,7 @@ use tokio::time::{interval, sleep, timeout};
 use vm_agent_hub::{Stream, StreamEvent};
 use vm_agent_schemas::api::{ExecEvent, ExecRequest, Problem, ProblemCode};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, HANDSHAKE_LIMIT, HEADER_LEN, Run, TEXT_MAX};
+use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, HANDSHAKE_LIMIT, HEADER_LEN, StreamTarget, TEXT_MAX};
 
 use super::answer::Refusal;
 use super::extract::Segment;
@@ -94,7 +94,7 @@ async fn serve(socket: WebSocket, controller: Controller, actor: Actor, name: Ag
         sink.close().await
     });
     let end = match opened(&mut source).await {
-        Ok(Some((run, stdin))) => match controller.exec(&name, run, stdin, &actor).await {
+        Ok(Some((target, stdin))) => match controller.exec(&name, target, stdin, &actor).await {
             Ok(stream) => bridge(&mut source, &outbox, stream, &shutdown).await,
             Err(problem) => Some(ExecEvent::Failed { problem }),
         },
@@ -127,7 +127,7 @@ async fn serve(socket: WebSocket, controller: Controller, actor: Actor, name: Ag
 }
 
 /// What the client wants to run; nothing when it went away without a word.
-async fn opened(source: &mut SplitStream<WebSocket>) -> Result<Option<(Run, bool)>, Problem> {
+async fn opened(source: &mut SplitStream<WebSocket>) -> Result<Option<(StreamTarget, bool)>, Problem> {
     let first = async {
         loop {
             match source.next().await {
@@ -139,8 +139,10 @@ async fn opened(source: &mut SplitStream<WebSocket>) -> Result<Option<(Run, bool
     let late = |_| Problem::new(ProblemCode::Invalid, "the first frame, `open`, did not come in time");
     match timeout(HANDSHAKE_LIMIT.get(), first).await.map_err(late)? {
         Some(Ok(Message::Text(text))) => match request(&text)? {
-            ExecRequest::Open { run, stdin } => Ok(Some((run, stdin))),
-            ExecRequest::Signal { .. } | ExecRequest::Taken { .. } => Err(invalid("the first frame must be `open`")),
+            ExecRequest::Open { target, stdin } => Ok(Some((target, stdin))),
+            ExecRequest::Resize { .. } | ExecRequest::Signal { .. } | ExecRequest::Taken { .. } => {
+                Err(invalid("the first frame must be `open`"))
+            }
         },
         Some(Ok(Message::Binary(_))) => Err(invalid("the first frame must be `open`, as text")),
         Some(Ok(_) | Err(_)) | None => Ok(None),
@@ -210,7 +212,7 @@ fn spoken(event: Option<StreamEvent>) -> Spoken {
         Spoken::Last(ExecEvent::Failed { problem })
     };
     match event {
-        Some(StreamEvent::Opened) => Spoken::On(text(&ExecEvent::Opened)),
+        Some(StreamEvent::Opened { offset }) => Spoken::On(text(&ExecEvent::Opened { offset })),
         Some(StreamEvent::Taken { offset }) => Spoken::On(text(&ExecEvent::Taken { offset })),
         Some(StreamEvent::Data { channel, offset, end, data }) => {
             Spoken::On(Message::Binary(Frame { stream: STREAM, channel, offset, end, data }.encode()))
@@ -225,6 +227,7 @@ fn obey(stream: &Stream, request: &ExecRequest) -> Result<(), Problem> {
     match *request {
         ExecRequest::Open { .. } => return Err(invalid("the process is open already")),
         ExecRequest::Signal { signal } => stream.signal(signal),
+        ExecRequest::Resize { size } => stream.resize(size),
         ExecRequest::Taken { channel: Channel::Stdin, .. } => return Err(invalid("input is not taken by the client")),
         ExecRequest::Taken { channel, offset } => stream.taken(channel, offset),
     }

@@ -518,7 +518,7 @@ async fn submit_task(
 }
 
 async fn list_tasks(State(controller): Asked, Segment(name): Segment<AgentName>) -> Answer<List<Task>> {
-    Ok(Doc(List { items: controller.tasks(&name).await? }))
+    Ok(Doc(List { items: controller.tasks_of(&name, 1000).await? }))
 }
 
 async fn show_task(State(controller): Asked, Segment(id): Segment<TaskId>) -> Answer<Task> {

@@ -21,28 +21,30 @@ pub fn put(conn: &Connection, message: &Message) -> Result<(), StoreError> {
         MessageState::Dead { .. } => "dead",
     };
     let sql = "INSERT INTO messages (id, sender, receiver, state, record) VALUES (?1, ?2, ?3, ?4, ?5)
-               ON CONFLICT (id, receiver) DO UPDATE SET state = excluded.state, record = excluded.record
+               ON CONFLICT (id, sender, receiver) DO UPDATE SET state = excluded.state, record = excluded.record
                WHERE state = 'waiting'";
     let (from, to) = (message.from.to_string(), message.to.to_string());
     conn.prepare_cached(sql)?.execute((message.id.to_string(), from, to, state, json::encode(TABLE, message)?))?;
     Ok(())
 }
 
-/// Everything under that id: one message, or one for each receiver.
+/// Everything that a sender, or anybody, sent under that id: one message, or one for each receiver.
 ///
 /// # Errors
 /// When the database fails.
-pub fn get(conn: &Connection, id: MessageId) -> Result<Vec<Message>, StoreError> {
-    let sql = "SELECT record FROM messages WHERE id = ?1 ORDER BY seq";
-    rows(conn, sql, [id.to_string()], |row| json::decode(TABLE, row))
+pub fn get(conn: &Connection, id: MessageId, from: Option<&Address>) -> Result<Vec<Message>, StoreError> {
+    let sql = "SELECT record FROM messages WHERE id = ?1 AND sender = coalesce(?2, sender) ORDER BY seq";
+    rows(conn, sql, (id.to_string(), from.map(ToString::to_string)), |row| json::decode(TABLE, row))
 }
 
-/// Every message that waits for its receiver, in the order in which they were accepted.
+/// Every message that waits for its receiver, and those that were taken and are kept, without what they said;
+/// in the order in which they were accepted.
 ///
 /// # Errors
 /// When the database fails.
-pub fn waiting(conn: &Connection) -> Result<Vec<Message>, StoreError> {
-    let sql = "SELECT record FROM messages WHERE state = 'waiting' ORDER BY seq";
+pub fn remembered(conn: &Connection) -> Result<Vec<Message>, StoreError> {
+    let sql = "SELECT iif(state = 'waiting', record, json_set(record, '$.body', NULL)) AS record
+               FROM messages WHERE state <> 'dead' ORDER BY seq";
     rows(conn, sql, (), |row| json::decode(TABLE, row))
 }
 

@@ -1,0 +1,177 @@
+//! Tasks, and what they wrote.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::timeout;
+use vm_agent_schemas::api::{Problem, ProblemCode, TaskRequest, TaskTo, TasksRequest};
+use vm_agent_schemas::ids::TaskId;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::task::{Task, TaskSource};
+use vm_agent_store::output::{Page, Position, Wanted};
+use vm_agent_store::tasks::Filter;
+use vm_agent_store::{self as store};
+
+use super::{Actor, Controller, internal};
+use crate::engine::{HubCall, accept_all, tasks};
+use crate::reconciler::{carry_out, tell};
+
+/// How long a cancellation is waited for. One that takes longer is on its way.
+const CANCEL_SEEN: Duration = Duration::from_secs(5);
+
+impl Controller {
+    /// Accepts a task by hand for one agent. Asking twice with one id or one key is asking once.
+    ///
+    /// # Errors
+    /// When there is no such agent, something wrong with the task, another task with that id or key, or the
+    /// store fails.
+    pub async fn submit_task(&self, name: &AgentName, request: TaskRequest, actor: &Actor) -> Result<Task, Problem> {
+        let request = TasksRequest { to: TaskTo::Agents(vec![name.clone()]), task: request };
+        let tasks = self.submit_tasks(&request, actor).await?;
+        tasks.into_iter().next().ok_or_else(|| Problem::new(ProblemCode::Internal, "no task came of the request"))
+    }
+
+    /// Accepts tasks by hand: one for each of several agents, or one for any of several. Asking twice with one
+    /// id or one key is asking once.
+    ///
+    /// # Errors
+    /// When there is no such agent, something wrong with the task, another task with that id or key, or the
+    /// store fails.
+    pub async fn submit_tasks(&self, request: &TasksRequest, actor: &Actor) -> Result<Vec<Task>, Problem> {
+        let now = Timestamp::now();
+        let tasks = tasks::requested(&self.core.ledger.records(), request, &actor.name, now)?;
+        if let Some(known) = self.asked_before(&tasks).await? {
+            return Ok(known);
+        }
+        let message = match (tasks.as_slice(), request.task.key.as_deref()) {
+            ([task], _) => format!("task {} of {} is queued", task.id, actor.name),
+            (tasks, _) => format!("a task of {} for {} agents is queued", actor.name, tasks.len()),
+        };
+        let sequence = accept_all(tasks.clone(), message, Vec::new());
+        carry_out(&self.core, sequence, now).await.map_err(|error| internal(&error))?;
+        // Who asked for the same at the same time may have been first.
+        Ok(self.asked_before(&tasks).await?.unwrap_or(tasks))
+    }
+
+    /// The tasks that are known under the id or the key of these.
+    async fn asked_before(&self, tasks: &[Task]) -> Result<Option<Vec<Task>>, Problem> {
+        let Some(Task { id, source, .. }) = tasks.first().cloned() else { return Ok(None) };
+        let key = match source {
+            TaskSource::Request { key, .. } => key,
+            TaskSource::File { .. } => None,
+        };
+        let wanted = key.clone();
+        let known = self
+            .read(move |conn| {
+                let known = store::tasks::get(conn, id)?.into_iter().collect::<Vec<_>>();
+                match wanted.filter(|_| known.is_empty()) {
+                    Some(key) => store::tasks::by_key(conn, &key),
+                    None => Ok(known),
+                }
+            })
+            .await?;
+        if known.is_empty() {
+            return Ok(None);
+        }
+        if !tasks::is_same(&known, tasks) {
+            let what = key.map_or_else(|| format!("id {id}"), |key| format!("key `{key}`"));
+            let problem = Problem::new(ProblemCode::Conflict, format!("another task was asked for with the {what}"));
+            return Err(problem.remedy("choose another one, or ask for the same"));
+        }
+        Ok(Some(known))
+    }
+
+    /// The latest tasks that a filter lets through, the latest first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn tasks(&self, filter: Filter, limit: u32) -> Result<Vec<Task>, Problem> {
+        self.read(move |conn| store::tasks::list(conn, &filter, limit)).await
+    }
+
+    /// An agent's latest tasks.
+    ///
+    /// # Errors
+    /// When there is no such agent, or the store fails.
+    pub async fn tasks_of(&self, name: &AgentName, limit: u32) -> Result<Vec<Task>, Problem> {
+        self.known(name)?;
+        self.tasks(Filter { agent: Some(name.clone()), ..Filter::default() }, limit).await
+    }
+
+    /// A task.
+    ///
+    /// # Errors
+    /// When there is none with that id, or the store fails.
+    pub async fn task(&self, id: TaskId) -> Result<Task, Problem> {
+        let missing = || Problem::new(ProblemCode::NotFound, format!("there is no task {id}"));
+        self.read(move |conn| store::tasks::get(conn, id)).await?.ok_or_else(missing)
+    }
+
+    /// Cancels a task. What is queued ends at once; what runs ends when its runtime has ended it.
+    ///
+    /// # Errors
+    /// When there is none with that id, when it has ended otherwise, or the store fails.
+    pub async fn cancel_task(&self, id: TaskId, actor: &Actor) -> Result<Task, Problem> {
+        let mut news = self.core.output.news();
+        let task = self.task(id).await?;
+        match task.outcome() {
+            Some(_) if task.canceled_by.is_some() => return Ok(task),
+            Some(outcome) => {
+                let reason = format!("task {id} is over, and can't be cancelled: it {outcome}");
+                return Err(Problem::new(ProblemCode::Conflict, reason));
+            }
+            None => {}
+        }
+        tell(&self.core.hub, HubCall::Cancel(id, actor.name.clone()));
+        let seen = async {
+            loop {
+                let task = self.task(id).await?;
+                if task.canceled_by.is_some() || task.outcome().is_some() || news.changed().await.is_err() {
+                    return Ok(task);
+                }
+            }
+        };
+        match timeout(CANCEL_SEEN, seen).await {
+            Ok(task) => task,
+            Err(_) => self.task(id).await,
+        }
+    }
+
+    /// Does a task again that has ended: as a new one, which a dead letter gives way to.
+    ///
+    /// # Errors
+    /// When there is none with that id, it is not over, its agent has left, or the store fails.
+    pub async fn replay_task(&self, id: TaskId, actor: &Actor) -> Result<Task, Problem> {
+        let now = Timestamp::now();
+        let task = self.task(id).await?;
+        let (again, sequence) = tasks::replay(&self.core.ledger.records(), &task, &actor.name, now)?;
+        carry_out(&self.core, sequence, now).await.map_err(|error| internal(&error))?;
+        Ok(again)
+    }
+
+    /// Lets a task be a dead letter no more.
+    ///
+    /// # Errors
+    /// When it is none, or the store fails.
+    pub async fn drop_dead_task(&self, id: TaskId) -> Result<(), Problem> {
+        let dropped = self.write(move |conn| store::tasks::drop_dead(conn, id)).await?;
+        let missing = || Problem::new(ProblemCode::NotFound, format!("task {id} is no dead letter"));
+        dropped.then_some(()).ok_or_else(missing)
+    }
+
+    /// A page of what a task wrote, and whether the task was over before it was read: then nothing comes after
+    /// the last page.
+    ///
+    /// # Errors
+    /// When there is no such task, or the output can't be read.
+    pub(crate) async fn output(&self, wanted: Wanted, after: Position, max: usize) -> Result<(Page, Task), Problem> {
+        let task = self.task(wanted.task).await?;
+        let page = self.core.output.read(wanted, after, max).await.map_err(|error| internal(&error))?;
+        Ok((page, task))
+    }
+
+    /// Tells when tasks or messages may be further.
+    pub(crate) fn news(&self) -> tokio::sync::watch::Receiver<()> {
+        self.core.output.news()
+    }
+}
