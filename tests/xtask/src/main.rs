@@ -53,6 +53,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         criterion: Vec<OsString>,
     },
+    /// Measure a controller under a thousand runtimes: memory, CPU, connect storms, tasks, output, echoes
+    Load {
+        /// What else to say to the load generator, such as --sessions N, -o json or one measure's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
         Command::Mutants { only, limit } => mutants::run(only.as_deref(), limit),
         Command::Schemas { check } => schemas(check),
         Command::Bench { criterion } => bench(&criterion),
+        Command::Load { args } => load(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,6 +121,16 @@ fn bench(criterion: &[OsString]) -> Result<(), String> {
     let mut command = cargo(&["bench", "--locked", "--workspace", "--bench", "*", "--"]);
     command.args(criterion);
     run::run(command)
+}
+
+fn load(args: &[OsString]) -> Result<(), String> {
+    Machine::look().need(&C_COMPILER)?;
+    // The generator starts the server that lies beside it.
+    run::run(cargo(&["build", "--release", "--locked", "--package", "vm-agent-load-server"]))?;
+    let mut command = cargo(&["run", "--release", "--locked", "--package", "vm-agent-load", "--"]);
+    command.args(args);
+    // In place of this program: its exit code is that of the generator.
+    Err(run::instead(command))
 }
 
 #[cfg(test)]
