@@ -442,6 +442,8 @@ pub enum Notice {
         task: TaskRef,
         /// Where it wrote.
         channel: Channel,
+        /// Bytes of the channel before these, left out or not.
+        offset: u64,
         /// What it wrote.
         data: Bytes,
     },

@@ -18,11 +18,15 @@
 //! back; records are whole, so the next one makes good what the failed one missed, and an ended task
 //! is kept here until its end is durable.
 
+mod attempts;
+mod delivery;
 mod directory;
 mod event;
 mod handshake;
 mod live;
 mod messages;
+mod output;
+mod pool;
 mod post_office;
 mod reports;
 mod rotation;
@@ -39,9 +43,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{ClaimId, SessionId};
+use vm_agent_schemas::ids::{ClaimId, SessionId, TaskId};
 use vm_agent_schemas::names::{AgentName, FleetName};
-use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Challenge, Configuration, FromHub, Hello};
 
@@ -55,7 +58,7 @@ pub use upgrade::Offer;
 
 use post_office::PostOffice;
 use sessions::Session;
-use tasks::TaskQueue;
+use tasks::Tasks;
 
 /// All connections, sessions, streams and unfinished tasks of one fleet.
 #[derive(Debug)]
@@ -64,7 +67,9 @@ pub struct Hub {
     heartbeat: Duration,
     agents: BTreeMap<AgentName, Enrolled>,
     /// Tasks may be accepted for an agent that has no instance yet.
-    tasks: BTreeMap<AgentName, TaskQueue>,
+    tasks: Tasks,
+    /// Tasks whose records could not be stored, or need not be at once.
+    unstored: BTreeSet<TaskId>,
     /// Agents that are given no new task, because their machines are about to go down.
     cordoned: BTreeSet<AgentName>,
     /// The claims of the agents' machines.
@@ -73,6 +78,8 @@ pub struct Hub {
     post_office: PostOffice,
     connections: BTreeMap<ConnId, Connection>,
     clients: BTreeMap<StreamKey, (ConnId, u32)>,
+    /// When the present event came.
+    clock: Timestamp,
     last_tick: Option<Timestamp>,
     /// Nobody is judged by silence before this time.
     grace_until: Timestamp,
@@ -128,13 +135,15 @@ impl Hub {
             fleet,
             heartbeat: heartbeat.get(),
             agents: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Tasks::default(),
+            unstored: BTreeSet::new(),
             cordoned: BTreeSet::new(),
             claims: BTreeMap::new(),
             directory: Directory::default(),
             post_office: PostOffice::default(),
             connections: BTreeMap::new(),
             clients: BTreeMap::new(),
+            clock: Timestamp::MIN,
             last_tick: None,
             grace_until: Timestamp::MIN,
             shutting_down: false,
@@ -144,6 +153,7 @@ impl Hub {
 
     /// Takes in one event and answers with what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Timestamp) -> Vec<Effect> {
+        self.clock = now;
         match event {
             Event::Opened { conn, peer, since, challenge, session } => {
                 let challenge = Challenge { challenge };
@@ -160,11 +170,12 @@ impl Hub {
             Event::Claimed(agent, claim) => self.claimed(agent, claim, now),
             Event::Revoke(agent) => self.revoke(&agent, now),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
-            Event::Submit(task, _) => self.submit(task, now),
-            Event::CancelTask { .. } => {}
+            Event::Submit(task, known) => self.submit(task, known, now),
+            Event::CancelTask { task, by } => self.cancel(task, by, now),
             Event::Directory(directory) => {
                 self.directory = directory;
                 self.end_messages(now);
+                self.look_at_all(now);
             }
             Event::Cordon(agents) => self.cordon(agents, now),
             Event::OpenStream { key, agent, target, stdin } => self.open_stream(key, &agent, target, stdin, now),
@@ -187,9 +198,9 @@ impl Hub {
     pub fn sessions(&self) -> Vec<SessionInfo> {
         let live = self.agents.values().filter_map(|agent| self.session(agent.live?));
         let info = |session: &Session| {
-            let running = self.tasks.get(&session.agent).map_or(0, TaskQueue::under_way);
+            let running = self.tasks.running(&session.agent);
             let slots = self.directory.slots(&session.agent);
-            session.info(self.open_tasks(&session.agent), running, slots, self.messages_waiting(&session.agent))
+            session.info(self.tasks.open(&session.agent), running, slots, self.messages_waiting(&session.agent))
         };
         live.filter(|session| session.durable).map(info).collect()
     }
@@ -212,11 +223,6 @@ impl Hub {
         self.agents.get(agent)?.live
     }
 
-    /// How many tasks of an agent are not over.
-    fn open_tasks(&self, agent: &AgentName) -> u32 {
-        self.tasks.get(agent).map_or(0, TaskQueue::open)
-    }
-
     fn send(&mut self, conn: ConnId, body: FromHub) {
         let claimed = self.connections.get(&conn).and_then(|connection| connection.phase.claimed());
         // A peer that has not said who it is can only be meant as anyone.
@@ -228,21 +234,11 @@ impl Hub {
         self.effects.push(Effect::Notify(notice));
     }
 
-    /// Stores the end of tasks, and tells of it.
-    fn finish(&mut self, tasks: Vec<Task>) {
-        self.effects.extend(tasks.iter().cloned().map(Record::Task).map(Effect::Store));
-        self.effects.extend(tasks.into_iter().map(Notice::TaskEnded).map(Effect::Notify));
-    }
-
     fn stored(&mut self, records: &[Record]) {
         for record in records {
             match record {
-                Record::Task(task) if matches!(task.state, TaskState::Ended { .. }) => {
-                    if let Some(queue) = task.agent.as_ref().and_then(|agent| self.tasks.get_mut(agent)) {
-                        queue.stored(tasks::reference(task));
-                    }
-                }
-                Record::Task(_) | Record::Output { .. } => {}
+                Record::Task(task) => self.task_stored(task),
+                Record::Output { task, channel, data, .. } => self.output_stored(*task, *channel, data),
                 Record::Message(message) => self.message_stored(message),
                 Record::Credential(credential) => {
                     let conn = self.live(&credential.agent);
@@ -253,7 +249,6 @@ impl Hub {
                 }
             }
         }
-        self.tasks.retain(|_, queue| !queue.is_empty());
     }
 }
 

@@ -240,7 +240,7 @@ impl Hub {
             self.notify(Notice::Joined { agent: hello.agent.clone(), incarnation });
         }
         self.notify(Notice::SessionOpened { agent: hello.agent.clone(), epoch });
-        self.deliver(&hello.agent, now);
+        self.watch(&hello.agent, now);
         self.look_at(&hello.agent, now);
     }
 
@@ -269,6 +269,7 @@ impl Hub {
             self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_string()) });
         }
         let (agent, epoch) = (session.agent, session.epoch);
+        self.watch(&agent, self.clock);
         self.notify(Notice::SessionClosed { agent, epoch, why: why.clone() });
     }
 
@@ -279,27 +280,25 @@ impl Hub {
     pub(super) fn tick(&mut self, now: Timestamp) {
         // Ticks come far more often than heartbeats. A gap means that the host slept or its clock was
         // set: then no runtime is to blame for its silence.
-        if self.last_tick.is_some_and(|last| elapsed(now, last) > self.heartbeat) {
+        let gap = self.last_tick.map(|last| elapsed(now, last)).filter(|gap| *gap > self.heartbeat);
+        if let Some(gap) = gap {
             let grace = self.heartbeat * SILENT_AFTER_HALF_HEARTBEATS / 2;
             self.grace_until = now.saturating_add(grace).unwrap_or(now);
+            self.tasks.postpone(gap, now);
         }
         self.last_tick = Some(now);
         if now >= self.grace_until {
             self.judge_silence(now);
         }
-        self.end_overdue_tasks(now);
-        self.store_again();
+        self.tick_tasks(now);
         self.tick_messages(now);
-        let live = self.agents.iter().filter(|(_, agent)| agent.live.is_some());
-        for agent in live.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.look_at(&agent, now);
-        }
     }
 
-    /// Takes note of whether an agent with a session is busy, and tells when that has changed. Whatever
-    /// begins or ends a task or a stream of a client ends with this; the ticks keep the time.
+    /// Hands over what can be, takes note of whether an agent with a session is busy, and tells when that has
+    /// changed. Whatever begins or ends a task or a stream of a client ends with this.
     pub(super) fn look_at(&mut self, agent: &AgentName, now: Timestamp) {
-        let tasks = self.open_tasks(agent);
+        self.deliver(agent, now);
+        let tasks = self.tasks.open(agent);
         let session = self.live(agent).and_then(|conn| self.session_mut(conn));
         if session.is_some_and(|session| session.looked_at(tasks, now)) {
             self.notify(Notice::Activity { agent: agent.clone() });
@@ -324,34 +323,31 @@ impl Hub {
         }
     }
 
-    fn end_overdue_tasks(&mut self, now: Timestamp) {
-        let connected: Vec<_> = self.agents.values().filter_map(|agent| self.session(agent.live?)).collect();
-        let connected: Vec<_> = connected.iter().map(|it| (it.agent.clone(), it.epoch, it.connected_at)).collect();
-        for (agent, epoch, connected_at) in connected {
-            let Some(queue) = self.tasks.get_mut(&agent) else { continue };
-            let overdue = queue.end_overdue(epoch, connected_at, now);
-            if !overdue.is_empty() {
-                self.finish(overdue);
-                self.deliver(&agent, now);
+    pub(super) fn store_failed(&mut self, records: &[Record]) {
+        let mut agents = BTreeSet::new();
+        for record in records {
+            agents.extend(self.depends_on(record));
+            match record {
+                Record::Task(task) => self.task_not_stored(task),
+                Record::Output { task, channel, offset, data } => {
+                    self.output_not_stored(*task, *channel, *offset, data);
+                }
+                Record::Message(message) => self.message_not_stored(message),
+                Record::Credential(_) => {}
             }
+        }
+        for conn in agents.into_iter().filter_map(|agent| self.live(&agent)).collect::<Vec<_>>() {
+            self.refuse(conn, Refusal::new(RefusalCode::Internal, "the controller could not store what it must"));
         }
     }
 
-    pub(super) fn store_failed(&mut self, records: &[Record]) {
-        for record in records {
-            match record {
-                Record::Task(task) => {
-                    if let Some(queue) = task.agent.as_ref().and_then(|agent| self.tasks.get_mut(agent)) {
-                        queue.not_stored(tasks::reference(task));
-                    }
-                }
-                Record::Message(message) => self.message_not_stored(message),
-                Record::Credential(_) | Record::Output { .. } => {}
-            }
-        }
-        let agents: BTreeSet<_> = records.iter().filter_map(agent).collect();
-        for conn in agents.into_iter().filter_map(|agent| self.live(agent)).collect::<Vec<_>>() {
-            self.refuse(conn, Refusal::new(RefusalCode::Internal, "the controller could not store what it must"));
+    /// The agent whose session depends on a record.
+    fn depends_on(&self, record: &Record) -> Option<AgentName> {
+        match record {
+            Record::Credential(credential) => Some(credential.agent.clone()),
+            Record::Task(task) => task.agent.clone(),
+            Record::Output { task, .. } => self.tasks.get(task.task)?.task.agent.clone(),
+            Record::Message(message) => messages::waits_for(message).cloned(),
         }
     }
 
@@ -377,12 +373,9 @@ impl Hub {
         let credential = Credential { epoch: credential.epoch.max(former), ..credential };
         let configuration = configuration.filter(may_be_kept);
         let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
-        if let Some(queue) = self.tasks.get_mut(&agent) {
-            // Numbers of incarnations begin anew with a new claim: what took another's place is new
-            // whatever its number.
-            let over = queue.end_incarnations(replaced.is_none().then_some(incarnation), now);
-            self.finish(over);
-        }
+        // Numbers of incarnations begin anew with a new claim: what took another's place is new whatever its
+        // number.
+        self.end_incarnations(&agent, replaced.is_none().then_some(incarnation), now);
     }
 
     pub(super) fn revoke(&mut self, agent: &AgentName, now: Timestamp) {
@@ -391,10 +384,7 @@ impl Hub {
         }
         self.agents.remove(agent);
         self.claims.remove(agent);
-        if let Some(queue) = self.tasks.get_mut(agent) {
-            let over = queue.end_all("the agent was removed before the task was delivered", now);
-            self.finish(over);
-        }
+        self.end_tasks(agent, now);
         self.end_messages(now);
     }
 
@@ -421,16 +411,6 @@ impl Hub {
 #[must_use]
 pub fn configuration_fits(configuration: &Configuration) -> bool {
     tasks::fits(configuration)
-}
-
-/// The agent whose session depends on a record.
-const fn agent(record: &Record) -> Option<&AgentName> {
-    match record {
-        Record::Credential(credential) => Some(&credential.agent),
-        Record::Task(task) => task.agent.as_ref(),
-        Record::Message(message) => messages::waits_for(message),
-        Record::Output { .. } => None,
-    }
 }
 
 /// Secrets go to the runtime and stay nowhere else.

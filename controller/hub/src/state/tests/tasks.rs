@@ -325,7 +325,7 @@ fn output_is_handed_out_and_taken_at_once() {
     let frame = Frame { stream, channel: Channel::Stderr, offset: 0, end: false, data: "hello".into() };
     let effects = world.data(1, frame);
     let (agent, channel) = (name("web"), Channel::Stderr);
-    let expected = Notice::TaskOutput { agent, task: of(&task), channel, data: "hello".into() };
+    let expected = Notice::TaskOutput { agent, task: of(&task), channel, offset: 0, data: "hello".into() };
     assert_eq!(notices(&effects), [expected]);
     assert_eq!(sent(&effects, 1), [FromHub::StreamTaken(StreamTaken { stream, channel, offset: 5 })]);
 }
