@@ -11,6 +11,7 @@ use vm_agent_schemas::wire::{Configuration, Configured};
 use crate::files::Files;
 use crate::folder::{Folder, FolderError};
 use crate::log_forward::LogSender;
+use crate::messages;
 use crate::process::Surroundings;
 use crate::sentence;
 use crate::services::{Pace, Services};
@@ -33,7 +34,8 @@ impl InForce {
     /// No configuration. What earlier starts left of services is ended; files stay until there is one.
     pub(crate) fn nothing(folder: &Folder, nonce: &Nonce, log: LogSender) -> Result<Self, FolderError> {
         let (env, secrets) = (BTreeMap::new(), BTreeMap::new());
-        let surroundings = Surroundings { work: folder.work(), nonce: nonce.clone(), env, secrets };
+        let socket = messages::socket(folder.path());
+        let surroundings = Surroundings { work: folder.work(), nonce: nonce.clone(), socket, env, secrets };
         Ok(Self {
             digest: None,
             surroundings: Arc::new(surroundings),
@@ -46,8 +48,8 @@ impl InForce {
     /// Puts a configuration into force: what runs as tasks and streams keeps its environment.
     pub(crate) fn apply(&mut self, configuration: Configuration, tracker: &TaskTracker) {
         let Configuration { digest, env, labels: _, secrets, files, services } = configuration;
-        let Surroundings { work, nonce, .. } = self.surroundings.as_ref().clone();
-        self.surroundings = Arc::new(Surroundings { work, nonce, env, secrets });
+        let Surroundings { work, nonce, socket, .. } = self.surroundings.as_ref().clone();
+        self.surroundings = Arc::new(Surroundings { work, nonce, socket, env, secrets });
         // Files first: a service may need them.
         self.problems = self.files.apply(&files);
         self.services.configure(services, &self.surroundings, tracker);

@@ -29,6 +29,8 @@ const MACHINE_FILE: &str = "machine";
 const FILES_FILE: &str = "files.json";
 /// The journals of tasks.
 const TASKS_DIR: &str = "tasks";
+/// Messages on their way in and out.
+const MESSAGES_DIR: &str = "messages";
 
 /// How long the lock is tried for: a driver that looks whether a runtime lives holds it for an instant.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -95,6 +97,7 @@ impl Folder {
         remove(&path.join(STOPPED_FILE))?;
         create_dir(&path.join(WORK_DIR))?;
         create_dir(&path.join(TASKS_DIR))?;
+        create_dir(&path.join(MESSAGES_DIR))?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -111,6 +114,11 @@ impl Folder {
     /// Where the journals of tasks lie.
     pub(crate) fn tasks(&self) -> PathBuf {
         self.path.join(TASKS_DIR)
+    }
+
+    /// Where messages lie on their way in and out.
+    pub(crate) fn messages(&self) -> PathBuf {
+        self.path.join(MESSAGES_DIR)
     }
 
     /// Where it is noted which files of the configuration were written.
@@ -140,9 +148,10 @@ impl Folder {
         for name in [JOINED_FILE, KEY_FILE, BOOT_FILE] {
             remove(&self.path.join(name))?;
         }
-        let tasks = self.tasks();
-        std::fs::remove_dir_all(&tasks).map_err(failed("remove", &tasks))?;
-        create_dir(&tasks)?;
+        for folder in [self.tasks(), self.messages()] {
+            std::fs::remove_dir_all(&folder).map_err(failed("remove", &folder))?;
+            create_dir(&folder)?;
+        }
         write(&path, &now)
     }
 
@@ -256,7 +265,7 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError>
     }
 }
 
-fn create_dir(path: &Path) -> Result<(), FolderError> {
+pub(crate) fn create_dir(path: &Path) -> Result<(), FolderError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))
 }
 

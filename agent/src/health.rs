@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use vm_agent_schemas::names::ServiceName;
 use vm_agent_schemas::units::ByteSize;
-use vm_agent_schemas::wire::{HealthReport, ServiceReport};
+use vm_agent_schemas::wire::{HealthReport, ServiceReport, TerminalReport};
 
 /// Reads the machine's state. What can't be read is reported as zero: a report that is not complete is
 /// worth more than none.
@@ -29,6 +29,7 @@ impl Health {
         &mut self,
         tasks: u32,
         streams: u32,
+        terminals: Vec<TerminalReport>,
         services: BTreeMap<ServiceName, ServiceReport>,
     ) -> HealthReport {
         self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
@@ -46,7 +47,7 @@ impl Health {
             runtime_memory: ByteSize::from_bytes(self.own_memory()),
             tasks,
             streams,
-            terminals: Vec::new(),
+            terminals,
             services,
         }
     }
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_report_is_complete_and_makes_sense() {
-        let report = Health::new(Path::new("/")).unwrap().report(2, 3, BTreeMap::new());
+        let report = Health::new(Path::new("/")).unwrap().report(2, 3, Vec::new(), BTreeMap::new());
         assert!(report.cpus > 0 && report.uptime_secs > 0);
         assert!(report.memory_used > ByteSize::from_bytes(0) && report.memory_used < report.memory_total);
         assert!(report.disk_used > ByteSize::from_bytes(0) && report.disk_used <= report.disk_total);

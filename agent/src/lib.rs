@@ -8,6 +8,7 @@
 //! processes by means of `process`, and `configuration` puts into force what the hub asks for,
 //! `files` among it.
 
+mod archive;
 mod backoff;
 mod configuration;
 mod connection;
@@ -17,6 +18,7 @@ mod handshake;
 mod health;
 mod identity;
 mod log_forward;
+mod messages;
 mod outgoing;
 mod process;
 mod runtime;
@@ -25,15 +27,24 @@ mod services;
 mod session;
 mod streams;
 mod tasks;
+mod terminals;
 mod tls;
 mod window;
 
 use std::error::Error;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 pub use folder::FolderError;
 use log_forward::LogQueue;
+
+/// How the program is called.
+const USAGE: &str = "\
+usage: vm-agent-runtime FOLDER                      run the runtime of a folder, which holds its seed
+       vm-agent-runtime message send|receive ...    pass messages from inside the machine; see message --help
+       vm-agent-runtime --version";
 
 /// Why a runtime did not run.
 #[derive(Debug, thiserror::Error)]
@@ -66,12 +77,30 @@ pub fn main(folder: &Path) -> ExitCode {
     }
 }
 
-/// Says how the program is called; the exit code is that of a wrong call.
+/// Sends and receives messages on behalf of a program inside the machine: the arguments are those behind
+/// `vm-agent-runtime message`.
 #[must_use]
-pub fn usage() -> ExitCode {
-    let _ = log_forward::install();
-    tracing::error!("call it with one argument, the folder that holds its seed: vm-agent-runtime <folder>");
-    ExitCode::from(2)
+pub fn message(arguments: &[String]) -> ExitCode {
+    messages::main(arguments)
+}
+
+/// The program `vm-agent-runtime`, called with these arguments.
+#[must_use]
+pub fn program(arguments: &[OsString]) -> ExitCode {
+    let text = |argument: &OsString| argument.to_string_lossy().into_owned();
+    match arguments {
+        [first, rest @ ..] if first == "message" => message(&rest.iter().map(text).collect::<Vec<_>>()),
+        [only] if only == "--version" => {
+            // Whoever asked for it and does not listen misses it.
+            let _ = writeln!(io::stdout(), "vm-agent-runtime {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        [folder] if !folder.to_string_lossy().starts_with('-') => main(Path::new(folder)),
+        _ => {
+            let _ = writeln!(io::stderr(), "{USAGE}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {

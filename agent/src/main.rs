@@ -1,12 +1,9 @@
-//! The runtime as a program of its own: `vm-agent-runtime <folder>`.
+//! The runtime as a program of its own: `vm-agent-runtime FOLDER`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next(), arguments.next()) {
-        (Some(folder), None) => vm_agent_runtime::main(&PathBuf::from(folder)),
-        _ => vm_agent_runtime::usage(),
-    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    vm_agent_runtime::program(&arguments)
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
+use vm_agent_schemas::ids::MessageId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{Address, Envelope, Frame, FromRuntime};
 
@@ -36,6 +37,18 @@ pub(crate) struct Outgoing {
 pub(crate) struct Queued {
     message: Message,
     _place: OwnedSemaphorePermit,
+}
+
+/// A place in the queue that waits for its data.
+#[derive(Debug)]
+pub(crate) struct Place(OwnedSemaphorePermit);
+
+#[cfg(test)]
+impl Queued {
+    /// What it says, if that is text.
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.message.to_text().ok().filter(|_| self.message.is_text())
+    }
 }
 
 /// The session is over: nothing can be sent in it any more.
@@ -81,6 +94,16 @@ impl Outgoing {
         self.enqueue(Message::Binary(frame.encode())).await
     }
 
+    /// Waits for a place for data of a stream.
+    pub(crate) async fn place(&self) -> Result<Place, Gone> {
+        Arc::clone(&self.streams).acquire_owned().await.map(Place).map_err(|_| Gone)
+    }
+
+    /// Sends data for which there is a place. When the session is over it goes nowhere.
+    pub(crate) fn put(&self, place: Place, frame: &Frame) {
+        let _ = self.queue.send(Queued { message: Message::Binary(frame.encode()), _place: place.0 });
+    }
+
     /// Sends data if there is a place for it now.
     pub(crate) fn try_send(&self, frame: &Frame) -> bool {
         let place = Arc::clone(&self.streams).try_acquire_owned();
@@ -99,6 +122,12 @@ impl Outgoing {
     /// Returns when the session can't go on.
     pub(crate) async fn over(&self) {
         self.over.cancelled().await;
+    }
+
+    /// Passes a message between programs on: it has an id and a receiver of its own.
+    pub(crate) fn post(&self, id: MessageId, to: Address, body: FromRuntime) {
+        let from = Address::Agent(self.agent.clone());
+        self.push(Message::Text(written(&Envelope { id, ..Envelope::new(from, to, Timestamp::now(), body) })));
     }
 
     fn text(&self, body: FromRuntime) -> Message {
@@ -121,8 +150,11 @@ impl Outgoing {
 
 /// What a runtime says, as it stands on the wire.
 pub(crate) fn text(agent: AgentName, body: FromRuntime) -> Utf8Bytes {
-    let envelope = Envelope::new(Address::Agent(agent), Address::Host, Timestamp::now(), body);
-    serde_json::to_string(&envelope).expect("messages of the protocol are plain data with texts as keys").into()
+    written(&Envelope::new(Address::Agent(agent), Address::Host, Timestamp::now(), body))
+}
+
+fn written(envelope: &Envelope<FromRuntime>) -> Utf8Bytes {
+    serde_json::to_string(envelope).expect("messages of the protocol are plain data with texts as keys").into()
 }
 
 /// Writes what is queued until the session is over or the connection fails.

@@ -1,12 +1,14 @@
 //! Processes: started in a group of their own, read until they have no more to say, ended as a group.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use pty_process::Pts;
 use rustix::process::{Pid, kill_process, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -15,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::wire::{Run, Signal, TaskOutcome};
+
+use crate::messages::SOCKET_VARIABLE;
 
 /// What a process inherits of the runtime's environment: what programs need to find their way. Anything
 /// else in it was meant for the runtime.
@@ -38,6 +42,8 @@ pub(crate) struct Surroundings {
     pub(crate) work: PathBuf,
     /// The instance's nonce: every process carries it.
     pub(crate) nonce: Nonce,
+    /// Where programs reach the runtime.
+    pub(crate) socket: PathBuf,
     /// The agent's environment.
     pub(crate) env: BTreeMap<String, String>,
     /// More environment, over that. It is kept nowhere but here and in the processes.
@@ -100,7 +106,36 @@ impl Surroundings {
             .map(Leader::new)
     }
 
+    /// Starts a process on a terminal, whose session it leads. With nothing to run it is the user's shell, as
+    /// after a login. Answers with what it runs as well.
+    pub(crate) fn spawn_on(&self, mut run: Run, terminal: Pts) -> Result<(Leader, Vec<String>), SpawnError> {
+        let login = run.argv.is_empty();
+        if login {
+            run.argv = vec![own_shell()];
+        }
+        let mut command = self.prepare(&run)?;
+        let program = &run.argv[0];
+        if login {
+            // The dash tells a shell that it is one of a login.
+            let name = Path::new(program).file_name().unwrap_or_default();
+            command.arg0([OsStr::new("-"), name].join(OsStr::new("")));
+        }
+        let started = pty_process::Command::from(command).spawn(terminal);
+        let child = started.map_err(|error| match error {
+            pty_process::Error::Io(error) => SpawnError::new(program, error),
+            other => SpawnError::new(program, io::Error::other(other)),
+        })?;
+        Ok((Leader::new(child), run.argv))
+    }
+
     fn start(&self, run: &Run, connect: impl FnOnce(&mut Command) -> &mut Command) -> Result<Child, SpawnError> {
+        let mut command = self.prepare(run)?;
+        let started = connect(command.process_group(0)).spawn();
+        started.map_err(|error| SpawnError::new(&run.argv[0], error))
+    }
+
+    /// A command that has all but its input, its output and its group.
+    fn prepare(&self, run: &Run) -> Result<Command, SpawnError> {
         let (program, arguments) = run.argv.split_first().ok_or(SpawnError::NoProgram)?;
         let folder = run.cwd.as_ref().map_or_else(|| self.work.clone(), |cwd| self.work.join(cwd));
         if !folder.is_dir() {
@@ -113,8 +148,8 @@ impl Surroundings {
             .envs(self.secrets.iter().map(|(name, secret)| (name, secret.expose())))
             .envs(&run.env)
             .env(INSTANCE_VARIABLE, self.nonce.as_str())
-            .process_group(0);
-        connect(&mut command).spawn().map_err(|error| SpawnError::new(program, error))
+            .env(SOCKET_VARIABLE, &self.socket);
+        Ok(command)
     }
 
     fn command(&self, program: &str, folder: &Path) -> Command {
@@ -194,15 +229,31 @@ pub(crate) async fn end_group(group: Pid, grace: impl Future<Output = ()>) {
 }
 
 fn send(group: Pid, signal: Signal) {
-    let signal = match signal {
+    // A group that is gone needs no signal.
+    let _ = kill_process_group(group, number(signal));
+}
+
+/// The signal as the operating system knows it.
+pub(crate) const fn number(signal: Signal) -> rustix::process::Signal {
+    match signal {
         Signal::Int => rustix::process::Signal::INT,
         Signal::Term => rustix::process::Signal::TERM,
         Signal::Kill => rustix::process::Signal::KILL,
         Signal::Hup => rustix::process::Signal::HUP,
         Signal::Quit => rustix::process::Signal::QUIT,
-    };
-    // A group that is gone needs no signal.
-    let _ = kill_process_group(group, signal);
+    }
+}
+
+/// The shell of the user that the runtime runs as.
+fn own_shell() -> String {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let shell = users.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.get(2) == Some(&uid.as_str())).then(|| fields.get(6).copied().unwrap_or_default().to_owned())
+    });
+    let shell = shell.filter(|shell| !shell.is_empty()).or_else(|| std::env::var("SHELL").ok());
+    shell.unwrap_or_else(|| "/bin/sh".to_owned())
 }
 
 /// Kills all processes that carry an environment variable with such a value. What they do can't be followed
@@ -282,7 +333,13 @@ mod tests {
     fn surroundings(folder: &Path) -> Surroundings {
         let env = BTreeMap::from([("SHARED".to_owned(), "agent".to_owned()), ("AGENT".to_owned(), "yes".to_owned())]);
         let secrets = ["TOKEN", "SHARED", "AGENT"].map(|name| (name.to_owned(), Secret::from_text("secret")));
-        Surroundings { work: folder.to_owned(), nonce: Nonce::from_text("the-nonce"), env, secrets: secrets.into() }
+        Surroundings {
+            work: folder.to_owned(),
+            nonce: Nonce::from_text("the-nonce"),
+            socket: folder.join("socket"),
+            env,
+            secrets: secrets.into(),
+        }
     }
 
     fn shell(line: &str) -> Run {

@@ -11,7 +11,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::Incarnation;
-use vm_agent_schemas::wire::{Channel, FromHub, FromRuntime, LogLines, RefusalCode, Refused, Seed, TaskEnded, Welcome};
+use vm_agent_schemas::wire::{
+    Channel, FromHub, FromRuntime, LogLines, MessageRef, RefusalCode, Refused, Seed, TaskEnded, Welcome,
+};
 
 use crate::RuntimeError;
 use crate::backoff::{Backoff, LIVED, REFUSED_PAUSE};
@@ -22,9 +24,12 @@ use crate::handshake::{OpenError, open};
 use crate::health::Health;
 use crate::identity::Identity;
 use crate::log_forward::LogQueue;
+use crate::messages::{Errand, Messages};
 use crate::outgoing::Outgoing;
 use crate::session::{Session, SessionEnd, SessionEvent};
+use crate::streams::Means;
 use crate::tasks::Tasks;
+use crate::terminals::Terminals;
 
 /// How long the hub may take to answer when the runtime closes the connection to go down.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
@@ -80,6 +85,9 @@ struct Runtime {
     seed: Seed,
     in_force: InForce,
     tasks: Tasks,
+    messages: Messages,
+    /// The terminals that outlive their streams.
+    terminals: Terminals,
     /// Everything that looks after a process.
     processes: TaskTracker,
     health: Health,
@@ -119,6 +127,8 @@ enum Event {
     Logged(LogLines),
     /// A service is in another state.
     ServiceChanged,
+    /// There is something to do about messages.
+    Errand(Errand),
 }
 
 impl Link {
@@ -161,6 +171,8 @@ impl Runtime {
             identity: Arc::new(Identity::load(&folder)?),
             in_force: InForce::nothing(&folder, &seed.nonce, logs.sender())?,
             tasks: Tasks::load(folder.tasks())?,
+            messages: Messages::load(&folder)?,
+            terminals: Terminals::default(),
             processes: TaskTracker::new(),
             health,
             logs,
@@ -178,6 +190,7 @@ impl Runtime {
             event = self.link.next() => event,
             ended = self.tasks.next_end() => Event::TaskEnded(ended),
             lines = self.logs.next(), if self.link.is_live() => Event::Logged(lines),
+            errand = self.messages.next() => Event::Errand(errand),
             () = self.in_force.services.changed(), if self.link.is_live() => Event::ServiceChanged,
         }
     }
@@ -199,6 +212,7 @@ impl Runtime {
                 }
             }
             Event::ServiceChanged => self.report(),
+            Event::Errand(errand) => self.messages.run(errand, self.link.outgoing()),
         }
         ControlFlow::Continue(())
     }
@@ -271,6 +285,7 @@ impl Runtime {
         }
         outgoing.say(FromRuntime::Configured(self.in_force.told()));
         self.tasks.resume(&outgoing);
+        self.messages.begin(&outgoing);
     }
 
     /// The heartbeat: puts right what drifted, and tells how things stand.
@@ -286,7 +301,7 @@ impl Runtime {
     fn report(&mut self) {
         let Link::Live(session) = &mut self.link else { return };
         let services = self.in_force.services.report();
-        let report = self.health.report(self.tasks.count(), session.streams.count(), services);
+        let report = self.health.report(self.tasks.count(), session.streams.count(), self.terminals.report(), services);
         session.outgoing.say(FromRuntime::Health(report));
     }
 
@@ -298,6 +313,7 @@ impl Runtime {
                     self.session_over(&end);
                 }
             }
+            SessionEvent::Letter(letter) => self.messages.come(letter, &session.outgoing),
             SessionEvent::Data(frame) if frame.channel == Channel::Stdin => {
                 if let Err(error) = session.streams.input(frame) {
                     self.session_over(&error.into());
@@ -320,8 +336,17 @@ impl Runtime {
             FromHub::Task(order) => self.tasks.order(&order, &self.in_force.surroundings, outgoing, &self.processes),
             FromHub::TaskAck(task) => self.tasks.acknowledged(task),
             FromHub::StreamOpen(order) => {
-                session.streams.open(&order, &self.in_force.surroundings, outgoing, &self.processes);
+                let means = Means {
+                    surroundings: &self.in_force.surroundings,
+                    terminals: &mut self.terminals,
+                    outgoing,
+                    tracker: &self.processes,
+                };
+                session.streams.open(order, means);
             }
+            FromHub::MessageAccepted(MessageRef { message }) => self.messages.accepted(message, outgoing),
+            FromHub::MessageRefused(refused) => self.messages.refused(refused, outgoing),
+            FromHub::StreamResize(order) => session.streams.resize(order.stream, order.size),
             FromHub::StreamSignal(order) => session.streams.signal(order.stream, order.signal),
             FromHub::StreamClose(order) => session.streams.close(order.stream),
             FromHub::StreamTaken(taken) => {
@@ -331,15 +356,12 @@ impl Runtime {
             }
             FromHub::TaskFollow(_)
             | FromHub::TaskCancel(_)
-            | FromHub::StreamResize(_)
-            | FromHub::Message(_)
-            | FromHub::MessageAccepted(_)
-            | FromHub::MessageRefused(_)
             | FromHub::Rotate(_)
             | FromHub::RotateAck(_)
             | FromHub::Upgrade(_) => tracing::warn!("the hub asked for what this runtime does not know; ignored"),
             FromHub::Refused(refused) => return Err(SessionEnd::Refused(refused)),
-            FromHub::Challenge(_) | FromHub::Welcome(_) => {
+            // A message for programs is an event of its own, because it is more than its body.
+            FromHub::Message(_) | FromHub::Challenge(_) | FromHub::Welcome(_) => {
                 tracing::warn!("the hub spoke of the handshake after its end; ignored");
             }
         }
@@ -365,6 +387,7 @@ impl Runtime {
         tracing::info!("told to end");
         self.tasks.stop();
         self.in_force.services.stop();
+        self.terminals = Terminals::default();
         if let Link::Live(session) = std::mem::replace(&mut self.link, Link::now()) {
             session.close(CLOSE_LIMIT).await;
         }

@@ -11,6 +11,7 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{Envelope, Frame, FrameError, FromHub, Refused};
 
 use crate::connection::Socket;
+use crate::messages::Letter;
 use crate::outgoing::{Outgoing, write_out};
 use crate::streams::Streams;
 use crate::window::FlowError;
@@ -36,6 +37,8 @@ pub(crate) struct Session {
 pub(crate) enum SessionEvent {
     /// The hub has said something.
     Said(FromHub),
+    /// A message for programs has come.
+    Letter(Letter),
     /// Data of a stream has come.
     Data(Frame),
     /// It is time to report health.
@@ -128,6 +131,9 @@ fn read(message: Option<Result<Message, tungstenite::Error>>) -> Option<SessionE
     let over = |end| Some(SessionEvent::Over(end));
     match message {
         Some(Ok(Message::Text(text))) => match serde_json::from_str::<Envelope<FromHub>>(&text) {
+            Ok(Envelope { id, from, timestamp, body: FromHub::Message(post), .. }) => {
+                Some(SessionEvent::Letter(Letter { id, from, timestamp, post }))
+            }
             Ok(envelope) => Some(SessionEvent::Said(envelope.body)),
             Err(error) => {
                 // Of the message only the place is told: it may hold secrets.

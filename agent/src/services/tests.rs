@@ -1,7 +1,7 @@
 //! Services as real processes, with short pauses.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
@@ -53,6 +53,7 @@ impl World {
         let secrets: BTreeMap<String, String> = text(secrets);
         let surroundings = Arc::new(Surroundings {
             work: self.place.path().to_owned(),
+            socket: PathBuf::new(),
             nonce: self.nonce.clone(),
             env: text(env),
             secrets: secrets.into_iter().map(|(name, value)| (name, Secret::from_text(value))).collect(),

@@ -8,3 +8,4 @@ mod session;
 mod streams;
 mod support;
 mod tasks;
+mod terminals;
