@@ -73,11 +73,10 @@ impl Hub {
     /// Sends what waits for an agent, as far as its runtime has room, once it has said that it is ready.
     pub(super) fn deliver_messages(&mut self, agent: &AgentName) {
         let Some(conn) = self.live(agent) else { return };
-        let Some(epoch) = self.session(conn).filter(|session| session.told).map(|session| session.epoch) else {
-            return;
-        };
-        let messages = self.post_office.next(agent, epoch).into_iter();
-        self.effects.extend(messages.map(|message| Effect::Deliver { conn, message }));
+        if self.session(conn).is_some_and(|session| session.told) {
+            let messages = self.post_office.next(agent, conn).into_iter();
+            self.effects.extend(messages.map(|message| Effect::Deliver { conn, message }));
+        }
     }
 
     /// A message's record is durable.

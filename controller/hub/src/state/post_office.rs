@@ -12,14 +12,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use jiff::{SignedDuration, Timestamp};
-use vm_agent_schemas::ids::{Epoch, MessageId};
+use vm_agent_schemas::ids::MessageId;
 use vm_agent_schemas::message::{
     BODY_MAX, BURST, Message, MessageState, Post, RATE, RefusedCode, SUBJECT_MAX, TTL, WAITING_MAX,
 };
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::Address;
 
-use super::Directory;
+use super::{ConnId, Directory};
 
 /// Most messages that are sent to a runtime and not taken: enough that a runtime which takes them at once is
 /// never kept waiting, and few enough that one which takes none holds no more than a mebibyte of them.
@@ -76,8 +76,8 @@ struct Mailbox {
 struct Entry {
     message: Message,
     size: usize,
-    /// In which session it was sent last: once in each.
-    sent: Option<Epoch>,
+    /// On which connection it was sent last: once on each.
+    sent: Option<ConnId>,
     /// Its record could not be stored, and is to be stored again.
     unstored: bool,
 }
@@ -208,11 +208,11 @@ impl PostOffice {
         }
     }
 
-    /// The messages to send to a receiver in this session now, oldest first.
-    pub(super) fn next(&mut self, receiver: &AgentName, epoch: Epoch) -> Vec<Message> {
+    /// The messages to send to a receiver on its connection now, oldest first.
+    pub(super) fn next(&mut self, receiver: &AgentName, conn: ConnId) -> Vec<Message> {
         let Some(mailbox) = self.mailboxes.get_mut(&Address::Agent(receiver.clone())) else { return Vec::new() };
         let in_flight = mailbox.entries.iter_mut().filter(|entry| entry.waits()).take(IN_FLIGHT_MAX);
-        in_flight.filter_map(|entry| entry.send(epoch)).collect()
+        in_flight.filter_map(|entry| entry.send(conn)).collect()
     }
 
     /// A receiver keeps a message. Answers with its record, if it waited.
@@ -388,9 +388,9 @@ impl Mailbox {
 }
 
 impl Entry {
-    /// What to send in this session, if it was not sent in it yet.
-    fn send(&mut self, epoch: Epoch) -> Option<Message> {
-        (self.sent.replace(epoch) != Some(epoch)).then(|| self.message.clone())
+    /// What to send on this connection, if it was not sent on it yet.
+    fn send(&mut self, conn: ConnId) -> Option<Message> {
+        (self.sent.replace(conn) != Some(conn)).then(|| self.message.clone())
     }
 
     /// What to store again.

@@ -2,9 +2,12 @@
 
 mod activity;
 mod handshake;
+mod messages;
 mod orders;
+mod post;
 mod protocol;
 mod reports;
+mod rotation;
 mod silence;
 mod streams;
 mod tasks;
