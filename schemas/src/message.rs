@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::fleet::text_or_map;
 use crate::ids::MessageId;
 use crate::names::AgentName;
 use crate::selector::Selector;
@@ -131,7 +132,7 @@ pub struct Allow {
 }
 
 /// An agent, or all those with some labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Party {
     /// This agent.
@@ -151,5 +152,24 @@ impl Party {
             Self::Agent(name) => name == agent,
             Self::Labels { labels: selector } => selector.matches(labels),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Party {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Labels {
+            labels: Selector,
+        }
+        struct Form(Party);
+        impl<'de> Deserialize<'de> for Form {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Labels::deserialize(deserializer).map(|Labels { labels }| Self(Party::Labels { labels }))
+            }
+        }
+        let short = |text: &str| text.parse().map(|name| Form(Party::Agent(name))).map_err(|error| format!("{error}"));
+        let expecting = "an agent, or {labels: \"team=build\"}";
+        text_or_map(deserializer, expecting, short).map(|Form(party)| party)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -130,6 +131,10 @@ name_type! {
     ServiceName
 }
 name_type! {
+    /// The name of a port of an agent, unique in its agent.
+    PortName
+}
+name_type! {
     /// The name of an instance, as its driver knows it.
     InstanceName
 }
@@ -145,6 +150,14 @@ impl FleetName {
     /// When the joined name is longer than [`NAME_MAX`].
     pub fn instance_of(&self, agent: &AgentName) -> Result<InstanceName, InvalidName> {
         if self.as_str() == Self::DEFAULT { agent.as_str().parse() } else { format!("{self}-{agent}").parse() }
+    }
+}
+
+impl PortName {
+    /// The name of a port that was given none: `port-8080`.
+    #[must_use]
+    pub fn of(port: NonZeroU16) -> Self {
+        Self(Arc::from(format!("port-{port}")))
     }
 }
 

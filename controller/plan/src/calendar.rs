@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vm_agent_schemas::fleet::{CronWhen, Missed};
+use vm_agent_schemas::fleet::{CronWhen, Missed, Overlap};
 use vm_agent_schemas::schedule::Cron;
 
 use crate::clock::{after, before};
@@ -26,10 +26,18 @@ pub(crate) fn turns(cron: &Cron, length: Duration, now: Timestamp) -> impl Itera
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rounds<'a> {
     pub(crate) when: &'a CronWhen,
-    /// When the last run was accepted.
-    pub(crate) last: Option<Timestamp>,
+    pub(crate) last: Option<LastRun>,
     /// When the machine's claim was written.
     pub(crate) made: Timestamp,
+}
+
+/// The last run of a task, which is over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LastRun {
+    /// When it was accepted.
+    pub(crate) accepted: Timestamp,
+    /// When its end was stored.
+    pub(crate) ended: Timestamp,
 }
 
 impl Rounds<'_> {
@@ -41,25 +49,41 @@ impl Rounds<'_> {
 
     /// The moment after now at which the task runs next.
     pub(crate) fn next(self, now: Timestamp) -> Option<Timestamp> {
-        self.when.cron.next_after(now.max(self.made).max(self.last.unwrap_or(now)))
+        self.when.cron.next_after(now.max(self.made).max(self.passed().unwrap_or(now)))
     }
 
     /// When [`due`](Self::due) may answer otherwise.
     pub(crate) fn turns(self, now: Timestamp) -> impl Iterator<Item = Timestamp> + use<> {
         let missed = self.due(now).map(|moment| after(moment, LATE));
-        missed.into_iter().chain(self.next(now))
+        let queued = self.last.filter(|_| self.when.overlap == Overlap::Queue).map(|last| after(last.ended, LATE));
+        missed.into_iter().chain(queued).chain(self.next(now))
+    }
+
+    /// Up to when the last run has used up the moments: those that came while it ran pass with it, unless
+    /// they wait for its end.
+    fn passed(self) -> Option<Timestamp> {
+        self.last.map(|last| match self.when.overlap {
+            Overlap::Skip => last.accepted.max(last.ended),
+            Overlap::Queue => last.accepted,
+        })
     }
 
     /// Moments up to then no longer count.
     fn since(self, now: Timestamp) -> Timestamp {
         let recent = before(now, LATE);
-        let since = match (self.when.missed, self.last) {
-            (Missed::Once, Some(last)) => last,
-            (Missed::Skip, Some(last)) => last.max(recent),
+        let since = match (self.when.missed, self.passed()) {
+            (Missed::Once, Some(passed)) => passed,
+            (Missed::Skip, Some(passed)) if self.ended_after(recent) => passed,
+            (Missed::Skip, Some(passed)) => passed.max(recent),
             // Nobody knows which moments a task has missed that never ran.
             (_, None) => recent,
         };
         since.max(self.made)
+    }
+
+    /// Whether the last run ended since then: what waited for its end is not late yet.
+    fn ended_after(self, recent: Timestamp) -> bool {
+        self.last.is_some_and(|last| last.ended > recent)
     }
 }
 
@@ -79,12 +103,20 @@ mod tests {
         format!("2026-07-01T{text}Z").parse().unwrap()
     }
 
-    fn when(missed: Missed) -> CronWhen {
-        CronWhen { cron: "0 3 * * *".parse().unwrap(), missed }
+    fn when(cron: &str, missed: Missed, overlap: Overlap) -> CronWhen {
+        CronWhen { cron: cron.parse().unwrap(), missed, overlap }
     }
 
     fn is_due(missed: Missed, last: Option<&str>, made: &str, now: &str) -> bool {
-        Rounds { when: &when(missed), last: last.map(at), made: at(made) }.due(at(now)).is_some()
+        let last = last.map(|last| LastRun { accepted: at(last), ended: at(last) });
+        let when = when("0 3 * * *", missed, Overlap::Skip);
+        Rounds { when: &when, last, made: at(made) }.due(at(now)).is_some()
+    }
+
+    /// The moment of every tenth minute that a task is due for which ran from 03:00 to 03:25.
+    fn due_after_run(missed: Missed, overlap: Overlap, now: &str) -> Option<Timestamp> {
+        let last = Some(LastRun { accepted: at("03:00:00"), ended: at("03:25:00") });
+        Rounds { when: &when("*/10 * * * *", missed, overlap), last, made: at("00:00:00") }.due(at(now))
     }
 
     #[test]
@@ -109,6 +141,25 @@ mod tests {
     }
 
     #[test]
+    fn moments_that_come_while_it_runs_pass_or_wait_for_its_end() {
+        for missed in [Missed::Skip, Missed::Once] {
+            assert_eq!(due_after_run(missed, Overlap::Skip, "03:25:01"), None);
+            assert_eq!(due_after_run(missed, Overlap::Queue, "03:25:01"), Some(at("03:10:00")));
+            for overlap in [Overlap::Skip, Overlap::Queue] {
+                assert!(due_after_run(missed, overlap, "03:30:00").is_some());
+                assert_eq!(due_after_run(missed, overlap, "02:59:00"), None, "the clock was set back");
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_for_the_end_of_a_run_may_be_as_late_as_any_moment() {
+        assert!(due_after_run(Missed::Skip, Overlap::Queue, "03:25:59").is_some());
+        assert_eq!(due_after_run(Missed::Skip, Overlap::Queue, "03:26:00"), None);
+        assert!(due_after_run(Missed::Once, Overlap::Queue, "03:29:00").is_some());
+    }
+
+    #[test]
     fn moments_before_the_machine_was_made_are_nobodys() {
         assert!(!is_due(Missed::Skip, None, "03:00:10", "03:00:20"));
         assert!(!is_due(Missed::Once, Some("00:30:00"), "03:30:00", "05:00:00"));
@@ -126,7 +177,7 @@ mod tests {
     #[test]
     fn the_next_change_is_the_moment_itself_or_its_passing() {
         let turns = |now: &str| {
-            let when = when(Missed::Skip);
+            let when = when("0 3 * * *", Missed::Skip, Overlap::Skip);
             Rounds { when: &when, last: None, made: at("00:00:00") }.turns(at(now)).min().unwrap()
         };
         assert_eq!(turns("01:00:00"), at("03:00:00"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_schemas::fleet::{DriverName, Fleet};
-use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision};
+use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision, TaskId};
 use vm_agent_schemas::intent::{Override, Pause};
 use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName, TaskName};
 use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Operation};
@@ -30,7 +30,8 @@ pub struct Inputs {
     pub drivers: BTreeMap<DriverName, DriverView>,
     /// The runtimes heard of, of whatever incarnation.
     pub sessions: BTreeMap<AgentName, SessionSeen>,
-    /// The tasks of the file that were ever accepted.
+    /// The tasks of the file that were accepted, in the order in which they were: of each wording of each on
+    /// each machine the latest [`RUNS_KNOWN`](crate::RUNS_KNOWN).
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
     /// Agents with tasks by hand that are not over.
     pub work: BTreeSet<AgentName>,
@@ -126,6 +127,8 @@ pub struct SessionSeen {
     pub incarnation: Incarnation,
     /// Whether its connection is open.
     pub connected: bool,
+    /// When that connection was accepted: the moment by which tasks tell this session from another.
+    pub connected_at: Timestamp,
     /// When it was last heard.
     pub last_seen: Timestamp,
     /// The digest of the configuration that it said it works with.
@@ -149,18 +152,24 @@ pub struct SessionSeen {
     pub services: BTreeMap<ServiceName, ServiceReport>,
 }
 
-/// A task of the file that was accepted.
+/// A task of the file that was accepted: one run of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileTask {
+    /// The run's id.
+    pub id: TaskId,
     /// Its name in the file.
     pub name: TaskName,
     /// The digest of its wording.
     pub digest: Digest,
     /// The machine that it is for.
     pub claim: ClaimId,
+    /// The moment that it is for; nothing for a task that runs once.
+    pub due: Option<Timestamp>,
     /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// How it ended; nothing while it has not.
+    /// When its end was stored.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended; nothing while it has not, or is to be tried again.
     pub outcome: Option<TaskOutcome>,
 }
 

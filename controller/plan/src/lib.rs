@@ -15,6 +15,7 @@ mod guard;
 mod inputs;
 mod moves;
 mod rest;
+mod runs;
 mod schedule;
 mod situation;
 mod standing;
@@ -38,6 +39,7 @@ pub use effective::{Effective, End, effective, ended_overrides};
 pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
 pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
 pub use rest::is_at_work;
+pub use runs::{RUNS_KNOWN, note_run};
 pub use upkeep::{Learnt, Upkeep, upkeep};
 pub use wake::wake_at;
 

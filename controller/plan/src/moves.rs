@@ -277,9 +277,9 @@ fn tasks(situation: &Situation<'_>, moves: &mut Moves) {
     for (name, standing) in standings(situation) {
         match standing {
             Standing::Done => {}
-            Standing::Due(why, due) => {
+            Standing::Due(cause, due) => {
                 let waits_for_runtime = !situation.is_reachable() && moves.steps.is_empty();
-                moves.push(StepAction::Task { task: name.clone(), due }, why, Cost::Live);
+                moves.push(StepAction::Task { task: name.clone(), due }, cause.to_string(), Cost::Live);
                 let Some(step) = moves.steps.last_mut() else { continue };
                 if asleep {
                     step.waits_for.clear();

@@ -22,7 +22,9 @@ pub fn wake_at(inputs: &Inputs) -> Option<Timestamp> {
 /// When agents come to rest, and their tasks to their moments.
 fn of_agents<'a>(inputs: &'a Inputs, effective: &'a Effective) -> impl Iterator<Item = Timestamp> {
     let timed = |spec: &AgentSpec| {
-        spec.idle.is_some() || spec.ttl.is_some() || spec.tasks.values().any(|task| task.when != TaskWhen::Once)
+        spec.idle.is_some()
+            || spec.ttl.is_some()
+            || spec.tasks.values().any(|task| matches!(task.when, TaskWhen::Cron(_)))
     };
     effective.wanted.iter().filter(move |(_, agent)| timed(&agent.spec)).flat_map(move |(name, _)| {
         let situation = Situation::of(inputs, name, effective);

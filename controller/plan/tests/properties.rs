@@ -11,7 +11,7 @@ use vm_agent_schemas::fleet::{
     AgentSpec, DeclaredAgent, DependsOn, DriftField, DriftPolicy, Fleet, Idle, Mount, PowerState, Prune, RestartPolicy,
     TaskWhen, Until, Window,
 };
-use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId};
+use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId, TaskId};
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Action, Backoff, Host, Instance, InstanceState, Operation, Proof, Sizes, Standing};
@@ -54,7 +54,11 @@ static EVERYTHING: LazyLock<AgentSpec> = LazyLock::new(|| {
             setup: {exec: make},
             minutely: {exec: a, when: {cron: '* * * * *'}},
             now: {exec: b, when: {cron: '0 8 * * *', missed: once}},
-            soon: {exec: c, when: {cron: '1 8 * * *', missed: skip}}},
+            soon: {exec: c, when: {cron: '1 8 * * *', missed: skip}},
+            queued: {exec: d, when: {cron: '*/2 * * * *', overlap: queue}},
+            greet: {exec: e, when: connect},
+            polish: {exec: f, when: {after: setup}},
+            report: {exec: g, when: {after: minutely}}},
         services: {gateway: {exec: serve, restart: on-failure}}}}";
     let parsed = vm_agent_schemas::fleet::parse("fleet.yaml", text).expect("right");
     parsed.agents.into_values().next().expect("one").spec.clone()
@@ -84,7 +88,7 @@ fn any_policies() -> impl Strategy<Value = BTreeMap<DriftField, DriftPolicy>> {
 
 fn any_spec() -> impl Strategy<Value = AgentSpec> {
     let restart = prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)];
-    let tasks = prop::sample::subsequence(EVERYTHING.tasks.keys().cloned().collect::<Vec<_>>(), 0..=2);
+    let tasks = prop::sample::subsequence(EVERYTHING.tasks.keys().cloned().collect::<Vec<_>>(), 0..=4);
     let span = |seconds: std::ops::Range<u64>| prop::option::weighted(0.3, seconds);
     let plain = (any::<bool>(), 1..3u32, any::<bool>(), restart, prop::bool::weighted(0.2));
     let rest =
@@ -289,10 +293,13 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
         if let (Some((outcome, ago)), Some((task, spec))) = (&agent.task, agent.spec.tasks.first_key_value()) {
             let claim = inputs.claims[name].id;
             let task = FileTask {
+                id: TaskId::generate(),
                 name: task.clone(),
                 digest: spec.digest(),
                 claim,
+                due: None,
                 accepted_at: world::at(-ago),
+                ended_at: outcome.as_ref().map(|_| world::at(-ago / 2)),
                 outcome: outcome.clone(),
             };
             inputs.tasks.insert(name.clone(), vec![task]);
@@ -656,34 +663,92 @@ proptest! {
         prop_assert!(runs(&inputs) && !inputs.claims[&name(0)].asleep);
     }
 
-    /// Whichever way the clock goes, no moment runs a task twice.
+    /// Whichever way the clock goes, whenever the runtime goes and comes back and however long tasks run, no
+    /// moment, no session and no success runs a task twice.
     #[test]
-    fn no_moment_runs_a_task_twice(jumps in prop::collection::vec(prop_oneof![8 => 1..200i64, 1 => -4000..4000i64], 1..60)) {
+    fn no_moment_runs_a_task_twice(events in prop::collection::vec(any_event(), 1..60)) {
         let spec = AgentSpec { tasks: EVERYTHING.tasks.clone(), ..AgentSpec::default() };
         let tasks = spec.tasks.clone();
         let mut fleet = Fleet::default();
-        fleet.agents.insert(name(0), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+        let agent = Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() });
+        fleet.agents.insert(name(0), Arc::clone(&agent));
         let mut inputs = world::inputs(fleet);
-        world::converge(&mut inputs);
-        for jump in jumps {
-            world::pass_time(&mut inputs, jump);
-            if !(0..200).contains(&jump) {
-                inputs.resumed_at = Some(inputs.now);
+        let mut history = History::default();
+        history.live(&mut inputs);
+        for event in events {
+            match event {
+                Event::Time(jump) => {
+                    world::pass_time(&mut inputs, jump);
+                    if !(0..200).contains(&jump) {
+                        inputs.resumed_at = Some(inputs.now);
+                    }
+                }
+                Event::Lost => inputs.sessions.get_mut(&name(0)).expect("heard").connected = false,
+                Event::Back => world::connect(&mut inputs, &name(0), &agent),
+                Event::Unfinished(task) => history.unfinish(&mut inputs, task),
             }
-            world::converge(&mut inputs);
-            world::converge(&mut inputs);
+            history.live(&mut inputs);
         }
         for (task, spec) in tasks {
-            let runs: Vec<_> = inputs.tasks.get(&name(0)).into_iter().flatten().filter(|run| run.name == task).collect();
-            let TaskWhen::Cron(when) = &spec.when else {
-                prop_assert_eq!(runs.len(), 1, "once is once");
-                continue;
-            };
+            let runs: Vec<&FileTask> = history.runs.values().filter(|run| run.name == task).collect();
+            let mut moments: Vec<_> = runs.iter().map(|run| run.due).collect();
+            moments.sort();
+            let all = moments.len();
+            moments.dedup();
+            prop_assert_eq!(moments.len(), all, "{} ran twice for a moment: {:?}", task, runs);
+            let TaskWhen::Cron(when) = &spec.when else { continue };
             for pair in runs.windows(2) {
                 let (earlier, later) = (pair[0].accepted_at, pair[1].accepted_at);
                 let moment = when.cron.next_after(earlier);
                 prop_assert!(moment.is_some_and(|moment| moment <= later), "{task} at {earlier} and at {later}");
             }
+        }
+    }
+}
+
+/// What happens to an agent with tasks.
+#[derive(Debug, Clone)]
+enum Event {
+    Time(i64),
+    Lost,
+    Back,
+    /// The latest run of one of the tasks goes on until the runtime comes back.
+    Unfinished(usize),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => (1..200i64).prop_map(Event::Time),
+        1 => (-4000..4000i64).prop_map(Event::Time),
+        1 => Just(Event::Lost),
+        2 => Just(Event::Back),
+        2 => (0..8usize).prop_map(Event::Unfinished),
+    ]
+}
+
+/// Every run that there ever was, in the order in which they were accepted.
+#[derive(Default)]
+struct History {
+    runs: BTreeMap<TaskId, FileTask>,
+}
+
+impl History {
+    /// Lets everything happen that is to happen now.
+    fn live(&mut self, inputs: &mut Inputs) {
+        for _ in 0..3 {
+            world::converge(inputs);
+            let known = inputs.tasks.get(&name(0)).into_iter().flatten();
+            self.runs.extend(known.map(|run| (run.id, run.clone())));
+        }
+    }
+
+    fn unfinish(&self, inputs: &mut Inputs, task: usize) {
+        let Some(name_of) = EVERYTHING.tasks.keys().nth(task) else { return };
+        let followed = EVERYTHING.tasks.values().any(|task| task.when.after() == Some(name_of));
+        let runs = inputs.tasks.get_mut(&name(0)).into_iter().flatten();
+        // What others have followed has happened.
+        if let Some(run) = runs.filter(|run| run.name == *name_of && !followed).last() {
+            (run.outcome, run.ended_at) = (None, None);
         }
     }
 }

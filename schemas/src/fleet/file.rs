@@ -12,9 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use super::keys::{
-    DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, TaskWhen, Window,
-};
+use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
+use super::messages::Messages;
+use super::ports::Ports;
+use super::task::TaskEntry;
+use super::webhook::Webhook;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::net::Listen;
 use crate::units::{ByteSize, Span};
@@ -73,10 +75,28 @@ pub struct FleetFile {
     ))]
     pub windows: Vec<Window>,
 
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub webhooks: Planned,
+    /// What agents may say to each other. Without this key nothing; they and the host may write to each
+    /// other.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend(
+        "default" = {},
+        "x-cost" = "live",
+        "examples" = [{"allow": [{"from": "builder", "to": {"labels": "team=test"}}]}]
+    ))]
+    pub messages: Messages,
+
+    /// Addresses that are told of events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "default" = [],
+        "x-cost" = "live",
+        "examples" = [[{"url": "https://example.com/hooks/fleet", "secret": {"env": "HOOK_SECRET"}}]]
+    ))]
+    pub webhooks: Vec<Webhook>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What an agent, a profile or the defaults say of an agent. Every key may be left out; the
@@ -166,6 +186,11 @@ pub struct AgentEntry {
     #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"setup": {"exec": "make deps"}}]))]
     pub tasks: BTreeMap<TaskName, TaskEntry>,
 
+    /// How many tasks the agent may do at a time. Those of one `key` run one after the other all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64), example = 8, extend("default" = 4, "x-cost" = "live"))]
+    pub slots: Option<u32>,
+
     /// Programs that run for as long as the agent does, by name. Merged with the services of the layers
     /// below, name by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -200,6 +225,13 @@ pub struct AgentEntry {
     ))]
     pub mounts: BTreeMap<String, Mount>,
 
+    /// Ports that programs in the agent listen on, by name; or a list, and they are named `port-8080`.
+    /// `vm-agent forward` takes a name in place of a number. Merged with those of the layers below, name by
+    /// name.
+    #[serde(default, skip_serializing_if = "Ports::is_empty")]
+    #[schemars(extend("default" = {}, "x-cost" = "live", "examples" = [{"web": 8080}, [3000, 8080]]))]
+    pub ports: Ports,
+
     /// Stops the machine when nothing has happened in it for that long. It starts again for a task or a
     /// session. Without this key never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,10 +262,6 @@ pub struct AgentEntry {
     #[schemars(skip)]
     #[doc(hidden)]
     pub packages: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub ports: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
@@ -396,63 +424,6 @@ impl CommandLine {
             Self::Argv(argv) => argv.first().is_none_or(String::is_empty),
         }
     }
-}
-
-/// A task as the file declares it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TaskEntry {
-    /// What to run: a text is a line for `/bin/sh -c`, a list is a program and its arguments.
-    #[schemars(example = &"make deps", extend("x-cost" = "live: a changed task runs again"))]
-    pub exec: CommandLine,
-
-    /// When it runs. `once`: after the agent first connects, and again only when the task changes
-    /// or the machine is made anew. `{cron: "0 3 * * * Europe/Berlin"}`: at those moments, in UTC where
-    /// no time zone is named; with `missed: once` it runs once for those that passed meanwhile.
-    #[serde(default)]
-    #[schemars(extend("x-cost" = "live", "examples" = ["once", {"cron": "0 3 * * *"}]))]
-    pub when: TaskWhen,
-
-    /// Environment for this task alone, over the agent's.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("default" = {}, "x-cost" = "live: a changed task runs again", "examples" = [{"CI": "true"}]))]
-    pub env: BTreeMap<String, String>,
-
-    /// The folder it runs in, absolute or below the agent's work folder. Without this key the work
-    /// folder itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"src", extend("default" = null, "x-cost" = "live: a changed task runs again"))]
-    pub cwd: Option<String>,
-
-    /// How long it may run before it is ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"10m", extend("default" = "1h", "x-cost" = "live: a changed task runs again"))]
-    pub timeout: Option<Span>,
-
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub after: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub backoff: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub concurrency: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub idempotent: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub retries: Planned,
-    #[serde(default, rename = "type", skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub kind: Planned,
 }
 
 /// How much may happen at a time.

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use super::diagnostic::Finding;
 use super::file::{AgentEntry, FleetFile};
 use super::keys::SecretSource;
+use super::webhook::Webhook;
 
 /// Makes every host path absolute, as it is written: what a link leads to is not looked up. `folder` is
 /// that of the file; a text that came from nowhere on the disk has none, and may not hold a relative one.
@@ -13,26 +14,42 @@ pub(super) fn absolutise(file: &mut FleetFile, folder: Option<&Path>, findings: 
     let defaults = file.defaults.iter_mut().map(|entry| (key(&["defaults"]), entry));
     let profiles = file.profiles.iter_mut().map(|(name, entry)| (key(&["profiles", name.as_str()]), entry));
     let agents = file.agents.iter_mut().map(|(name, entry)| (key(&["agents", name.as_str()]), entry));
-    for (at, entry) in defaults.chain(profiles).chain(agents) {
-        for (path, host) in host_paths(entry) {
-            match from(folder, host) {
-                Ok(absolute) => *host = absolute,
-                Err(message) => {
-                    let at: Vec<String> = at.iter().cloned().chain(path).collect();
-                    findings.push(Finding::at(&at, message.to_owned()).advised("write an absolute path".to_owned()));
-                }
+    let of_entry = |(at, entry): (Vec<String>, _)| {
+        host_paths(entry).into_iter().map(move |(path, host)| (at.iter().cloned().chain(path).collect(), host))
+    };
+    let of_entries = defaults.chain(profiles).chain(agents).flat_map(of_entry);
+    let all: Vec<(Vec<String>, &mut PathBuf)> =
+        of_entries.chain(file.webhooks.iter_mut().enumerate().filter_map(of_webhook)).collect();
+    for (at, host) in all {
+        match from(folder, host) {
+            Ok(absolute) => *host = absolute,
+            Err(message) => {
+                findings.push(Finding::at(&at, message.to_owned()).advised("write an absolute path".to_owned()));
             }
         }
+    }
+}
+
+/// The host path of a webhook's secret, with where it stands in the file.
+fn of_webhook((index, webhook): (usize, &mut Webhook)) -> Option<(Vec<String>, &mut PathBuf)> {
+    let path = webhook.secret.as_mut().and_then(of_secret)?;
+    Some((vec!["webhooks".into(), index.to_string(), "secret".into(), "file".into()], path))
+}
+
+const fn of_secret(source: &mut SecretSource) -> Option<&mut PathBuf> {
+    match source {
+        SecretSource::File(path) => Some(path),
+        SecretSource::Env(_) | SecretSource::Command(_) => None,
     }
 }
 
 /// The host paths of an entry, each with where it stands in it.
 fn host_paths(entry: &mut AgentEntry) -> Vec<(Vec<String>, &mut PathBuf)> {
     let mounts = entry.mounts.iter_mut().map(|(name, mount)| (vec!["mounts".into(), name.clone()], &mut mount.source));
-    let secrets = entry.secrets.iter_mut().filter_map(|(name, source)| match source {
-        SecretSource::File(path) => Some((vec!["secrets".into(), name.clone(), "file".into()], path)),
-        SecretSource::Env(_) | SecretSource::Command(_) => None,
-    });
+    let secrets = entry
+        .secrets
+        .iter_mut()
+        .filter_map(|(name, source)| Some((vec!["secrets".into(), name.clone(), "file".into()], of_secret(source)?)));
     mounts.chain(secrets).collect()
 }
 

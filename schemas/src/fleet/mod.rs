@@ -1,35 +1,47 @@
 //! The fleet: what a person declares ([`FleetFile`]), and what it comes to once defaults and
 //! profiles are laid under each agent ([`Fleet`]).
 
+mod check;
 mod diagnostic;
 mod file;
 mod host;
 mod keys;
 mod layer;
+mod messages;
 mod outline;
 mod parse;
 mod planned;
+mod ports;
 mod read;
 mod resolve;
 mod short;
 mod source;
 mod syntax;
+mod task;
 mod unite;
+mod webhook;
+mod when;
 mod words;
 
 pub use diagnostic::{Diagnostic, Place};
 pub use file::{
     AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, Reserve,
-    RestartPolicy, TaskEntry,
+    RestartPolicy,
 };
 pub use keys::{
-    CronWhen, DependsOn, DriftField, DriftPolicy, FileContent, FileMode, Idle, InvalidMode, Missed, Mount, Probe,
-    SecretSource, ServiceEntry, TaskWhen, Until, Window,
+    DependsOn, DriftField, DriftPolicy, FileContent, FileMode, Idle, InvalidMode, Mount, Probe, SecretSource,
+    ServiceEntry, Until, Window,
 };
+pub use messages::Messages;
 pub use parse::{parse, parse_all};
 pub use planned::Planned;
-pub use resolve::{AgentSpec, DeclaredAgent, Field, Fleet, Origin, TaskSpec, resolve_entry};
+pub use ports::Ports;
+pub use resolve::{AgentSpec, DeclaredAgent, Field, Fleet, Origin, SLOTS, TaskSpec, resolve_entry};
+pub(crate) use short::text_or_map;
 pub use source::{FILE_MAX, SourceFile, decode};
+pub use task::TaskEntry;
+pub use webhook::{InvalidWebhookUrl, Webhook, WebhookUrl};
+pub use when::{AfterWhen, CronWhen, Missed, Overlap, TaskWhen};
 
 /// The JSON Schema of the fleet file.
 #[must_use]

@@ -13,6 +13,7 @@ use serde_yaml::{Mapping, Value};
 use super::diagnostic::{FINDINGS_MAX, Finding, Place};
 use super::file::FleetFile;
 use super::outline::{MERGE, Outline};
+use super::task;
 use super::words::{self, Complaint};
 
 /// What was found wrong, and what was taken out for it.
@@ -179,7 +180,11 @@ impl Reader<'_, '_> {
         }
         let whole = self.written_path(path);
         match complaint {
-            Complaint::UnknownKey { key, known } => return self.unknown_keys(value, path, &key, &known),
+            Complaint::UnknownKey { key, known } => {
+                let (last, outer) = path.split_last().map_or(("", path), |(last, outer)| (last.as_str(), outer));
+                return self.strange_keys(value, if last == key { outer } else { path }, &known);
+            }
+            Complaint::ForeignKey { known } => return self.strange_keys(value, path, &known),
             Complaint::MissingKey(key) => {
                 let taken_out: Vec<String> = whole.iter().chain([&key]).cloned().collect();
                 if !self.report.removed.contains(&taken_out) {
@@ -200,11 +205,10 @@ impl Reader<'_, '_> {
         self.remove(value, path)
     }
 
-    /// Every key of the map that is not known, at once.
-    fn unknown_keys(&mut self, value: &mut Value, path: &[String], key: &str, known: &[String]) -> bool {
-        let (last, outer) = path.split_last().map_or(("", path), |(last, outer)| (last.as_str(), outer));
-        let path = if last == key { outer } else { path };
+    /// Every key of the map that does not belong there, at once.
+    fn strange_keys(&mut self, value: &mut Value, path: &[String], known: &[String]) -> bool {
         let Some(Value::Mapping(map)) = element(value, path) else { return self.remove(value, path) };
+        let known = &task::narrowed(map, known);
         let strange: Vec<String> = map
             .keys()
             .filter_map(Value::as_str)
@@ -254,6 +258,7 @@ impl Reader<'_, '_> {
     }
 
     fn remove(&mut self, value: &mut Value, path: &[String]) -> bool {
+        let path = task::taken_with(path);
         self.report.removed.push(self.written_path(path));
         let Some((last, outer)) = path.split_last() else { return false };
         let outer_written = self.written_path(outer);
@@ -452,6 +457,8 @@ pub(super) fn follows(finding: &Finding, removed: &[Vec<String>]) -> bool {
         [.., map, name] if matches!(map.as_str(), "agents" | "profiles" | "tasks" | "services") => {
             named.contains(name.as_str())
         }
+        // Of a list that lost items little can be said.
+        [list @ .., _] if finding.path == list => list.last().is_some_and(|key| named.iter().eq([key])),
         // How many agents there are of a name hangs on these.
         [.., agent, key] if matches!(key.as_str(), "replicas" | "profile") => {
             named.iter().any(|word| is_replica_of(word, agent))

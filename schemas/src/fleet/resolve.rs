@@ -9,22 +9,24 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::check::check_agent;
 use super::diagnostic::{FINDINGS_MAX, Finding, nearest};
 use super::file::{
     AgentEntry, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, RestartPolicy,
-    TaskEntry,
 };
-use super::keys::{
-    DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, TaskWhen, Window,
-};
+use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
+use super::messages::{Messages, check_messages};
+use super::ports::Ports;
+use super::task::TaskEntry;
+use super::webhook::Webhook;
+use super::when::TaskWhen;
 use crate::ids::Digest;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
-use crate::task::{Job, TIMEOUT, Terms, Work};
+use crate::task::{Job, Terms};
 use crate::units::{ByteSize, Span};
 
-/// Most bytes that an agent's environment, labels, files and services may have together. They travel to its runtime in
-/// one message, whose limit is [`crate::wire::TEXT_MAX`].
-const CONFIGURATION_MAX: usize = 128 * 1024;
+/// How many tasks an agent may do at a time when nobody says how many.
+pub const SLOTS: u32 = 4;
 
 /// A fleet with every layer applied: what the file comes to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,6 +45,10 @@ pub struct Fleet {
     pub prune: Prune,
     /// Where the controller listens.
     pub hub: HubSettings,
+    /// What agents may say to each other.
+    pub messages: Messages,
+    /// Addresses that are told of events.
+    pub webhooks: Vec<Webhook>,
     /// What an agent made by hand has where its maker does not say otherwise.
     pub defaults: AgentEntry,
 }
@@ -88,6 +94,8 @@ pub struct AgentSpec {
     pub protect: bool,
     /// What the agent has to do.
     pub tasks: BTreeMap<TaskName, TaskSpec>,
+    /// How many tasks it may do at a time.
+    pub slots: u32,
     /// Programs that run for as long as the agent does.
     pub services: BTreeMap<ServiceName, ServiceEntry>,
     /// Files that the runtime keeps as they should be, by path.
@@ -96,6 +104,8 @@ pub struct AgentSpec {
     pub secrets: BTreeMap<String, SecretSource>,
     /// Folders of the host, by the path that they have in the agent.
     pub mounts: BTreeMap<String, Mount>,
+    /// Ports that its programs listen on, by name.
+    pub ports: Ports,
     /// When the machine stops for want of work; nothing means never.
     pub idle: Option<Idle>,
     /// How long after its making the machine stops; nothing means never.
@@ -140,10 +150,12 @@ impl Default for AgentSpec {
             reconcile: Reconcile::default(),
             protect: false,
             tasks: BTreeMap::new(),
+            slots: SLOTS,
             services: BTreeMap::new(),
             files: BTreeMap::new(),
             secrets: BTreeMap::new(),
             mounts: BTreeMap::new(),
+            ports: Ports::default(),
             idle: None,
             ttl: None,
             drift: BTreeMap::new(),
@@ -181,6 +193,8 @@ pub enum Field {
     Protect,
     /// Tasks.
     Tasks,
+    /// How many tasks at a time.
+    Slots,
     /// Services.
     Services,
     /// Files.
@@ -189,6 +203,8 @@ pub enum Field {
     Secrets,
     /// Folders of the host.
     Mounts,
+    /// Ports.
+    Ports,
     /// When it stops for want of work.
     Idle,
     /// When it stops for its age.
@@ -199,7 +215,7 @@ pub enum Field {
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -213,10 +229,12 @@ impl Field {
         Self::Reconcile,
         Self::Protect,
         Self::Tasks,
+        Self::Slots,
         Self::Services,
         Self::Files,
         Self::Secrets,
         Self::Mounts,
+        Self::Ports,
         Self::Idle,
         Self::Ttl,
         Self::Drift,
@@ -239,10 +257,12 @@ impl Field {
             Self::Reconcile => "reconcile",
             Self::Protect => "protect",
             Self::Tasks => "tasks",
+            Self::Slots => "slots",
             Self::Services => "services",
             Self::Files => "files",
             Self::Secrets => "secrets",
             Self::Mounts => "mounts",
+            Self::Ports => "ports",
             Self::Idle => "idle",
             Self::Ttl => "ttl",
             Self::Drift => "drift",
@@ -329,6 +349,7 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
         sets.insert(declared.clone(), names);
     }
 
+    check_messages(&file.messages, &agents.keys().collect(), &sets, &mut findings);
     name_dependencies(&mut agents, &sets, &mut findings);
     if findings.is_empty() {
         findings.extend(find_cycle(&agents));
@@ -342,6 +363,8 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
             windows: file.windows.clone(),
             prune: file.prune,
             hub: file.hub.clone(),
+            messages: file.messages.clone(),
+            webhooks: file.webhooks.clone(),
             defaults: file.defaults.clone().unwrap_or_default(),
         })
     } else {
@@ -412,7 +435,9 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Protect, lay(&mut spec.protect, layer.protect));
         set(Field::Labels, merge(&mut spec.labels, &layer.labels, Clone::clone));
         set(Field::Env, merge(&mut spec.env, &layer.env, Clone::clone));
-        set(Field::Tasks, merge(&mut spec.tasks, &layer.tasks, whole_task));
+        set(Field::Tasks, merge(&mut spec.tasks, &layer.tasks, |TaskEntry(task)| task.clone()));
+        set(Field::Slots, lay(&mut spec.slots, layer.slots));
+        set(Field::Ports, merge(&mut spec.ports.0, &layer.ports.0, |port| *port));
         set(Field::DependsOn, lay(&mut spec.depends_on, layer.depends_on.clone()));
         set(Field::Services, merge(&mut spec.services, &layer.services, Clone::clone));
         set(Field::Files, merge(&mut spec.files, &layer.files, Clone::clone));
@@ -432,99 +457,6 @@ fn lay<T>(field: &mut T, value: Option<T>) -> bool {
 fn merge<K: Ord + Clone, V, W>(into: &mut BTreeMap<K, W>, from: &BTreeMap<K, V>, whole: impl Fn(&V) -> W) -> bool {
     into.extend(from.iter().map(|(key, value)| (key.clone(), whole(value))));
     !from.is_empty()
-}
-
-fn whole_task(entry: &TaskEntry) -> TaskSpec {
-    TaskSpec {
-        job: Job {
-            env: entry.env.clone(),
-            cwd: entry.cwd.clone(),
-            ..Job::new(Work::Exec { argv: entry.exec.argv() })
-        },
-        terms: Terms { timeout: entry.timeout.unwrap_or(TIMEOUT), ..Terms::default() },
-        when: entry.when.clone(),
-    }
-}
-
-/// What the types alone can't refuse.
-fn check_agent(spec: &AgentSpec, path: &[String], findings: &mut Vec<Finding>) {
-    let mut find = |keys: &[&str], message: String| {
-        let at: Vec<String> = path.iter().cloned().chain(keys.iter().map(|&key| key.to_owned())).collect();
-        findings.push(Finding::at(&at, message));
-    };
-    if spec.cpus == 0 {
-        find(&["cpus"], "a machine has at least 1 processor".into());
-    }
-    if spec.image.trim().is_empty() {
-        find(&["image"], "an image has a name".into());
-    }
-    check_variables(&["env"], spec.env.keys(), &mut find);
-    check_variables(&["secrets"], spec.secrets.keys(), &mut find);
-    for (name, task) in &spec.tasks {
-        if matches!(&task.job.work, Work::Exec { argv } if argv.first().is_none_or(String::is_empty)) {
-            find(&["tasks", name.as_str(), "exec"], "there is nothing to run".into());
-        }
-        check_variables(&["tasks", name.as_str(), "env"], task.job.env.keys(), &mut find);
-    }
-    for (name, service) in &spec.services {
-        if service.exec.is_empty() {
-            find(&["services", name.as_str(), "exec"], "there is nothing to run".into());
-        }
-        check_variables(&["services", name.as_str(), "env"], service.env.keys(), &mut find);
-        if service.probe.as_ref().is_some_and(|probe| probe.exec.is_empty()) {
-            find(&["services", name.as_str(), "probe", "exec"], "there is nothing to run".into());
-        }
-        if service.probe.as_ref().is_some_and(|probe| probe.every.get().is_zero() || probe.failures == 0) {
-            find(&["services", name.as_str(), "probe"], "`every` and `failures` are more than nothing".into());
-        }
-    }
-    for (key, places) in [("files", spec.files.keys().collect::<Vec<_>>()), ("mounts", spec.mounts.keys().collect())] {
-        for place in places.into_iter().filter(|place| !is_inside(place)) {
-            find(&[key, place], format!("`{place}` is no path in an agent: it is empty or has `..` in it"));
-        }
-    }
-    for name in spec.env.keys().filter(|name| spec.secrets.contains_key(*name)) {
-        find(&["secrets", name], format!("`{name}` is in `env` too, where everybody sees it"));
-    }
-    if spec.idle.is_some_and(|idle| idle.after.get().is_zero()) {
-        find(&["idle"], "an agent is idle after more than no time".into());
-    }
-    let sizes = [
-        texts_of(&spec.env),
-        texts_of(&spec.labels),
-        spec.files.iter().map(|(path, file)| path.len() + file.content.len()).sum(),
-        serde_json::to_string(&spec.services).map_or(0, |text| text.len()),
-    ];
-    let size: usize = sizes.iter().sum();
-    if size > CONFIGURATION_MAX {
-        let message = format!(
-            "environment, labels, files and services have {size} bytes together; at most {CONFIGURATION_MAX} are allowed"
-        );
-        find(&[], message);
-    }
-}
-
-fn texts_of(map: &BTreeMap<String, String>) -> usize {
-    map.iter().map(|(key, value)| key.len() + value.len()).sum()
-}
-
-fn check_variables<'a>(at: &[&str], keys: impl Iterator<Item = &'a String>, find: &mut impl FnMut(&[&str], String)) {
-    for key in keys.filter(|key| !is_variable(key)) {
-        let path: Vec<&str> = at.iter().copied().chain([key.as_str()]).collect();
-        find(&path, format!("`{key}` is no name for an environment variable"));
-    }
-}
-
-/// Whether a path of an agent leads where it says, and not out of the folder that it begins in.
-fn is_inside(path: &str) -> bool {
-    let mut components = std::path::Path::new(path).components().peekable();
-    components.peek().is_some() && components.all(|part| part != std::path::Component::ParentDir)
-}
-
-fn is_variable(key: &str) -> bool {
-    let mut bytes = key.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// Replaces the names of replica sets by the names of their members, and finds names of nobody.

@@ -1,4 +1,4 @@
-//! Values that may be written short, as a text, or long, as a map of keys.
+//! Values that may be written short, as a text, a number or a list, or long, as a map of keys.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Reads a `T` from its long form, or through `short` from a text. What is wrong inside the long form
 /// is told as it is, which an untagged enum would not do.
-pub(super) fn text_or_map<'de, D, T>(
+pub(crate) fn text_or_map<'de, D, T>(
     deserializer: D,
     expecting: &'static str,
     short: fn(&str) -> Result<T, String>,
@@ -72,6 +72,41 @@ impl<'de, I: Deserialize<'de>, T: Deserialize<'de>> Visitor<'de> for ListOrMap<I
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<T, A::Error> {
         Vec::deserialize(SeqAccessDeserializer::new(seq)).map(self.short)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+/// Reads a `T` from its long form, or through `short` from a whole number.
+pub(super) fn number_or_map<'de, D, T>(
+    deserializer: D,
+    expecting: &'static str,
+    short: fn(u64) -> Result<T, String>,
+) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_any(NumberOrMap { expecting, short, _value: PhantomData })
+}
+
+struct NumberOrMap<T> {
+    expecting: &'static str,
+    short: fn(u64) -> Result<T, String>,
+    _value: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NumberOrMap<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        (self.short)(number).map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {

@@ -51,7 +51,7 @@ pub(super) fn unite(files: Vec<(FleetFile, Vec<&str>)>) -> (FleetFile, Vec<Repea
 
 /// Takes the keys that a file has. A key of [`FleetFile`] that is missing here does not compile.
 fn take(united: &mut FleetFile, file: FleetFile, keys: &[&str]) {
-    let FleetFile { name, agents: _, defaults, profiles: _, limits, prune, hub, windows, webhooks } = file;
+    let FleetFile { name, agents: _, defaults, profiles: _, limits, prune, hub, windows, messages, webhooks } = file;
     let has = |key: &str| keys.contains(&key);
     if has("name") {
         united.name = name;
@@ -70,6 +70,9 @@ fn take(united: &mut FleetFile, file: FleetFile, keys: &[&str]) {
     }
     if has("windows") {
         united.windows = windows;
+    }
+    if has("messages") {
+        united.messages = messages;
     }
     if has("webhooks") {
         united.webhooks = webhooks;

@@ -7,12 +7,15 @@ use std::sync::OnceLock;
 use serde_yaml::Value;
 
 use super::diagnostic::{Finding, nearest};
+use super::task;
 
 /// What a library complains of.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Complaint {
     /// A key that there is not, and those that there are.
     UnknownKey { key: String, known: Vec<String> },
+    /// A key that belongs to maps of another type, and those that belong to this one.
+    ForeignKey { known: Vec<String> },
     /// A key that has to be there.
     MissingKey(String),
     /// A word that is none of those that there are.
@@ -40,6 +43,9 @@ impl Complaint {
             && let Some((found, expected)) = rest.rsplit_once(", expected ")
         {
             return Self::Expected(expectation(expected, found.starts_with("integer")));
+        }
+        if let Some(known) = task::belonging(message) {
+            return Self::ForeignKey { known };
         }
         // An untagged type says only what it expects.
         if message.starts_with("a ") || message.starts_with("an ") {
@@ -71,6 +77,7 @@ fn expectation(expected: &str, integer: bool) -> String {
         "u32" => range(u32::MAX.into()),
         "u64" | "usize" if integer => format!("{WHOLE}, 0 or more"),
         "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => WHOLE.to_owned(),
+        "a nonzero u16" => format!("{WHOLE} from 1 to {}", u16::MAX),
         "f32" | "f64" => "a number".to_owned(),
         "a boolean" => TRUTH.to_owned(),
         "a sequence" => "a list".to_owned(),
@@ -89,6 +96,9 @@ pub(super) fn unknown_key(path: &[String], key: &str, known: &[String]) -> Findi
     if holds("") {
         return finding.advised(format!("`{key}` is a key of the whole file, beside `agents`"));
     }
+    if let Some(hint) = elsewhere(key, known) {
+        return finding.advised(hint);
+    }
     if holds("/$defs/AgentEntry") {
         return finding.advised(format!("`{key}` is a key of an agent, a profile or the defaults"));
     }
@@ -96,6 +106,21 @@ pub(super) fn unknown_key(path: &[String], key: &str, known: &[String]) -> Findi
         Some(word) => finding.hinted(Some(word)),
         None => finding.advised(list_of_keys(known)),
     }
+}
+
+/// Where a key that a task does not have is to be written: under another of its keys, or in a task of
+/// another type.
+fn elsewhere(key: &str, known: &[String]) -> Option<String> {
+    if !task::is_task(known) {
+        return None;
+    }
+    let inside = [("when", "WhenMap"), ("retry", "Retry")];
+    if let Some((outer, _)) = inside.iter().find(|(_, map)| schema()["$defs"][map]["properties"].get(key).is_some()) {
+        return Some(format!("`{key}` is a key of `{outer}`: {outer}: {{{key}: …}}"));
+    }
+    let types = task::types_with(key);
+    let keys = list_of_keys(known)?;
+    (!types.is_empty()).then(|| format!("`{key}` belongs to a task of type {}; {keys}", types.join(", ")))
 }
 
 /// Keys that are only planned are known, and are not recommended: the schema does not have them.

@@ -11,6 +11,7 @@ mod inside;
 mod moments;
 mod presence;
 mod rest;
+mod tasks;
 mod windows;
 
 use vm_agent_plan::{Inputs, plan};

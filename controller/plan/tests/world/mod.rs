@@ -8,10 +8,10 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use vm_agent_plan::{
     DriverView, FileTask, Inputs, Listing, Observed, SessionSeen, SetBack, Upkeep, after_failure, configuration_for,
-    effective, plan, upkeep,
+    effective, note_run, plan, upkeep,
 };
 use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
-use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce};
+use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce, TaskId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, Standing};
 use vm_agent_schemas::plan::{Step, StepAction};
@@ -126,12 +126,21 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
             inputs.sessions.remove(&step.agent);
         }
         (StepAction::Configure, Some(agent)) => connect(inputs, &step.agent, &agent),
-        (StepAction::Task { task, .. }, Some(agent)) => {
+        (StepAction::Task { task, due }, Some(agent)) => {
             let claim = inputs.claims.get(&step.agent).expect("only what is claimed runs tasks");
             let digest = agent.spec.tasks.get(task).expect("the task is in the spec").digest();
             let outcome = is_up(inputs, &step.agent).then_some(TaskOutcome::Exited { code: 0 });
-            let accepted = FileTask { name: task.clone(), digest, claim: claim.id, accepted_at: inputs.now, outcome };
-            inputs.tasks.entry(step.agent.clone()).or_default().push(accepted);
+            let accepted = FileTask {
+                id: TaskId::generate(),
+                name: task.clone(),
+                digest,
+                claim: claim.id,
+                due: *due,
+                accepted_at: inputs.now,
+                ended_at: outcome.is_some().then_some(inputs.now),
+                outcome,
+            };
+            note_run(inputs.tasks.entry(step.agent.clone()).or_default(), accepted);
         }
         (action, None) => panic!("{action:?} needs a spec, and {} has none", step.agent),
     }
@@ -171,9 +180,12 @@ pub fn observe(inputs: &mut Inputs, name: &AgentName, state: InstanceState) {
 /// Lets a runtime be heard that works with the agent's configuration, and does what was queued for it.
 pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
     let works = ServiceReport { state: ServiceState::Running, restarts: 0, cpu_percent: 0.0, problem: None };
+    let incarnation = inputs.claims[name].incarnation;
+    let known = inputs.sessions.get(name).filter(|known| known.connected && known.incarnation == incarnation);
     let session = SessionSeen {
-        incarnation: inputs.claims[name].incarnation,
+        incarnation,
         connected: true,
+        connected_at: known.map_or(inputs.now, |known| known.connected_at),
         last_seen: inputs.now,
         configured: Some(configuration_for(agent).digest),
         problems: Vec::new(),
@@ -186,9 +198,16 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         services: agent.spec.services.keys().map(|service| (service.clone(), works.clone())).collect(),
     };
     inputs.sessions.insert(name.clone(), session);
-    for task in inputs.tasks.get_mut(name).into_iter().flatten() {
-        task.outcome.get_or_insert(TaskOutcome::Exited { code: 0 });
+    let now = inputs.now;
+    for task in inputs.tasks.get_mut(name).into_iter().flatten().filter(|task| task.outcome.is_none()) {
+        end(task, 0, now);
     }
+}
+
+/// Lets a run end with this exit code.
+pub fn end(run: &mut FileTask, code: i32, now: Timestamp) {
+    run.outcome = Some(TaskOutcome::Exited { code });
+    run.ended_at = Some(now);
 }
 
 /// An agent's name.

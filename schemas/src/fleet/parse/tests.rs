@@ -98,7 +98,7 @@ limits: {parallelism: 0x}
         fleet.yaml:6:5: agents.web.zone: there is no key `zone` here
          6 |     zone: b
            |     ^
-        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, services, files, secrets, mounts, idle, ttl, drift
+        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, secrets, mounts, ports, idle, ttl, drift, user
         fleet.yaml:7:1: memory: there is no key `memory` here
          7 | memory: 1G
            | ^
@@ -189,12 +189,12 @@ limits: {parallelism: 0x}
 
     #[test]
     fn a_planned_key_is_refused_as_planned() {
-        insta::assert_snapshot!(complaint_of_agent("packages: []\nports: {}"), @"
+        insta::assert_snapshot!(complaint_of_agent("packages: []\nsudo: {}"), @"
         fleet.yaml:3:5: agents.web.packages: this key is planned: nothing acts on it yet, so it is refused rather than ignored
          3 |     packages: []
            |     ^
-        fleet.yaml:4:5: agents.web.ports: this key is planned: nothing acts on it yet, so it is refused rather than ignored
-         4 |     ports: {}
+        fleet.yaml:4:5: agents.web.sudo: this key is planned: nothing acts on it yet, so it is refused rather than ignored
+         4 |     sudo: {}
            |     ^
         ");
     }
@@ -836,11 +836,18 @@ agents:
         - make
         - "all"
         timeout: 5m
+        retry: {attempts: 3, on: [failed]}
+        when: {after: setup}
+      nightly: {type: git:pull, path: src, when: {cron: '0 3 * * *', overlap: queue}}
+    slots: 2
+    ports: {web: 8080}
   db: {<<: *small, cpus: 3}
   cache:
     <<: [*small, {disk: 9G}]
     labels: {team: a}
 limits: {parallelism: 3}
+messages: {allow: [{from: web, to: {labels: team=a}}]}
+webhooks: [{url: 'https://example.com', events: [TaskEnded], secret: {env: S}}]
 "#;
 
     /// The file with some characters taken out, put in or changed.
@@ -864,7 +871,23 @@ limits: {parallelism: 3}
     /// Known keys with any values: right and wrong ones of every kind, in any depth.
     fn any_values() -> impl Strategy<Value = serde_yaml::Value> {
         use serde_yaml::Value;
-        let words = ["a", "web", "a_b", "1G", "5m", "yes", "once", "never", "local", "", "../x", "@daily"];
+        let words = [
+            "a",
+            "web",
+            "a_b",
+            "1G",
+            "5m",
+            "yes",
+            "once",
+            "connect",
+            "git:clone",
+            "build",
+            "never",
+            "local",
+            "",
+            "../x",
+            "@daily",
+        ];
         let word = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
@@ -897,6 +920,18 @@ limits: {parallelism: 3}
             "drift",
             "idle",
             "after",
+            "type",
+            "retry",
+            "attempts",
+            "path",
+            "overlap",
+            "slots",
+            "ports",
+            "messages",
+            "allow",
+            "from",
+            "webhooks",
+            "url",
             "limits",
             "hub",
             "listen",
@@ -962,5 +997,135 @@ limits: {parallelism: 3}
             prop_assert_eq!(&fleet(&format!("\u{feff}{plain}")), &read);
             prop_assert_eq!(&fleet(&plain.replace('\n', "\r\n")), &read);
         }
+    }
+}
+
+mod around_agents {
+    use super::*;
+
+    #[test]
+    fn slots_and_ports_are_read_and_merged() {
+        let text = "
+defaults: {slots: 8, ports: {ssh: 22, web: 80}}
+agents:
+  a: {ports: {web: 8080}}
+  b: {slots: 1, ports: [3000, 22]}
+";
+        let fleet = parse("fleet.yaml", text).unwrap();
+        let of = |name: &str| {
+            let spec = &fleet.agents[&agent(name)].spec;
+            let ports: Vec<String> = spec.ports.0.iter().map(|(name, port)| format!("{name}={port}")).collect();
+            (spec.slots, ports.join(" "))
+        };
+        assert_eq!(of("a"), (8, "ssh=22 web=8080".to_owned()));
+        assert_eq!(of("b"), (1, "port-22=22 port-3000=3000 ssh=22 web=80".to_owned()));
+        assert_eq!(fleet.agents[&agent("a")].origins[&Field::Slots], Origin::Defaults);
+        assert_eq!(fleet.agents[&agent("a")].origins[&Field::Ports], Origin::Agent);
+    }
+
+    #[test]
+    fn wrong_ports_are_told() {
+        insta::assert_snapshot!(complaint("agents:\n  a: {ports: {Web: 80, b: 0, c: 70000}, slots: 0}\n  b: {ports: 80}\n"), @"
+        fleet.yaml:2:15: agents.a.ports.Web: `Web` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters
+         2 |   a: {ports: {Web: 80, b: 0, c: 70000}, slots: 0}
+           |               ^
+        fleet.yaml:2:27: agents.a.ports.b: expected a whole number from 1 to 65535, found the number 0
+         2 |   a: {ports: {Web: 80, b: 0, c: 70000}, slots: 0}
+           |                           ^
+        fleet.yaml:2:33: agents.a.ports.c: expected a whole number from 1 to 65535, found the number 70000
+         2 |   a: {ports: {Web: 80, b: 0, c: 70000}, slots: 0}
+           |                                 ^
+        fleet.yaml:2:48: agents.a.slots: an agent does from 1 to 64 tasks at a time
+         2 |   a: {ports: {Web: 80, b: 0, c: 70000}, slots: 0}
+           |                                                ^
+        fleet.yaml:3:14: agents.b.ports: expected a map of names and ports, or a list of ports, found the number 80
+         3 |   b: {ports: 80}
+           |              ^
+        ");
+    }
+
+    #[test]
+    fn whom_nobody_knows_can_not_be_written_to() {
+        let text = "
+agents: {builder: {}, tester: {replicas: 2}}
+messages:
+  allow:
+  - {from: builder, to: tester-1}
+  - {from: bilder, to: tester}
+  - {from: nobody-known, to: {label: a}}
+  - {from: {labels: 'a,,b'}, too: builder}
+  - {from: {labels: team=a}}
+";
+        insta::assert_snapshot!(complaint(text), @"
+        fleet.yaml:6:12: messages.allow[1].from: there is no agent `bilder` in the file
+         6 |   - {from: bilder, to: tester}
+           |            ^
+        hint: did you mean `builder`?
+        fleet.yaml:6:24: messages.allow[1].to: `tester` is several agents
+         6 |   - {from: bilder, to: tester}
+           |                        ^
+        hint: write `tester-1` for one of them, or {labels: …} for all
+        fleet.yaml:7:26: messages.allow[2].to: the key `labels` is missing
+         7 |   - {from: nobody-known, to: {label: a}}
+           |                          ^
+        fleet.yaml:7:31: messages.allow[2].to.label: there is no key `label` here
+         7 |   - {from: nobody-known, to: {label: a}}
+           |                               ^
+        hint: did you mean `labels`?
+        fleet.yaml:8:21: messages.allow[3].from.labels: `` names no label: write KEY=VALUE, KEY!=VALUE, KEY or !KEY, separated by commas
+         8 |   - {from: {labels: 'a,,b'}, too: builder}
+           |                     ^
+        fleet.yaml:8:30: messages.allow[3].too: there is no key `too` here
+         8 |   - {from: {labels: 'a,,b'}, too: builder}
+           |                              ^
+        hint: did you mean `to`?
+        fleet.yaml:9:5: messages.allow[4]: the key `to` is missing
+         9 |   - {from: {labels: team=a}}
+           |     ^
+        ");
+    }
+
+    #[test]
+    fn who_may_write_to_whom_and_who_is_told_of_what_is_in_the_fleet() {
+        let text = "
+agents: {builder: {}, tester: {labels: {team: test}}}
+messages: {allow: [{from: builder, to: {labels: team=test}}]}
+webhooks: [{url: 'http://localhost:9/x', events: [TaskEnded], secret: {file: /etc/key}}]
+";
+        let fleet = parse("fleet.yaml", text).unwrap();
+        let rule = &fleet.messages.allow[0];
+        let labels = |name: &str| &fleet.agents[&agent(name)].spec.labels;
+        assert!(rule.from.includes(&agent("builder"), labels("builder")));
+        assert!(rule.to.includes(&agent("tester"), labels("tester")));
+        assert!(!rule.to.includes(&agent("builder"), labels("builder")));
+        let [hook] = fleet.webhooks.as_slice() else { panic!("{:?}", fleet.webhooks) };
+        assert_eq!(hook.url.to_string(), "http://localhost:9/x");
+        assert_eq!(hook.events, [crate::event::EventKind::TaskEnded].into());
+    }
+
+    #[test]
+    fn wrong_webhooks_are_told() {
+        let text = "
+agents: {}
+webhooks:
+- {url: 'http://example.com/x'}
+- {url: example.com, events: [TaskEnd]}
+- {events: [], secret: {file: key}}
+";
+        insta::assert_snapshot!(complaint(text), @"
+        fleet.yaml:4:9: webhooks[0].url: http can be read along the way: write https, which only this host's loopback does without
+         4 | - {url: 'http://example.com/x'}
+           |         ^
+        fleet.yaml:5:9: webhooks[1].url: `example.com` is no address of a webhook: write one such as https://example.com/hooks/fleet
+         5 | - {url: example.com, events: [TaskEnd]}
+           |         ^
+        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
+         5 | - {url: example.com, events: [TaskEnd]}
+           |                               ^
+        hint: did you mean `TaskEnded`?
+        fleet.yaml:6:3: webhooks[2]: the key `url` is missing
+         6 | - {events: [], secret: {file: key}}
+           |   ^
+        ");
     }
 }
