@@ -1,5 +1,7 @@
 //! The hub over real sockets, with a runtime written by hand.
 
+mod exchange;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

@@ -11,4 +11,5 @@ mod rotation;
 mod silence;
 mod streams;
 mod tasks;
+mod upgrade;
 mod world;

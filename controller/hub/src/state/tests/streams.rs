@@ -1,7 +1,8 @@
 use bytes::Bytes;
+use vm_agent_schemas::ids::TerminalId;
 use vm_agent_schemas::wire::{
     Channel, DATA_MAX, Frame, FromHub, FromRuntime, RefusalCode, Signal, StreamEnded, StreamOpen, StreamOpened,
-    StreamRef, StreamSignal, StreamTaken, StreamTarget, TEXT_MAX, TaskOutcome, WINDOW,
+    StreamRef, StreamResize, StreamSignal, StreamTaken, StreamTarget, TEXT_MAX, TaskOutcome, TerminalSize, WINDOW,
 };
 
 use super::world::*;
@@ -211,4 +212,102 @@ fn the_loss_of_a_session_is_the_loss_of_its_streams_and_numbers_begin_anew() {
     let open = Event::OpenStream { key: StreamKey(8), agent: name("web"), target: target(), stdin: false };
     let [FromHub::StreamOpen(open)] = &sent(&world.tell(open), 2)[..] else { panic!("no stream was opened") };
     assert_eq!(open.stream, 1);
+}
+
+fn open(world: &mut World, target: StreamTarget) -> Vec<Effect> {
+    world.tell(Event::OpenStream { key: KEY, agent: name("web"), target, stdin: true })
+}
+
+fn terminal() -> StreamTarget {
+    StreamTarget::Terminal { run: run(), size: TerminalSize::default(), keep: Some(TerminalId::generate()) }
+}
+
+fn attach(offset: u64) -> StreamTarget {
+    StreamTarget::Attach { terminal: TerminalId::generate(), offset, size: TerminalSize::default() }
+}
+
+fn opened_at(world: &mut World, offset: u64) -> Vec<Effect> {
+    world.say(1, "web", FromRuntime::StreamOpened(StreamOpened { stream: 1, offset }))
+}
+
+#[test]
+fn whatever_is_to_be_at_the_other_end_reaches_the_runtime_as_it_was_asked_for() {
+    let path = || "/srv/data".to_owned();
+    let connect = StreamTarget::Connect { host: "127.0.0.1".to_owned(), port: 8080 };
+    let copies = [StreamTarget::Upload { path: path() }, StreamTarget::Download { path: path() }];
+    for target in [target(), terminal(), attach(7), connect].into_iter().chain(copies) {
+        let effects = open(&mut World::joined(), target.clone());
+        assert_eq!(sent(&effects, 1), [FromHub::StreamOpen(StreamOpen { stream: 1, target, stdin: true })]);
+    }
+}
+
+#[test]
+fn the_output_of_a_terminal_that_is_attached_to_begins_where_the_runtime_says() {
+    const AT: u64 = 70_000;
+    let mut world = World::joined();
+    open(&mut world, attach(60_000));
+    assert_eq!(events(&opened_at(&mut world, AT)), [StreamEvent::Opened { offset: AT }]);
+    for n in 0..WINDOW / DATA_MAX as u64 {
+        let effects = world.data(1, out(AT + n * DATA_MAX as u64, false, DATA_MAX));
+        assert!(matches!(events(&effects)[..], [StreamEvent::Data { .. }]), "{n}");
+    }
+    assert_eq!(world.tell(Event::Taken { key: KEY, channel: Channel::Stdout, offset: AT }), [], "that it had before");
+    let taken = world.tell(Event::Taken { key: KEY, channel: Channel::Stdout, offset: AT + 1 });
+    let expected = StreamTaken { stream: 1, channel: Channel::Stdout, offset: AT + 1 };
+    assert_eq!(sent(&taken, 1), [FromHub::StreamTaken(expected)]);
+    assert_eq!(refused(&world.data(1, out(AT + WINDOW, false, 1)), 1), None);
+    assert_eq!(
+        refused(&world.data(1, out(AT + WINDOW + 1, false, 1)), 1),
+        Some(RefusalCode::Flow),
+        "a window from there"
+    );
+}
+
+#[test]
+fn no_other_output_begins_elsewhere_than_at_its_beginning() {
+    for target in [target(), terminal()] {
+        let mut world = World::joined();
+        open(&mut world, target);
+        assert_eq!(refused(&opened_at(&mut world, 5), 1), Some(RefusalCode::Protocol));
+    }
+    let mut world = World::joined();
+    open(&mut world, attach(0));
+    world.data(1, out(0, false, 3));
+    assert_eq!(refused(&opened_at(&mut world, 5), 1), Some(RefusalCode::Protocol), "it has begun already");
+    let mut world = World::joined();
+    open(&mut world, attach(0));
+    opened_at(&mut world, 5);
+    assert_eq!(opened_at(&mut world, 9), [], "it begins once");
+    assert_eq!(refused(&world.data(1, out(9, false, 1)), 1), Some(RefusalCode::Flow));
+}
+
+#[test]
+fn only_what_has_a_terminal_has_a_size() {
+    let size = TerminalSize { cols: 132, rows: 50 };
+    let resized = FromHub::StreamResize(StreamResize { stream: 1, size });
+    for (target, reaches) in [(terminal(), true), (attach(0), true), (target(), false)] {
+        let mut world = World::joined();
+        open(&mut world, target);
+        let effects = world.tell(Event::Resize { key: KEY, size });
+        assert_eq!(sent(&effects, 1).contains(&resized), reaches);
+        world.tell(Event::CloseStream { key: KEY });
+        assert_eq!(world.tell(Event::Resize { key: KEY, size }), [], "that comes too late");
+    }
+}
+
+#[test]
+fn a_runtime_speaks_of_no_stream_that_never_was() {
+    let outcome = TaskOutcome::Exited { code: 0 };
+    let said = [
+        FromRuntime::StreamOpened(StreamOpened { stream: 2, offset: 0 }),
+        FromRuntime::StreamEnded(StreamEnded { stream: u32::MAX, outcome }),
+        FromRuntime::StreamTaken(StreamTaken { stream: 0, channel: Channel::Stdin, offset: 0 }),
+    ];
+    for said in said {
+        let mut world = with_stream(true);
+        world.join(2, &hello("db", 2), 2);
+        let effects = world.say(1, "web", said.clone());
+        assert_eq!(refused(&effects, 1), Some(RefusalCode::Protocol), "{said:?}");
+        assert_eq!(world.hub.sessions().len(), 1, "the others feel nothing");
+    }
 }
