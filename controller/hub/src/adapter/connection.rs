@@ -1,17 +1,18 @@
-//! One connection: reading and writing run side by side, so that neither waits for the other.
+//! One connection: one small loop that reads and writes, so that neither waits for the other and a
+//! connection where nothing happens costs next to nothing.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::stream::{SplitSink, SplitStream};
+use futures::task::AtomicWaker;
 use futures::{SinkExt as _, StreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message, error::ProtocolError};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::door::Transport;
 use crate::state::{ConnId, Inbound};
@@ -39,10 +40,8 @@ pub(super) enum Input {
 /// The owner's end of a connection. Dropping it closes the connection once the queue is written, or
 /// the peer has had its time.
 pub(super) struct Outgoing {
-    queue: mpsc::UnboundedSender<Message>,
-    queued: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     unproven: Option<OwnedSemaphorePermit>,
-    _closing: DropGuard,
 }
 
 /// The peer does not read.
@@ -52,19 +51,74 @@ pub(super) struct Full;
 impl Outgoing {
     /// Queues a message.
     pub(super) fn send(&self, message: Message) -> Result<(), Full> {
-        let cost = cost(&message);
-        if self.queued.fetch_add(cost, Ordering::Relaxed) + cost > OUTGOING_MAX {
-            self.queued.fetch_sub(cost, Ordering::Relaxed);
-            return Err(Full);
-        }
-        // An error means that the peer is gone, of which the reader tells.
-        let _ = self.queue.send(message);
-        Ok(())
+        self.queue.push(message)
     }
 
     /// The peer has proven who it is: its place among the unproven is free.
     pub(super) fn proven(&mut self) {
         self.unproven = None;
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// What waits to be written. Unlike a channel it holds no memory while it is empty.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    writer: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<Message>,
+    cost: usize,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&self, message: Message) -> Result<(), Full> {
+        let mut waiting = self.waiting();
+        let cost = waiting.cost + cost(&message);
+        if cost > OUTGOING_MAX {
+            return Err(Full);
+        }
+        waiting.cost = cost;
+        waiting.messages.push_back(message);
+        drop(waiting);
+        self.writer.wake();
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.waiting().closed = true;
+        self.writer.wake();
+    }
+
+    /// The next message; nothing once the queue is closed and empty.
+    fn poll_pop(&self, cx: &Context<'_>) -> Poll<Option<Message>> {
+        self.writer.register(cx.waker());
+        let mut waiting = self.waiting();
+        match waiting.messages.pop_front() {
+            Some(message) => {
+                waiting.cost -= cost(&message);
+                Poll::Ready(Some(message))
+            }
+            None if waiting.closed => Poll::Ready(None),
+            None => {
+                waiting.messages = VecDeque::new();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // What is done under the lock leaves nothing half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,58 +135,139 @@ pub(super) async fn run(
     permit: OwnedSemaphorePermit,
     inputs: mpsc::Sender<Input>,
 ) {
-    let (sink, source) = socket.split();
-    let (sender, queue) = mpsc::unbounded_channel();
-    let queued = Arc::new(AtomicUsize::new(0));
-    let closing = CancellationToken::new();
-    let outgoing = Outgoing {
-        queue: sender,
-        queued: queued.clone(),
-        unproven: Some(permit),
-        _closing: closing.clone().drop_guard(),
-    };
+    let queue = Arc::new(Queue::default());
+    let outgoing = Outgoing { queue: queue.clone(), unproven: Some(permit) };
     if inputs.send(Input::Opened { conn, peer, since, outgoing }).await.is_err() {
         return;
     }
-    let reading = async {
-        read(source, conn, &inputs).await;
-        // The owner answers by dropping its end, which ends the writing.
-        let _ = inputs.send(Input::Closed { conn }).await;
-        Ok(())
-    };
-    let served = async { tokio::try_join!(reading, write(sink, queue, &queued)) };
-    let given_up = async {
-        closing.cancelled().await;
-        tokio::time::sleep(LINGER).await;
-    };
-    let failed = tokio::select! {
-        served = served => served.is_err(),
-        () = given_up => false,
-    };
-    if failed {
-        let _ = inputs.send(Input::Closed { conn }).await;
+    let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, deaf: false };
+    loop {
+        let input = match link.step().await {
+            Step::Heard(Ok(message)) => match inbound(message) {
+                Some(inbound) => Input::Received { conn, inbound },
+                None => continue,
+            },
+            Step::Heard(Err(error)) => {
+                // Nothing after this can be read. If the peer broke a rule the hub refuses it, and there is
+                // time to be told so.
+                link.deaf = true;
+                match broken_rule(&error) {
+                    Some(what) => Input::Received { conn, inbound: Inbound::Invalid(what) },
+                    None => Input::Closed { conn },
+                }
+            }
+            Step::Ended => Input::Closed { conn },
+            Step::Failed => {
+                let _ = inputs.send(Input::Closed { conn }).await;
+                return;
+            }
+            Step::LetGo | Step::Written => break,
+        };
+        if inputs.send(input).await.is_err() {
+            return;
+        }
+    }
+    let _ = tokio::time::timeout(LINGER, Box::pin(link.finish())).await;
+}
+
+/// What comes next on a connection.
+enum Step {
+    Heard(Result<Message, tungstenite::Error>),
+    /// The peer says no more.
+    Ended,
+    /// The owner says no more.
+    LetGo,
+    /// All that the owner said is written, and that nothing follows.
+    Written,
+    /// Nothing can be written any more.
+    Failed,
+}
+
+#[derive(PartialEq, Eq)]
+enum Writing {
+    Queue,
+    Goodbye,
+    Over,
+}
+
+struct Link {
+    socket: Socket,
+    queue: Arc<Queue>,
+    writing: Writing,
+    unflushed: bool,
+    /// Whether nothing is read any more.
+    deaf: bool,
+}
+
+impl Link {
+    async fn step(&mut self) -> Step {
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(step) = self.poll_write(cx) {
+                return Poll::Ready(step);
+            }
+            if self.deaf {
+                return Poll::Pending;
+            }
+            let heard = ready!(self.socket.poll_next_unpin(cx));
+            self.deaf = heard.is_none();
+            Poll::Ready(heard.map_or(Step::Ended, Step::Heard))
+        })
+        .await
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        while self.writing == Writing::Queue {
+            if ready!(self.socket.poll_ready_unpin(cx)).is_err() {
+                return Poll::Ready(Step::Failed);
+            }
+            match self.queue.poll_pop(cx) {
+                Poll::Ready(Some(message)) => {
+                    if self.socket.start_send_unpin(message).is_err() {
+                        return Poll::Ready(Step::Failed);
+                    }
+                    self.unflushed = true;
+                }
+                Poll::Ready(None) => {
+                    self.writing = Writing::Goodbye;
+                    return Poll::Ready(Step::LetGo);
+                }
+                Poll::Pending if self.unflushed => {
+                    if ready!(self.socket.poll_flush_unpin(cx)).is_err() {
+                        return Poll::Ready(Step::Failed);
+                    }
+                    self.unflushed = false;
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.writing == Writing::Over {
+            return Poll::Pending;
+        }
+        let written = ready!(self.socket.poll_close_unpin(cx));
+        self.writing = Writing::Over;
+        Poll::Ready(if written.is_ok() { Step::Written } else { Step::Failed })
+    }
+
+    /// Writes what is left, and waits for the peer to close its end. What it still says is for nobody.
+    async fn finish(&mut self) {
+        while !(self.deaf && self.writing == Writing::Over) {
+            match self.step().await {
+                Step::Failed => return,
+                Step::Heard(Err(_)) => self.deaf = true,
+                Step::Heard(Ok(_)) | Step::Ended | Step::LetGo | Step::Written => {}
+            }
+        }
     }
 }
 
-async fn read(mut source: SplitStream<Socket>, conn: ConnId, inputs: &mpsc::Sender<Input>) {
-    while let Some(message) = source.next().await {
-        let (inbound, last) = match message {
-            Ok(Message::Text(text)) => (Inbound::from_text(&text), false),
-            Ok(Message::Binary(bytes)) => (Inbound::from_binary(&bytes), false),
-            // Not messages of this protocol: the library answers pings and closes by itself.
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_)) => continue,
-            Err(error) => match broken_rule(&error) {
-                Some(what) => (Inbound::Invalid(what), true),
-                None => return,
-            },
-        };
-        if inputs.send(Input::Received { conn, inbound }).await.is_err() {
-            return;
-        }
-        if last {
-            // Nothing after this can be read, and the hub refuses the connection: time to be told so.
-            return std::future::pending().await;
-        }
+/// What a message means; nothing for those that are not of this protocol: the library answers pings and
+/// closes by itself.
+fn inbound(message: Message) -> Option<Inbound> {
+    match message {
+        Message::Text(text) => Some(Inbound::from_text(&text)),
+        Message::Binary(bytes) => Some(Inbound::from_binary(&bytes)),
+        Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => None,
     }
 }
 
@@ -144,22 +279,4 @@ fn broken_rule(error: &tungstenite::Error) -> Option<String> {
         Error::Capacity(_) | Error::Protocol(_) | Error::Utf8(_) => Some(error.to_string()),
         _ => None,
     }
-}
-
-async fn write(
-    mut sink: SplitSink<Socket, Message>,
-    mut queue: mpsc::UnboundedReceiver<Message>,
-    queued: &AtomicUsize,
-) -> Result<(), tungstenite::Error> {
-    while let Some(message) = queue.recv().await {
-        let mut next = Some(message);
-        while let Some(message) = next {
-            let cost = cost(&message);
-            sink.feed(message).await?;
-            queued.fetch_sub(cost, Ordering::Relaxed);
-            next = queue.try_recv().ok();
-        }
-        sink.flush().await?;
-    }
-    sink.close().await
 }

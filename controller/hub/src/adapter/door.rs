@@ -28,8 +28,12 @@ const UNPROVEN_MAX: usize = 256;
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// Buffers of a connection, in bytes: small, since a fleet has many connections and most are quiet.
-const BUFFER: usize = 16 * 1024;
+/// What a connection reads at once, in bytes, and has reserved for that all the time: small, since a fleet
+/// has many connections and most are quiet. For a larger message room is made when it comes.
+const READ_BUFFER: usize = 1024;
+
+/// How much is written at once, in bytes, where there is so much.
+const WRITE_BUFFER: usize = 16 * 1024;
 
 /// Either kind of transport.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -99,10 +103,14 @@ impl Door {
 
     async fn admit(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         let since = Timestamp::now();
-        let upgraded = tokio::select! {
-            upgraded = tokio::time::timeout(HANDSHAKE_LIMIT.get(), self.upgrade(tcp, peer)) => upgraded,
-            () = self.inputs.closed() => return,
-        };
+        // In a box of its own, which is gone before the long life of the connection begins.
+        let upgraded = Box::pin(async {
+            tokio::select! {
+                upgraded = tokio::time::timeout(HANDSHAKE_LIMIT.get(), self.upgrade(tcp, peer)) => Some(upgraded),
+                () = self.inputs.closed() => None,
+            }
+        });
+        let Some(upgraded) = upgraded.await else { return };
         match upgraded {
             Ok(Ok(socket)) => {
                 let conn = ConnId(self.counter.fetch_add(1, Ordering::Relaxed));
@@ -128,8 +136,8 @@ impl Door {
             Way::Tls => Box::new(self.tls.accept(tcp).await.map_err(Turned::Tls)?),
         };
         let limits = WebSocketConfig::default()
-            .read_buffer_size(BUFFER)
-            .write_buffer_size(BUFFER)
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
             .max_frame_size(Some(TEXT_MAX))
             .max_message_size(Some(TEXT_MAX));
         let upgraded = accept_hdr_async_with_config(transport, check_request, Some(limits)).await;

@@ -202,8 +202,8 @@ impl HubHandle {
     }
 
     /// Delivers an accepted, stored task; so much of its present attempt's output is stored. At the
-    /// controller's start: every task that is not over, in the order in which they were accepted, after
-    /// what is told with [`Self::enroll`], [`Self::claimed`] and [`Self::directory`].
+    /// controller's start: every task that is not over, in the order in which they were accepted, and before
+    /// the first [`Self::enroll`]. A runtime that spoke of a task before that would be told that it is over.
     pub fn submit(&self, task: Task, known: OutputKnown) {
         self.tell(Event::Submit(task, known));
     }

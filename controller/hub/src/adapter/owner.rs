@@ -142,18 +142,15 @@ impl Owner {
     }
 
     fn release(&mut self, released: Released) {
-        let Released { records, result, mut dependent, later } = released;
-        if let Err(error) = result {
-            tracing::error!(error, "Could not store what sessions depend on");
-            let answer = self.hub.handle(Event::StoreFailed(records), Timestamp::now());
-            self.carry_out(answer);
-            dependent.retain(|effect| !effect.grants());
-        } else {
-            let answer = self.hub.handle(Event::Stored(records), Timestamp::now());
-            self.carry_out(answer);
-        }
-        self.carry_out(dependent);
-        self.carry_out(later);
+        let Released { records, result, effects } = released;
+        self.carry_out(effects);
+        self.handle(match result {
+            Ok(()) => Event::Stored(records),
+            Err(error) => {
+                tracing::error!(error, "Could not store what sessions depend on");
+                Event::StoreFailed(records)
+            }
+        });
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {

@@ -547,3 +547,71 @@ async fn a_slow_controller_loses_only_what_may_be_dropped() {
     assert_eq!(received, [opened(1), opened(2), opened(3)]);
     assert!(receiver.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn output_is_stored_and_told_and_gone_on_with_in_the_next_session() {
+    let mut fixture = Fixture::new().await;
+    let mut peer = Peer::joined(&fixture, "web", 1).await;
+    fixture.hub.submit(task("web"), OutputKnown::default());
+    let FromHub::Task(order) = peer.hear().await else { panic!("no order") };
+    peer.say(FromRuntime::TaskStarted(order.task)).await;
+    let frame = Frame { stream: order.stream, channel: Channel::Stdout, offset: 0, end: false, data: "hello".into() };
+    peer.socket.send(Message::Binary(frame.encode())).await.unwrap();
+    let told = fixture.notice(|it| matches!(it, Notice::TaskOutput { .. })).await;
+    assert!(matches!(told, Notice::TaskOutput { offset: 0, .. }), "{told:?}");
+    let last = fixture.storage.records.lock().unwrap().last().cloned();
+    assert!(matches!(last, Some(Record::Output { offset: 0, .. })), "{last:?}");
+    drop(peer);
+    let mut peer = Peer::joined(&fixture, "web", 1).await;
+    peer.say(FromRuntime::TaskStarted(order.task)).await;
+    let FromHub::TaskFollow(follow) = peer.hear().await else { panic!("nothing to follow") };
+    assert_eq!((follow.task, follow.stdout, follow.stderr), (order.task, 5, 0));
+}
+
+#[tokio::test]
+async fn a_canceled_task_ends_as_its_runtime_says() {
+    let mut fixture = Fixture::new().await;
+    let mut peer = Peer::joined(&fixture, "web", 1).await;
+    let task = task("web");
+    fixture.hub.submit(task.clone(), OutputKnown::default());
+    let FromHub::Task(order) = peer.hear().await else { panic!("no order") };
+    fixture.hub.cancel(task.id, "me".to_owned());
+    assert_eq!(peer.hear().await, FromHub::TaskCancel(order.task));
+    let (task, outcome, report) = (order.task, TaskOutcome::Canceled, Report::default());
+    peer.say(FromRuntime::TaskEnded(TaskEnded { task, outcome, report })).await;
+    let told = fixture.notice(|it| matches!(it, Notice::TaskEnded(_))).await;
+    let Notice::TaskEnded(over) = told else { unreachable!() };
+    assert_eq!((over.outcome(), over.canceled_by.as_deref()), (Some(&TaskOutcome::Canceled), Some("me")));
+}
+
+#[tokio::test]
+async fn a_store_that_takes_its_time_holds_back_nobody_else() {
+    let mut fixture = Fixture::new().await;
+    let mut web = Peer::joined(&fixture, "web", 1).await;
+    let mut db = Peer::joined(&fixture, "db", 2).await;
+    fixture.storage.open.send_replace(false);
+    fixture.hub.submit(task("web"), OutputKnown::default());
+    let stream = fixture.hub.open_stream("db".parse().unwrap(), target(), false).await.unwrap();
+    assert!(matches!(db.hear().await, FromHub::StreamOpen(_)), "what depends on no record is sent");
+    drop(stream);
+    assert!(matches!(db.hear().await, FromHub::StreamClose(_)));
+    fixture.storage.open.send_replace(true);
+    assert!(matches!(web.hear().await, FromHub::Task(_)));
+    fixture.notice(|it| matches!(it, Notice::Activity { agent } if agent.as_str() == "web")).await;
+}
+
+/// What a connection takes while nothing happens on it, beside the buffers of the library.
+#[tokio::test]
+async fn a_connection_that_waits_is_small() {
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream: Box<dyn Transport> = Box::new(TcpStream::connect(tcp.local_addr().unwrap()).await.unwrap());
+    let role = tokio_tungstenite::tungstenite::protocol::Role::Server;
+    let socket = WebSocketStream::from_raw_socket(stream, role, None).await;
+    let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+    let (inputs, _receiver) = mpsc::channel(1);
+    let peer = "127.0.0.1:1".parse().unwrap();
+    let waiting = connection::run(socket, crate::state::ConnId(1), peer, jiff::Timestamp::now(), permit, inputs);
+    assert!(size_of_val(&waiting) <= 2048, "{} bytes", size_of_val(&waiting));
+    let session = crate::state::session_size();
+    assert!(session <= 1024, "{session} bytes");
+}

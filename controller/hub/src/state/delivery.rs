@@ -345,8 +345,9 @@ impl Hub {
         self.tasks.limit(id, limit, now);
     }
 
-    /// Stores what could not be stored and what nobody waits for, and does what is due.
-    pub(super) fn tick_tasks(&mut self, now: Timestamp) {
+    /// Stores what could not be stored, and what nobody waits for. Nothing is handed over in a session before
+    /// that: else a record could say that a task is under way, and none that the one before it is over.
+    pub(super) fn store_again(&mut self, now: Timestamp) {
         for id in std::mem::take(&mut self.unstored) {
             let Some(Entry { task, .. }) = self.tasks.get(id) else { continue };
             let task = task.clone();
@@ -356,6 +357,11 @@ impl Hub {
                 _ => self.effects.push(Effect::Store(Record::Task(task))),
             }
         }
+    }
+
+    /// Does what is due.
+    pub(super) fn tick_tasks(&mut self, now: Timestamp) {
+        self.store_again(now);
         for change in self.tasks.due(now) {
             let agent = self.give_up(&change);
             self.finish([change], now);

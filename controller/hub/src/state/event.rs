@@ -480,6 +480,30 @@ pub enum Notice {
 }
 
 impl Notice {
+    /// The agent that it is about; nothing for what is about none, or about several.
+    #[must_use]
+    pub const fn agent(&self) -> Option<&AgentName> {
+        match self {
+            Self::Joined { agent, .. }
+            | Self::SessionOpened { agent, .. }
+            | Self::SessionClosed { agent, .. }
+            | Self::SessionSilent { agent, .. }
+            | Self::SessionHeard { agent }
+            | Self::Health { agent, .. }
+            | Self::Log { agent, .. }
+            | Self::Configured { agent, .. }
+            | Self::Activity { agent }
+            | Self::TaskOutput { agent, .. }
+            | Self::TaskUnknown { agent, .. }
+            | Self::MessageRefused { agent, .. }
+            | Self::Rotated { agent }
+            | Self::UpgradeFailed { agent, .. } => Some(agent),
+            Self::TaskStarted(task) | Self::TaskRetried(task) | Self::TaskEnded(task) => task.agent.as_ref(),
+            Self::Refused { agent, .. } => agent.as_ref(),
+            Self::Message(_) => None,
+        }
+    }
+
     /// Whether the notice may be dropped when the controller can't keep up: the sessions tell the same,
     /// or people can do without. Whatever a peer can say as often as it likes is among these.
     #[must_use]

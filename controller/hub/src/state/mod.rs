@@ -200,7 +200,12 @@ impl Hub {
         let info = |session: &Session| {
             let running = self.tasks.running(&session.agent);
             let slots = self.directory.slots(&session.agent);
-            session.info(self.tasks.open(&session.agent), running, slots, self.messages_waiting(&session.agent))
+            let mut info =
+                session.info(self.tasks.open(&session.agent), running, slots, self.messages_waiting(&session.agent));
+            if info.busy {
+                info.active_at = info.active_at.max(self.last_tick.unwrap_or(info.active_at));
+            }
+            info
         };
         live.filter(|session| session.durable).map(info).collect()
     }
@@ -255,4 +260,10 @@ impl Hub {
 /// How long ago that was; nothing when the clock was set back meanwhile.
 fn elapsed(now: Timestamp, since: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}
+
+/// What a session takes, in bytes, beside what it is told.
+#[cfg(test)]
+pub(crate) const fn session_size() -> usize {
+    size_of::<Session>() + size_of::<Connection>() + size_of::<Enrolled>()
 }

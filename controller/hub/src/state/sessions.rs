@@ -240,6 +240,7 @@ impl Hub {
             self.notify(Notice::Joined { agent: hello.agent.clone(), incarnation });
         }
         self.notify(Notice::SessionOpened { agent: hello.agent.clone(), epoch });
+        self.store_again(now);
         self.watch(&hello.agent, now);
         self.look_at(&hello.agent, now);
     }

@@ -1,6 +1,7 @@
 //! The state machine, by what it is told and what it answers.
 
 mod activity;
+mod delivery;
 mod handshake;
 mod messages;
 mod orders;

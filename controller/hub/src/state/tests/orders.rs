@@ -6,11 +6,27 @@ use proptest::prelude::*;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, SessionId, TaskId};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::{Task, TaskState};
+use vm_agent_schemas::task::{Retry, Task, TaskState, Terms};
+use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Challenge, Configuration, FromHub, FromRuntime, Hello, TaskOutcome, TaskRef};
 
-use super::world::{HEARTBEAT, at, credential, ended, hello, key, message, name, sign, submit, target, task};
-use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, Record, StreamKey};
+use super::world::{HEARTBEAT, at, credential, ended, health, hello, key, message, name, sign, submit, target, task};
+use crate::state::{ConnId, Directory, Effect, Event, Hub, Inbound, Member, Notice, Record, StreamKey};
+
+/// What kind of task is submitted.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    key: bool,
+    idempotent: bool,
+    retry: bool,
+    deadline: bool,
+    pool: bool,
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.3));
+    kind.prop_map(|(key, idempotent, retry, deadline, pool)| Kind { key, idempotent, retry, deadline, pool })
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Move {
@@ -45,6 +61,10 @@ enum Move {
     Close(u64),
     Submit {
         agent: bool,
+        kind: Kind,
+    },
+    Cancel {
+        task: usize,
     },
     Stream {
         agent: bool,
@@ -73,11 +93,12 @@ fn moves() -> impl Strategy<Value = Move> {
         4 => (conn.clone(), any::<bool>(), 1..3u8, 1..4u64, prop::bool::weighted(0.9))
             .prop_map(|(conn, agent, seed, boot, machine)| Move::Hello { conn, agent, seed, boot, machine }),
         4 => (conn.clone(), 1..3u8).prop_map(|(conn, seed)| Move::Prove { conn, seed }),
-        6 => (conn.clone(), 0..6usize).prop_map(|(conn, task)| Move::Started { conn, task }),
-        6 => (conn.clone(), 0..6usize, 0..3).prop_map(|(conn, task, code)| Move::Ended { conn, task, code }),
+        6 => (conn.clone(), 0..8usize).prop_map(|(conn, task)| Move::Started { conn, task }),
+        8 => (conn.clone(), 0..8usize, 0..3).prop_map(|(conn, task, code)| Move::Ended { conn, task, code }),
+        2 => (0..8usize).prop_map(|task| Move::Cancel { task }),
         1 => conn.clone().prop_map(Move::Garbage),
         1 => conn.prop_map(Move::Close),
-        4 => any::<bool>().prop_map(|agent| Move::Submit { agent }),
+        4 => (any::<bool>(), kinds()).prop_map(|(agent, kind)| Move::Submit { agent, kind }),
         1 => (any::<bool>(), 0..9u64).prop_map(|(agent, key)| Move::Stream { agent, key }),
         2 => (any::<bool>(), 1..4u64).prop_map(|(agent, incarnation)| Move::Enroll { agent, incarnation }),
         1 => prop::bool::weighted(0.1).prop_map(|agent| Move::Revoke { agent }),
@@ -87,13 +108,22 @@ fn moves() -> impl Strategy<Value = Move> {
     ]
 }
 
-/// One life of one machine: the agent's claims so far, and the incarnation in the latest.
-type MachineLife = (u64, Incarnation);
+/// One life of one machine: the agent, its claims so far, and the incarnation in the latest.
+type MachineLife = (AgentName, u64, Incarnation);
+
+const SLOTS: u32 = 2;
+
+fn directory() -> Event {
+    let member = Member { slots: SLOTS, ..Member::default() };
+    let members = ["web", "db"].map(|agent| (name(agent), member.clone())).into();
+    Event::Directory(Directory { members, allow: Vec::new() })
+}
 
 /// A record that is not durable yet, and the orders that wait for it.
 struct Unstored {
     record: Record,
     orders: Vec<(ConnId, TaskRef)>,
+    acks: Vec<(ConnId, TaskRef)>,
 }
 
 /// What a restart leaves.
@@ -138,10 +168,13 @@ struct Watch {
     challenges: BTreeMap<ConnId, Challenge>,
     incarnations: BTreeMap<AgentName, u64>,
     claims: BTreeMap<AgentName, u64>,
-    tasks: Vec<TaskRef>,
+    /// Those that were accepted, in order, as the hub knows them.
+    tasks: Vec<Task>,
+    /// Attempts that runtimes were told of, in order.
+    attempts: Vec<TaskRef>,
     unstored: Vec<Unstored>,
     disk: Disk,
-    sent_to: BTreeMap<TaskId, MachineLife>,
+    sent_to: BTreeMap<TaskRef, MachineLife>,
     machines: BTreeMap<ConnId, MachineLife>,
     live: BTreeMap<AgentName, ConnId>,
     epochs: BTreeMap<AgentName, Epoch>,
@@ -161,6 +194,7 @@ impl Watch {
             incarnations: BTreeMap::new(),
             claims: BTreeMap::new(),
             tasks: Vec::new(),
+            attempts: Vec::new(),
             unstored: Vec::new(),
             disk: Disk::default(),
             sent_to: BTreeMap::new(),
@@ -173,6 +207,7 @@ impl Watch {
         for agent in [false, true] {
             watch.make(Move::Enroll { agent, incarnation: 1 });
         }
+        watch.tell(directory());
         watch
     }
 
@@ -203,6 +238,8 @@ impl Watch {
     fn restart(&mut self, enroll_first: bool) {
         self.hub = Hub::new("default".parse().unwrap(), HEARTBEAT);
         self.unstored.clear();
+        self.tell(directory());
+        self.tasks.clone_from(&self.disk.tasks);
         self.closed.extend(std::mem::take(&mut self.conns).into_values());
         self.live.clear();
         self.epochs = self.disk.credentials.iter().map(|(agent, it)| (agent.clone(), it.epoch)).collect();
@@ -234,27 +271,118 @@ impl Watch {
         if !well {
             return Event::StoreFailed(records);
         }
-        for Unstored { record, orders } in unstored {
+        for Unstored { record, orders, acks } in unstored {
             self.disk.put(record);
             for (conn, task) in orders {
-                self.check_order(conn, task.task);
+                self.check_order(conn, task);
+            }
+            for (conn, ack) in acks {
+                self.check_ack(conn, ack);
             }
         }
         Event::Stored(records)
     }
 
-    /// A task goes only to the incarnation that its durable record names, and never to two.
-    fn check_order(&mut self, conn: ConnId, task: TaskId) {
-        let machine = self.machines[&conn];
-        assert_eq!(self.disk.task(task).state, TaskState::Sent { incarnation: machine.1 });
-        let former = self.sent_to.insert(task, machine);
-        assert!(former.is_none_or(|former| former == machine), "sent to {former:?} and to {machine:?}");
+    /// An attempt goes only to the incarnation that its durable record names, and never to two.
+    fn check_order(&mut self, conn: ConnId, attempt: TaskRef) {
+        let machine = self.machines[&conn].clone();
+        let task = self.disk.task(attempt.task);
+        assert_eq!((task.attempt, &task.state), (attempt.attempt, &TaskState::Sent { incarnation: machine.2 }));
+        assert_eq!(task.agent.as_ref(), Some(&machine.0));
+        let former = self.sent_to.insert(attempt, machine.clone());
+        assert!(former.as_ref().is_none_or(|former| *former == machine), "sent to {former:?} and to {machine:?}");
+        self.attempts.push(attempt);
+    }
+
+    /// What is acknowledged to the machine that did it is durably over, whatever became of the task.
+    fn check_ack(&self, conn: ConnId, ack: TaskRef) {
+        let Some(task) = self.disk.tasks.iter().find(|task| task.id == ack.task) else { return };
+        let is_over = task.outcome().is_some() || task.attempt > ack.attempt;
+        assert!(
+            is_over || self.sent_to.get(&ack) != self.machines.get(&conn),
+            "{ack:?} is acknowledged, and the disk has {task:?}"
+        );
+    }
+
+    /// Of one key and agent one task is under way at a time, and no agent has more of them than slots.
+    fn check_lines(&self) {
+        let mut lines = BTreeSet::new();
+        let mut under_way = BTreeMap::new();
+        for task in self.tasks.iter().filter(|task| task.handed_to().is_some()) {
+            assert!(lines.insert((task.agent.clone(), task.terms.key.clone())), "two of a key: {task:?}");
+            *under_way.entry(task.agent.clone()).or_insert(0) += 1;
+        }
+        assert!(under_way.values().all(|under_way| *under_way <= SLOTS), "{under_way:?}");
+    }
+
+    /// No task of an agent overtakes one of its key that was accepted before.
+    fn check_turn(&self, ordered: &Task) {
+        let before =
+            self.tasks.iter().take_while(|task| task.id != ordered.id).filter(|task| {
+                task.pool.is_none() && task.agent == ordered.agent && task.terms.key == ordered.terms.key
+            });
+        let waiting = before.filter(|task| task.outcome().is_none()).collect::<Vec<_>>();
+        assert!(ordered.pool.is_some() || waiting.is_empty(), "{ordered:?} overtakes {waiting:?}");
+    }
+
+    fn note(&mut self, task: &Task) {
+        let known = self.tasks.iter_mut().find(|known| known.id == task.id);
+        known.expect("tasks are submitted before they are stored again").clone_from(task);
     }
 
     fn from(&self, conn: u64, body: FromRuntime) -> Option<Event> {
         let conn = *self.conns.get(&conn)?;
         let agent = self.hellos.get(&conn).map_or(name("web"), |hello| hello.agent.clone());
         Some(Event::Received { conn, inbound: message(agent.as_str(), body) })
+    }
+
+    /// One of the attempts that were told last.
+    fn recent(&self, number: usize) -> Option<TaskRef> {
+        self.attempts.iter().rev().nth(number).copied()
+    }
+
+    fn task(&self, agent: bool, kind: Kind) -> Task {
+        let retry = Retry { attempts: 2, ..Retry::default() };
+        let terms = Terms {
+            timeout: Span::from_secs(60),
+            deadline: kind.deadline.then(|| at(self.now + 20)),
+            idempotent: Some(kind.idempotent),
+            retry: kind.retry.then_some(retry),
+            key: kind.key.then(|| "key".to_owned()),
+        };
+        let task = Task { terms, ..task(Self::agent(agent)) };
+        if kind.pool { Task { agent: None, pool: Some("!none".parse().unwrap()), ..task } } else { task }
+    }
+
+    /// From now on everything goes well: every task that was accepted comes to its end.
+    fn come_to_rest(&mut self) {
+        for agent in [false, true] {
+            self.make(Move::Enroll { agent, incarnation: 10 });
+            self.make(Move::Join { conn: u64::from(agent), agent, boot: 1 });
+        }
+        for _ in 0..200 {
+            self.make(Move::Stored(true));
+            for attempt in std::mem::take(&mut self.attempts) {
+                for conn in [0, 1] {
+                    self.make_event(|watch| watch.from(conn, ended(attempt, 0)));
+                }
+            }
+            self.make(Move::Stored(true));
+            if self.disk.tasks.iter().all(|task| task.outcome().is_some()) {
+                return;
+            }
+            for conn in [0, 1] {
+                self.make_event(|watch| watch.from(conn, FromRuntime::Health(health())));
+            }
+            self.make(Move::Wait(10));
+        }
+        panic!("these never end: {:?}", self.disk.tasks.iter().filter(|it| it.outcome().is_none()).collect::<Vec<_>>());
+    }
+
+    fn make_event(&mut self, event: impl FnOnce(&Self) -> Option<Event>) {
+        if let Some(event) = event(self) {
+            self.tell(event);
+        }
     }
 
     fn event(&mut self, step: Move) -> Option<Event> {
@@ -283,18 +411,21 @@ impl Watch {
                 let proof = sign(&key(seed), self.challenges.get(id)?, self.hellos.get(id)?);
                 self.from(conn, proof)
             }
-            Move::Started { conn, task } => self.from(conn, FromRuntime::TaskStarted(*self.tasks.get(task)?)),
-            Move::Ended { conn, task, code } => self.from(conn, ended(*self.tasks.get(task)?, code)),
+            Move::Started { conn, task } => self.from(conn, FromRuntime::TaskStarted(self.recent(task)?)),
+            Move::Ended { conn, task, code } => self.from(conn, ended(self.recent(task)?, code)),
             Move::Garbage(conn) => {
                 let inbound = Inbound::Invalid("garbage".to_owned());
                 Some(Event::Received { conn: *self.conns.get(&conn)?, inbound })
             }
             Move::Close(conn) => Some(Event::Closed { conn: self.conns.remove(&conn)? }),
-            Move::Submit { agent } => {
-                let task = task(Self::agent(agent));
-                self.tasks.push(super::world::of(&task));
+            Move::Submit { agent, kind } => {
+                let task = self.task(agent, kind);
+                self.tasks.push(task.clone());
                 self.disk.tasks.push(task.clone());
                 Some(submit(&task))
+            }
+            Move::Cancel { task } => {
+                Some(Event::CancelTask { task: self.tasks.get(task)?.id, by: "somebody".to_owned() })
             }
             Move::Stream { agent, key } => {
                 let agent = name(Self::agent(agent));
@@ -337,6 +468,11 @@ impl Watch {
                         assert!(stores, "a task is sent, and not stored before");
                         let last = self.unstored.last_mut().expect("it was stored just now");
                         last.orders.push((*conn, order.task));
+                        let task = self.tasks.iter().find(|task| task.id == order.task.task);
+                        self.check_turn(task.expect("it was submitted"));
+                    }
+                    if let (FromHub::TaskAck(ack), true, Some(last)) = (body, stores, self.unstored.last_mut()) {
+                        last.acks.push((*conn, *ack));
                     }
                 }
                 Effect::SendData { conn, .. } | Effect::Deliver { conn, .. } => {
@@ -348,7 +484,7 @@ impl Watch {
                 }
                 Effect::Store(record) => {
                     stores = true;
-                    self.unstored.push(Unstored { record: record.clone(), orders: Vec::new() });
+                    self.unstored.push(Unstored { record: record.clone(), orders: Vec::new(), acks: Vec::new() });
                     self.check_record(record);
                 }
                 Effect::Notify(Notice::SessionClosed { agent, .. }) => {
@@ -357,6 +493,7 @@ impl Watch {
                 Effect::Notify(_) | Effect::Opening { .. } | Effect::Posted { .. } | Effect::Client { .. } => {}
             }
         }
+        self.check_lines();
         let sessions = self.hub.sessions();
         assert!(sessions.iter().all(|session| self.live.contains_key(&session.agent)));
     }
@@ -368,7 +505,7 @@ impl Watch {
             FromHub::Welcome(_) => {
                 let agent = self.hellos[&conn].agent.clone();
                 let claim = self.claims.get(&agent).copied().unwrap_or_default();
-                self.machines.insert(conn, (claim, self.hellos[&conn].incarnation));
+                self.machines.insert(conn, (agent.clone(), claim, self.hellos[&conn].incarnation));
                 assert_eq!(self.live.insert(agent, conn), None, "one session of an agent at a time");
             }
             other => assert!(self.live.values().any(|live| *live == conn), "{other:?} without a session"),
@@ -382,14 +519,19 @@ impl Watch {
                 assert!(former.is_none_or(|former| former < credential.epoch), "epochs grow");
                 assert!(credential.binding.is_some() && credential.join.is_none());
             }
-            Record::Task(task) => match (self.ended.get(&task.id), task.outcome()) {
-                (Some(former), now) => assert_eq!(Some(former), now, "an ended task never changes"),
-                (None, Some(outcome)) => {
-                    self.ended.insert(task.id, outcome.clone());
-                }
-                (None, None) => {}
-            },
+            Record::Task(task) => self.check_task(task),
             Record::Output { .. } | Record::Message(_) => {}
+        }
+    }
+
+    fn check_task(&mut self, task: &Task) {
+        self.note(task);
+        match (self.ended.get(&task.id), task.outcome()) {
+            (Some(former), now) => assert_eq!(Some(former), now, "an ended task never changes"),
+            (None, Some(outcome)) => {
+                self.ended.insert(task.id, outcome.clone());
+            }
+            (None, None) => {}
         }
     }
 }
@@ -403,5 +545,6 @@ proptest! {
         for step in moves {
             watch.make(step);
         }
+        watch.come_to_rest();
     }
 }
