@@ -13,8 +13,8 @@ use vm_agent_schemas::ids::{Boot, Incarnation};
 use vm_agent_schemas::layout::{LOCK_FILE, SEED_FILE, STOPPED_FILE, WORK_DIR};
 use vm_agent_schemas::wire::Seed;
 
-/// The runtime's private key, PKCS#8.
-const KEY_FILE: &str = "key";
+use crate::rotation::{ACKED_FILE, KEY_FILE, NEXT_FILE};
+
 /// How often the runtime has started.
 const BOOT_FILE: &str = "boot";
 /// The incarnation in which the hub has bound the runtime's key. From then on the join token is not
@@ -29,6 +29,10 @@ const MACHINE_FILE: &str = "machine";
 const FILES_FILE: &str = "files.json";
 /// The journals of tasks.
 const TASKS_DIR: &str = "tasks";
+/// Versions of the runtime that were sent.
+const VERSIONS_DIR: &str = "versions";
+/// What is remembered of them.
+const UPGRADE_FILE: &str = "upgrade.json";
 /// Messages on their way in and out.
 const MESSAGES_DIR: &str = "messages";
 
@@ -121,6 +125,16 @@ impl Folder {
         self.path.join(MESSAGES_DIR)
     }
 
+    /// Where versions of the runtime lie that were sent.
+    pub(crate) fn versions(&self) -> PathBuf {
+        self.path.join(VERSIONS_DIR)
+    }
+
+    /// Where it is noted which of them is to run.
+    pub(crate) fn upgrade(&self) -> PathBuf {
+        self.path.join(UPGRADE_FILE)
+    }
+
     /// Where it is noted which files of the configuration were written.
     pub(crate) fn files(&self) -> PathBuf {
         self.path.join(FILES_FILE)
@@ -145,7 +159,7 @@ impl Folder {
         if read_if_there(&path)?.as_ref() == Some(&now) {
             return Ok(());
         }
-        for name in [JOINED_FILE, KEY_FILE, BOOT_FILE] {
+        for name in [JOINED_FILE, KEY_FILE, NEXT_FILE, ACKED_FILE, BOOT_FILE] {
             remove(&self.path.join(name))?;
         }
         for folder in [self.tasks(), self.messages()] {
@@ -245,8 +259,13 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), FolderError> {
     });
     written
         .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()))
+        .and_then(|()| path.parent().map_or(Ok(()), sync_dir))
         .map_err(failed("write", path))
+}
+
+/// Has what was made, renamed or removed in a folder reach the disk.
+pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Removes a file. A file that is not there is removed already.

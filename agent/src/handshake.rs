@@ -1,11 +1,12 @@
 //! The first messages of a connection: hello, challenge, proof, welcome.
 
 use futures::{SinkExt, StreamExt};
+use ring::signature::Ed25519KeyPair;
 use tokio_tungstenite::tungstenite::{self, Message};
 use vm_agent_schemas::wire::{Envelope, FromHub, FromRuntime, HANDSHAKE_LIMIT, Hello, Refused, Seed, Welcome};
 
 use crate::connection::{ConnectError, Socket, connect};
-use crate::identity::Identity;
+use crate::identity::prove;
 use crate::outgoing::text;
 
 /// Why there is no session.
@@ -32,22 +33,22 @@ impl From<tungstenite::Error> for OpenError {
 }
 
 /// Connects to the hub and shakes hands.
-pub(crate) async fn open(identity: &Identity, seed: &Seed, hello: Hello) -> Result<(Socket, Welcome), OpenError> {
+pub(crate) async fn open(key: &Ed25519KeyPair, seed: &Seed, hello: Hello) -> Result<(Socket, Welcome), OpenError> {
     let attempt = async {
         let mut socket = connect(&seed.hub, seed.hub_pin.as_ref()).await?;
-        let welcome = shake(&mut socket, identity, hello).await?;
+        let welcome = shake(&mut socket, key, hello).await?;
         Ok((socket, welcome))
     };
     tokio::time::timeout(HANDSHAKE_LIMIT.get(), attempt).await.unwrap_or(Err(OpenError::TooLong))
 }
 
-async fn shake(socket: &mut Socket, identity: &Identity, hello: Hello) -> Result<Welcome, OpenError> {
+async fn shake(socket: &mut Socket, key: &Ed25519KeyPair, hello: Hello) -> Result<Welcome, OpenError> {
     say(socket, &hello, FromRuntime::Hello(hello.clone())).await?;
     let challenge = match hear(socket, "a challenge").await? {
         FromHub::Challenge(challenge) => challenge,
         other => return Err(refusal_or(other, "a challenge")),
     };
-    let proof = identity.prove(&challenge, &hello);
+    let proof = prove(key, &challenge, &hello);
     say(socket, &hello, FromRuntime::Proof(proof)).await?;
     match hear(socket, "a welcome").await? {
         FromHub::Welcome(welcome) => Ok(welcome),

@@ -7,17 +7,18 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::rand::SystemRandom;
-use ring::signature::{Ed25519KeyPair, KeyPair};
+use ring::signature::Ed25519KeyPair;
 use vm_agent_schemas::ids::{Boot, Digest, Nonce};
 use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, Seed};
 
 use crate::folder::{Folder, FolderError, failed};
+use crate::rotation::{Keys, public};
 
 /// What tells this start of this runtime from all others.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    key: Ed25519KeyPair,
+    /// The key, and the next one, if there is one.
+    pub(crate) keys: Keys,
     machine_id: Digest,
     boot: Boot,
 }
@@ -25,13 +26,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// Reads the identity from the folder, completes it at the first start, and counts this start.
     pub(crate) fn load(folder: &Folder) -> Result<Self, FolderError> {
-        let document = folder.key(|| {
-            let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
-            document.expect("the operating system gives random bytes, or no key can be made").as_ref().to_vec()
-        })?;
-        let key = Ed25519KeyPair::from_pkcs8(&document)
-            .map_err(|_| FolderError::Damaged { path: folder.path().join("key"), expected: "Ed25519 key" })?;
-        Ok(Self { key, machine_id: machine_id(folder)?, boot: folder.next_boot()? })
+        Ok(Self { keys: Keys::load(folder)?, machine_id: machine_id(folder)?, boot: folder.next_boot()? })
     }
 
     /// The first message of a connection. The join token goes along only while the key is not bound.
@@ -44,17 +39,16 @@ impl Identity {
             nonce: seed.nonce.clone(),
             machine_id: self.machine_id.clone(),
             boot: self.boot,
-            public_key: URL_SAFE_NO_PAD.encode(self.key.public_key()),
+            public_key: public(self.keys.current()),
             join_token: (!joined).then(|| seed.join_token.clone()),
             runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
 
-    /// The answer to a challenge.
-    pub(crate) fn prove(&self, challenge: &Challenge, hello: &Hello) -> ChallengeProof {
-        let signature = self.key.sign(&challenge.signed_bytes(hello));
-        ChallengeProof { signature: URL_SAFE_NO_PAD.encode(signature) }
-    }
+/// The answer to a challenge.
+pub(crate) fn prove(key: &Ed25519KeyPair, challenge: &Challenge, hello: &Hello) -> ChallengeProof {
+    ChallengeProof { signature: URL_SAFE_NO_PAD.encode(key.sign(&challenge.signed_bytes(hello))) }
 }
 
 /// A digest of what tells this machine from its copies: the operating system's machine id, which a
@@ -95,7 +89,7 @@ pub(crate) mod tests {
         let identity = Identity::load(&Folder::open(place.path()).unwrap()).unwrap();
         let hello = identity.hello(&seed(), false);
         let challenge = Challenge { challenge: Nonce::generate() };
-        let signature = URL_SAFE_NO_PAD.decode(identity.prove(&challenge, &hello).signature).unwrap();
+        let signature = URL_SAFE_NO_PAD.decode(prove(identity.keys.current(), &challenge, &hello).signature).unwrap();
         let key = URL_SAFE_NO_PAD.decode(&hello.public_key).unwrap();
         let key = UnparsedPublicKey::new(&ED25519, key);
         assert!(key.verify(&challenge.signed_bytes(&hello), &signature).is_ok());

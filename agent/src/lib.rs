@@ -21,6 +21,7 @@ mod log_forward;
 mod messages;
 mod outgoing;
 mod process;
+mod rotation;
 mod runtime;
 mod sentence;
 mod services;
@@ -29,6 +30,7 @@ mod streams;
 mod tasks;
 mod terminals;
 mod tls;
+mod upgrade;
 mod window;
 
 use std::error::Error;
@@ -105,6 +107,8 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
 
 fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {
     let folder = folder::Folder::open(folder)?;
+    // Another version may be to run; then it goes on from here in this one's place.
+    let upgrades = upgrade::start(&folder)?;
     // Away from the terminal and the process group of whoever started it: a Ctrl-C meant for them is
     // not meant for this. It fails when the process leads a group already, and then is not needed.
     let _ = rustix::process::setsid();
@@ -112,7 +116,13 @@ fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {
         .enable_all()
         .build()
         .map_err(|source| RuntimeError::System { what: "start its event loop", source })?;
-    tokio.block_on(runtime::run(folder, logs))
+    match tokio.block_on(runtime::run(folder, upgrades, logs))? {
+        runtime::End::Stopped => Ok(()),
+        runtime::End::Replaced(path) => {
+            drop(tokio);
+            Err(RuntimeError::System { what: "run another version of itself", source: upgrade::replace(&path) })
+        }
+    }
 }
 
 /// An error with all its causes, in one line.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::wire::{
-    Channel, FromHub, FromRuntime, LogLines, MessageRef, RefusalCode, Refused, Seed, TaskEnded, Welcome,
+    Channel, FromHub, FromRuntime, LogLines, MessageRef, RefusalCode, Refused, RotateAck, Seed, TaskEnded, Welcome,
 };
 
 use crate::RuntimeError;
@@ -30,6 +31,7 @@ use crate::session::{Session, SessionEnd, SessionEvent};
 use crate::streams::Means;
 use crate::tasks::Tasks;
 use crate::terminals::Terminals;
+use crate::upgrade::{Change, Upgrades};
 
 /// How long the hub may take to answer when the runtime closes the connection to go down.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
@@ -37,22 +39,33 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the runtime of a folder until it is told to end.
-pub(crate) async fn run(folder: Folder, logs: LogQueue) -> Result<(), RuntimeError> {
+pub(crate) async fn run(folder: Folder, upgrades: Upgrades, logs: LogQueue) -> Result<End, RuntimeError> {
     let system = |what| move |source| RuntimeError::System { what, source };
     let mut signals = Signals::new().map_err(system("listen for signals"))?;
     let health = Health::new(folder.path()).map_err(system("read the machine's state"))?;
-    let mut runtime = Runtime::new(folder, logs, health)?;
+    let mut runtime = Runtime::new(folder, upgrades, logs, health)?;
     tracing::info!(agent.name = %runtime.seed.agent, "the runtime has started in {}", runtime.folder.path().display());
-    loop {
+    let end = loop {
         let event = tokio::select! {
             () = signals.next() => Event::Stop,
             event = runtime.next() => event,
         };
-        if runtime.handle(event).is_break() {
-            break;
+        if let ControlFlow::Break(end) = runtime.handle(event) {
+            break end;
         }
-    }
-    runtime.stop().await
+        if let Some(program) = runtime.successor() {
+            break End::Replaced(program);
+        }
+    };
+    runtime.stop(end).await
+}
+
+/// How a runtime ends.
+pub(crate) enum End {
+    /// It was told to.
+    Stopped,
+    /// This program goes on in its place.
+    Replaced(PathBuf),
 }
 
 /// The signals that tell the runtime to end.
@@ -81,7 +94,8 @@ struct OtherIncarnation;
 
 struct Runtime {
     folder: Folder,
-    identity: Arc<Identity>,
+    identity: Identity,
+    upgrades: Upgrades,
     seed: Seed,
     in_force: InForce,
     tasks: Tasks,
@@ -127,6 +141,8 @@ enum Event {
     Logged(LogLines),
     /// A service is in another state.
     ServiceChanged,
+    /// Something happened with versions of the runtime.
+    Upgrade(Change),
     /// There is something to do about messages.
     Errand(Errand),
 }
@@ -164,11 +180,12 @@ impl Link {
 }
 
 impl Runtime {
-    fn new(folder: Folder, logs: LogQueue, health: Health) -> Result<Self, FolderError> {
+    fn new(folder: Folder, upgrades: Upgrades, logs: LogQueue, health: Health) -> Result<Self, FolderError> {
         let seed = folder.seed()?;
         folder.begin(&seed)?;
         Ok(Self {
-            identity: Arc::new(Identity::load(&folder)?),
+            identity: Identity::load(&folder)?,
+            upgrades,
             in_force: InForce::nothing(&folder, &seed.nonce, logs.sender())?,
             tasks: Tasks::load(folder.tasks())?,
             messages: Messages::load(&folder)?,
@@ -190,14 +207,15 @@ impl Runtime {
             event = self.link.next() => event,
             ended = self.tasks.next_end() => Event::TaskEnded(ended),
             lines = self.logs.next(), if self.link.is_live() => Event::Logged(lines),
+            change = self.upgrades.next() => Event::Upgrade(change),
             errand = self.messages.next() => Event::Errand(errand),
             () = self.in_force.services.changed(), if self.link.is_live() => Event::ServiceChanged,
         }
     }
 
-    fn handle(&mut self, event: Event) -> ControlFlow<()> {
+    fn handle(&mut self, event: Event) -> ControlFlow<End> {
         match event {
-            Event::Stop => return ControlFlow::Break(()),
+            Event::Stop => return ControlFlow::Break(End::Stopped),
             Event::Due => self.connect(),
             Event::Opened(Ok(opened)) => {
                 let (socket, welcome) = *opened;
@@ -212,6 +230,11 @@ impl Runtime {
                 }
             }
             Event::ServiceChanged => self.report(),
+            Event::Upgrade(change) => {
+                if let Some(program) = self.upgrades.handle(change, self.link.outgoing()) {
+                    return ControlFlow::Break(End::Replaced(program));
+                }
+            }
             Event::Errand(errand) => self.messages.run(errand, self.link.outgoing()),
         }
         ControlFlow::Continue(())
@@ -228,8 +251,8 @@ impl Runtime {
             Err(error) => self.complain(&error),
         }
         let hello = self.identity.hello(&self.seed, self.joined == Some(self.seed.incarnation));
-        let (identity, seed) = (Arc::clone(&self.identity), self.seed.clone());
-        self.link = Link::Opening(Box::pin(async move { open(&identity, &seed, hello).await.map(Box::new) }));
+        let (key, seed) = (Arc::clone(self.identity.keys.current()), self.seed.clone());
+        self.link = Link::Opening(Box::pin(async move { open(&key, &seed, hello).await.map(Box::new) }));
     }
 
     fn not_opened(&mut self, error: &OpenError) {
@@ -248,7 +271,9 @@ impl Runtime {
         if refused.code == RefusalCode::JoinToken {
             self.set_joined(None);
         }
-        if refused.retry { self.backoff.next(random()) } else { REFUSED_PAUSE }
+        // With two keys it is the other one that the hub knows.
+        let other_key = refused.code == RefusalCode::Credential && self.identity.keys.refused();
+        if refused.retry || other_key { self.backoff.next(random()) } else { REFUSED_PAUSE }
     }
 
     /// Notes whether the hub knows the key. Should the disk refuse, the next start sends a token that is
@@ -276,6 +301,7 @@ impl Runtime {
         tracing::info!(session.id = %welcome.session, session.epoch = welcome.epoch.0, "connected to the hub");
         self.trouble = None;
         self.set_joined(Some(self.seed.incarnation));
+        log(self.identity.keys.welcomed());
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
         let outgoing = session.outgoing.clone();
@@ -286,6 +312,7 @@ impl Runtime {
         outgoing.say(FromRuntime::Configured(self.in_force.told()));
         self.tasks.resume(&outgoing);
         self.messages.begin(&outgoing);
+        self.upgrades.welcomed(&outgoing);
     }
 
     /// The heartbeat: puts right what drifted, and tells how things stand.
@@ -354,11 +381,21 @@ impl Runtime {
                     session.streams.taken(taken);
                 }
             }
-            FromHub::TaskFollow(_)
-            | FromHub::TaskCancel(_)
-            | FromHub::Rotate(_)
-            | FromHub::RotateAck(_)
-            | FromHub::Upgrade(_) => tracing::warn!("the hub asked for what this runtime does not know; ignored"),
+            FromHub::TaskFollow(_) | FromHub::TaskCancel(_) => {
+                tracing::warn!("the hub asked for what this runtime does not know; ignored")
+            }
+            FromHub::Rotate(challenge) => {
+                match self.identity.keys.rotate(&challenge, &self.seed.agent, self.seed.incarnation) {
+                    Ok(rotated) => outgoing.say(FromRuntime::Rotated(rotated)),
+                    // The hub asks again.
+                    Err(error) => log(Err(error)),
+                }
+            }
+            FromHub::RotateAck(RotateAck { public_key }) => log(self.identity.keys.acknowledged(&public_key)),
+            FromHub::Upgrade(order) => {
+                let wire = session.streams.wire(order.stream, true, outgoing);
+                self.upgrades.offer(order, wire, outgoing, &self.processes);
+            }
             FromHub::Refused(refused) => return Err(SessionEnd::Refused(refused)),
             // A message for programs is an event of its own, because it is more than its body.
             FromHub::Message(_) | FromHub::Challenge(_) | FromHub::Welcome(_) => {
@@ -382,9 +419,23 @@ impl Runtime {
         self.link = Link::after(pause);
     }
 
-    /// Ends all processes and the session, and leaves the mark of an orderly end.
-    async fn stop(mut self) -> Result<(), RuntimeError> {
-        tracing::info!("told to end");
+    /// The program that is to go on in this one's place, once there is one and nothing to do that would be lost
+    /// with this one.
+    fn successor(&mut self) -> Option<PathBuf> {
+        let streams = match &mut self.link {
+            Link::Live(session) => session.streams.count(),
+            Link::Waiting(_) | Link::Opening(_) => 0,
+        };
+        let idle = streams == 0 && self.tasks.count() == 0 && self.terminals.is_empty();
+        if self.upgrades.is_ready() && idle { self.upgrades.take_over() } else { None }
+    }
+
+    /// Ends all processes and the session. If it was told to end, it leaves the mark of an orderly end.
+    async fn stop(mut self, end: End) -> Result<End, RuntimeError> {
+        match &end {
+            End::Stopped => tracing::info!("told to end"),
+            End::Replaced(program) => tracing::info!("`{}` goes on in the place of this program", program.display()),
+        }
         self.tasks.stop();
         self.in_force.services.stop();
         self.terminals = Terminals::default();
@@ -396,7 +447,16 @@ impl Runtime {
             tracing::error!("some processes did not end in time");
         }
         self.tasks.settle();
-        Ok(self.folder.mark_stopped()?)
+        if matches!(end, End::Stopped) {
+            self.folder.mark_stopped()?;
+        }
+        Ok(end)
+    }
+}
+
+fn log(result: Result<(), FolderError>) {
+    if let Err(error) = result {
+        tracing::error!("{}", crate::chain(&error));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::process::Surroundings;
 use crate::terminals::Terminals;
 use crate::window::FlowError;
 pub(crate) use run::CLOSE_GRACE;
+pub(crate) use transfer::take;
 
 use wire::Hold;
 pub(crate) use wire::{Fed, Inlet, Line, Order, Outlet, Room, Wire};

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "the lint knows tests only where they are marked so")]
 
 mod files;
+mod messages;
 mod services;
 mod session;
 mod streams;
 mod support;
 mod tasks;
 mod terminals;
+mod upgrade;

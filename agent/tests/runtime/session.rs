@@ -2,10 +2,16 @@
 
 use std::fs;
 
-use crate::support::{Heard, Hub, Runtime, order, soon, until, write_seed};
-use vm_agent_schemas::ids::Digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::signature::{ED25519, UnparsedPublicKey};
+
+use crate::support::{Heard, Hub, Runtime, Session, order, soon, until, write_seed};
+use vm_agent_schemas::ids::{Digest, Nonce};
 use vm_agent_schemas::layout::{LOCK_FILE, STOPPED_FILE};
-use vm_agent_schemas::wire::{Configuration, FromHub, FromRuntime, RefusalCode, Refused, Seed};
+use vm_agent_schemas::wire::{
+    Challenge, Configuration, FromHub, FromRuntime, RefusalCode, Refused, RotateAck, Rotated, Seed, rotation_bytes,
+};
 
 #[tokio::test]
 async fn a_runtime_joins_and_is_who_its_seed_says() {
@@ -152,4 +158,59 @@ async fn the_loss_of_a_session_ends_its_streams_and_not_its_tasks() {
     // Numbers begin anew in a session: this stream is not the task's.
     session.open(1, "head -c 1000000 /dev/zero", false).await;
     assert_eq!(session.follow(1).await.stdout.len(), 1_000_000);
+}
+
+/// Has the runtime make a new key, up to the hub's having stored it.
+async fn rotate(session: &mut Session, seed: &Seed) -> String {
+    let challenge = Challenge { challenge: Nonce::generate() };
+    session.say(FromHub::Rotate(challenge.clone())).await;
+    let rotated = session.hear_that(|said| match said {
+        FromRuntime::Rotated(rotated) => Some(rotated),
+        _ => None,
+    });
+    let Rotated { public_key, signature } = rotated.await;
+    let key = UnparsedPublicKey::new(&ED25519, URL_SAFE_NO_PAD.decode(&public_key).unwrap());
+    let signed = rotation_bytes(&challenge, &seed.agent, seed.incarnation, &public_key);
+    assert!(key.verify(&signed, &URL_SAFE_NO_PAD.decode(signature).unwrap()).is_ok());
+    session.say(FromHub::RotateAck(RotateAck { public_key: public_key.clone() })).await;
+    // What is said after it is answered after it.
+    session.open(1, "exit 0", false).await;
+    session.follow(1).await;
+    public_key
+}
+
+#[tokio::test]
+async fn a_new_key_is_used_from_the_next_hello_on() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let mut runtime = Runtime::start(place.path(), &seed);
+    let (mut session, hello) = hub.session().await;
+    let new = rotate(&mut session, &seed).await;
+    assert_ne!(hello.public_key, new);
+    // Acknowledged, and then a crash.
+    runtime.kill();
+    let _runtime = Runtime::start(place.path(), &seed);
+    drop(session);
+    let (session, hello) = hub.session().await;
+    assert_eq!(hello.public_key, new);
+    drop(session);
+    assert_eq!(hub.session().await.1.public_key, new);
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_know_the_new_key_gets_the_old_one() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let _runtime = Runtime::start(place.path(), &seed);
+    let (mut session, hello) = hub.session().await;
+    let (old, new) = (hello.public_key, rotate(&mut session, &seed).await);
+    drop(session);
+    let mut session = hub.accept().await.unwrap();
+    let FromRuntime::Hello(hello) = session.hear().await else { panic!("hello comes first") };
+    assert_eq!(hello.public_key, new);
+    let message = "another key is bound".to_owned();
+    session.say(FromHub::Refused(Refused { code: RefusalCode::Credential, message, retry: false })).await;
+    assert_eq!(hub.session().await.1.public_key, old);
 }

@@ -168,7 +168,7 @@ async fn open(session: &mut Session, stream: u32, target: StreamTarget, stdin: b
 }
 
 /// Sends input in frames, and waits until the last of it is taken; it ends if it is to.
-async fn send_all(session: &mut Session, stream: u32, data: &[u8], end: bool) {
+pub(crate) async fn send_all(session: &mut Session, stream: u32, data: &[u8], end: bool) {
     let (mut sent, mut taken) = (0, 0);
     while taken < data.len() as u64 {
         while sent < data.len() && sent as u64 - taken < WINDOW - DATA_MAX as u64 {

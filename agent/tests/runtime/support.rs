@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
-use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Nonce, Secret, SessionId, TaskId};
+use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
 use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::task::Job;
 use vm_agent_schemas::wire::{
@@ -101,7 +101,7 @@ impl Hub {
             None => Box::new(tcp),
         };
         let socket = accept_async(transport).await.map_err(|error| error.to_string())?;
-        Ok(Session { socket })
+        Ok(Session { socket, heading: None })
     }
 
     /// A session with its handshake done and the signature verified.
@@ -135,6 +135,8 @@ pub(crate) fn write_seed(folder: &Path, seed: &Seed) {
 /// The hub's end of a connection.
 pub(crate) struct Session {
     pub(crate) socket: WebSocketStream<Box<dyn Transport>>,
+    /// Id and receiver of the last message.
+    pub(crate) heading: Option<(MessageId, Address)>,
 }
 
 /// What comes from a runtime.
@@ -162,6 +164,7 @@ impl Session {
                 Ok(Message::Text(text)) => {
                     let envelope: Envelope<FromRuntime> = serde_json::from_str(&text).unwrap();
                     assert_eq!(envelope.from, Address::Agent("web".parse().unwrap()));
+                    self.heading = Some((envelope.id, envelope.to));
                     Some(Heard::Said(envelope.body))
                 }
                 Ok(Message::Binary(bytes)) => Some(Heard::Data(Frame::decode(&bytes).unwrap())),
