@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::ids::MessageId;
@@ -132,39 +133,21 @@ impl PostOffice {
         let sender = Address::Agent(from.clone());
         let size = check_form(&post.subject, &post.body)?;
         if let Some(receivers) = self.known(id, &sender, &to) {
-            return Ok(self.to_store_again(id, &sender, &receivers));
+            return Ok(self.unstored_of(id, &sender, &receivers));
         }
-        let allowance = self.senders.entry(sender.clone()).or_default().allowance(now);
-        if !allowance.admits() {
-            let reason = format!("more than {BURST} messages at once, or {RATE} a second in the long run");
-            return Err(Denial::new(RefusedCode::Rate, reason));
-        }
-        allowance.charge(1);
+        self.allowance(&sender, now).spend()?;
         if !exists {
             return Err(unknown(&to));
         }
         let receivers = self.receivers(from, to, post.in_reply_to, directory)?;
-        self.senders.entry(sender.clone()).or_default().allowance(now).charge(receivers.len() - 1);
         self.check_id(id, &sender, &receivers)?;
+        self.allowance(&sender, now).charge(receivers.len() - 1);
         let full = |receiver: &Address| self.mailboxes.get(receiver).is_some_and(|mailbox| mailbox.is_full(size));
         let (full, free): (Vec<_>, Vec<_>) = receivers.into_iter().partition(full);
         if let (Some(receiver), true) = (full.first(), free.is_empty()) {
             return Err(is_full(receiver));
         }
-        let ttl = post.ttl_ms.map_or(TTL.get(), std::time::Duration::from_millis);
-        let message = Message {
-            id,
-            from: sender,
-            to: Address::Host,
-            subject: post.subject,
-            body: post.body,
-            in_reply_to: post.in_reply_to,
-            author: None,
-            created_at: now,
-            expires_at: now.saturating_add(ttl).unwrap_or(Timestamp::MAX),
-            state: MessageState::Waiting,
-        };
-        let addressed = |to: Address| Message { to, ..message.clone() };
+        let addressed = |to: Address| letter_to(to, id, &sender, &post, now);
         let lost = |to: Address| Message {
             state: MessageState::Dead { at: now, reason: is_full(&to).reason },
             ..addressed(to)
@@ -184,7 +167,7 @@ impl PostOffice {
         let known = self.known(message.id, &message.from, &message.to);
         if known.is_some_and(|receivers| receivers.contains(&message.to)) {
             let receivers = BTreeSet::from([message.to.clone()]);
-            return Ok(self.to_store_again(message.id, &message.from, &receivers));
+            return Ok(self.unstored_of(message.id, &message.from, &receivers));
         }
         if !exists {
             return Err(unknown(&message.to));
@@ -330,6 +313,10 @@ impl PostOffice {
         }
     }
 
+    fn allowance(&mut self, sender: &Address, now: Timestamp) -> &mut Allowance {
+        self.senders.entry(sender.clone()).or_default().allowance(now)
+    }
+
     /// An id that another sender has used would let one message pass for the other.
     fn check_id(&self, id: MessageId, from: &Address, receivers: &[Address]) -> Result<(), Denial> {
         let mut others = self.senders.iter().filter(|(sender, _)| *sender != from);
@@ -359,7 +346,7 @@ impl PostOffice {
     }
 
     /// The records of a known message that are not durable, and of which nobody tries again by itself.
-    fn to_store_again(&mut self, id: MessageId, from: &Address, receivers: &BTreeSet<Address>) -> Vec<Message> {
+    fn unstored_of(&mut self, id: MessageId, from: &Address, receivers: &BTreeSet<Address>) -> Vec<Message> {
         let mailboxes = self.mailboxes.iter_mut().filter(|(receiver, _)| receivers.contains(receiver));
         let entries = mailboxes.flat_map(|(_, mailbox)| &mut mailbox.entries).filter(|entry| entry.is(id, from));
         entries.filter_map(Entry::take_unstored).collect()
@@ -441,13 +428,36 @@ impl Allowance {
         self.counted = now;
     }
 
-    fn admits(&self) -> bool {
-        self.left >= Self::COST
+    /// Lets one message through, if there is enough left for it.
+    fn spend(&mut self) -> Result<(), Denial> {
+        if self.left < Self::COST {
+            let reason = format!("more than {BURST} messages at once, or {RATE} a second in the long run");
+            return Err(Denial::new(RefusedCode::Rate, reason));
+        }
+        self.charge(1);
+        Ok(())
     }
 
     fn charge(&mut self, messages: usize) {
         let messages = i32::try_from(messages).unwrap_or(i32::MAX);
         self.left = self.left.saturating_sub(Self::COST * messages);
+    }
+}
+
+/// What is accepted of an agent's message for one receiver.
+fn letter_to(to: Address, id: MessageId, from: &Address, post: &Post, now: Timestamp) -> Message {
+    let ttl = post.ttl_ms.map_or(TTL.get(), Duration::from_millis);
+    Message {
+        id,
+        from: from.clone(),
+        to,
+        subject: post.subject.clone(),
+        body: post.body.clone(),
+        in_reply_to: post.in_reply_to,
+        author: None,
+        created_at: now,
+        expires_at: now.saturating_add(ttl).unwrap_or(Timestamp::MAX),
+        state: MessageState::Waiting,
     }
 }
 

@@ -120,7 +120,7 @@ async fn the_host_hears_whether_its_message_is_stored() {
     let mut db = ready(&fixture, "db", 2).await;
     let letter = from_host();
     assert_eq!(fixture.hub.post(letter.clone()).await, Ok(()));
-    assert_eq!(fixture.letters(), [letter.clone()]);
+    assert_eq!(fixture.letters(), std::slice::from_ref(&letter));
     let envelope = db.envelope().await;
     assert_eq!((envelope.id, envelope.from), (letter.id, Address::Host));
     let unknown = Letter { to: Address::Agent(name("nobody")), ..from_host() };

@@ -204,7 +204,7 @@ fn whoever_was_sent_a_message_may_answer_it_and_nobody_else_may() {
     let mut world = fleet();
     let [question, other] = ids();
     let answer_to = |question| Post { in_reply_to: Some(question), ..post() };
-    let mut answers = |world: &mut World, to: &str, question| {
+    let answers = |world: &mut World, to: &str, question| {
         let effects = send_as(world, DB, "db", agent(to), MessageId::generate(), answer_to(question));
         denied(&effects, DB).is_none()
     };
@@ -296,7 +296,7 @@ fn what_is_no_message_is_refused_and_the_largest_fits_a_frame() {
 #[test]
 fn who_sends_too_much_is_refused_and_the_others_are_not() {
     let mut world = fleet();
-    let mut flood = |world: &mut World, attempts: u32| {
+    let flood = |world: &mut World, attempts: u32| {
         let send = |_| send_as(world, WEB, "web", Address::Host, MessageId::generate(), post());
         let answers: Vec<_> = (0..attempts).map(send).map(|effects| denied(&effects, WEB)).collect();
         assert!(answers.iter().flatten().all(|code| *code == RefusedCode::Rate));
