@@ -147,6 +147,7 @@ fn settings(before: &Fleet, after: &Fleet) -> Vec<FieldDiff> {
     let settings = |fleet: &Fleet| {
         serde_json::json!({
             "limits": fleet.limits, "windows": fleet.windows, "prune": fleet.prune, "hub": fleet.hub,
+            "messages": fleet.messages, "webhooks": fleet.webhooks,
         })
     };
     leaves(&settings(before), &settings(after))

@@ -73,6 +73,27 @@ fn every_key_of_the_fleet_file_says_what_it_means_what_holds_without_it_and_what
 }
 
 #[test]
+fn the_example_is_right_in_the_eyes_of_the_parser_and_of_the_schema() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fleet.example.yaml")).unwrap();
+    let fleet = fleet::parse("fleet.example.yaml", &text).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+    let builder = fleet.agents.iter().find(|(name, _)| name.as_str() == "builder").unwrap().1;
+    let schema = fleet::json_schema().to_value();
+    let rules = schema["$defs"]["TaskEntry"]["allOf"].as_array().unwrap();
+    let written: Value = serde_yaml::from_str(&text).unwrap();
+    for (name, task) in written["agents"]["builder"]["tasks"].as_object().unwrap() {
+        let kind = task.get("type").cloned().unwrap_or_else(|| json!("exec"));
+        let rule = rules.iter().find(|rule| rule["if"]["properties"]["type"]["const"] == kind).unwrap();
+        let then = &rule["then"];
+        assert!(
+            then["required"].as_array().unwrap().iter().all(|key| task.get(key.as_str().unwrap()).is_some()),
+            "{name}"
+        );
+        assert!(task.as_object().unwrap().keys().all(|key| then["properties"].get(key).is_none()), "{name}");
+    }
+    assert_eq!(builder.spec.tasks.len(), 4);
+}
+
+#[test]
 fn names_are_checked_by_the_schema_too_as_values_and_as_keys() {
     let schema = fleet::json_schema().to_value();
     assert_eq!(schema["properties"]["name"]["maxLength"], 63);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use vm_agent_schemas::fleet::{
-    AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, SecretSource, resolve_entry,
+    AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, SecretSource, Webhook, WebhookUrl, resolve_entry,
 };
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::net::Listen;
@@ -26,6 +26,8 @@ pub enum Reach {
     Local { agent: Guest },
     /// A door can be reached from beyond the host.
     Listener { door: &'static str, address: SocketAddr },
+    /// The controller tells somebody what happens.
+    Webhook { url: WebhookUrl, secret: Option<String> },
 }
 
 impl fmt::Display for Reach {
@@ -46,6 +48,10 @@ impl fmt::Display for Reach {
                 format!("{} runs on the host itself: driver local isolates nothing", who(agent))
             }
             Self::Listener { door, address } => format!("{door} listens on {address}, beyond loopback"),
+            Self::Webhook { url, secret: None } => format!("events are told to {url}"),
+            Self::Webhook { url, secret: Some(source) } => {
+                format!("events are told to {url}, signed with the secret from {source}")
+            }
         };
         // Who is asked for a yes must see all of it, whatever a name does to a terminal.
         f.write_str(&sentence.replace(char::is_control, "\u{fffd}"))
@@ -84,6 +90,11 @@ pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
         Some(Listen::At(address)) if !address.ip().is_loopback() => Some(Reach::Listener { door, address }),
         Some(Listen::At(_) | Listen::Auto) | None => None,
     }));
+    let webhook = |webhook: &Webhook| Reach::Webhook {
+        url: webhook.url.clone(),
+        secret: webhook.secret.as_ref().map(origin),
+    };
+    all.extend(fleet.webhooks.iter().map(webhook));
     all
 }
 
@@ -178,6 +189,19 @@ mod tests {
         assert_eq!(beyond("agents: {}", &open), ["the API listens on 0.0.0.0:9091, beyond loopback"]);
         assert_eq!(beyond(&open, &open), [""; 0]);
         assert_eq!(beyond("agents: {}", &hub("listen: auto, dashboardListen: '[::1]:0'")), [""; 0]);
+    }
+
+    #[test]
+    fn a_webhook_is_new_with_its_address_and_its_secret() {
+        let hook = |keys: &str| format!("webhooks: [{{url: 'https://example.com/x', {keys}}}]\nagents: {{}}");
+        let plain = hook("");
+        assert_eq!(beyond("agents: {}", &plain), ["events are told to https://example.com/x"]);
+        assert_eq!(
+            beyond(&plain, &hook("secret: {env: KEY}")),
+            ["events are told to https://example.com/x, signed with the secret from the controller's variable KEY"]
+        );
+        assert_eq!(beyond(&plain, &hook("events: [TaskEnded]")), [""; 0]);
+        assert_eq!(beyond(&plain, "agents: {}"), [""; 0]);
     }
 
     #[test]
