@@ -721,12 +721,13 @@ mod several_files {
 
     #[test]
     fn host_paths_begin_in_the_folder_of_their_file() {
-        let text = "agents:\n  web:\n    mounts: {/src: ./src, /data: {source: ../data}, /etc: /etc}\n    secrets: {KEY: {file: key}}\n";
+        let text = "agents:\n  web:\n    mounts: {/src: ./src, /data: {source: ../data}, /etc: /etc}\n    secrets: {KEY: {file: key}}\nwebhooks: [{url: 'https://example.com', secret: {file: ../hook}}]\n";
         let fleet = parse_all(&[file("one.yaml", text)]).unwrap();
         let spec = &fleet.agents[&agent("web")].spec;
         let sources: Vec<_> = spec.mounts.values().map(|mount| mount.source.to_str().unwrap()).collect();
         assert_eq!(sources, ["/data", "/etc", "/fleets/src"]);
         assert_eq!(spec.secrets["KEY"].to_string(), "the file /fleets/key");
+        assert_eq!(fleet.webhooks[0].secret.as_ref().unwrap().to_string(), "the file /hook");
     }
 
     #[test]
