@@ -26,7 +26,8 @@ impl Hub {
     ) {
         let letter = Letter { id, from, to: to.clone(), exists: self.exists(&to), post };
         match self.post_office.judge(letter, &self.directory, now) {
-            Ok(messages) => {
+            Ok(None) => {}
+            Ok(Some(messages)) => {
                 self.keep(&messages);
                 self.send(conn, FromHub::MessageAccepted(MessageRef { message: id }));
                 self.pass_on(messages);
@@ -44,7 +45,8 @@ impl Hub {
         let (id, to) = (message.id, message.to.clone());
         let posted = |answer| Effect::Posted { message: id, to: to.clone(), answer };
         match self.post_office.judge_post(message, self.exists(&to), now) {
-            Ok(messages) => {
+            Ok(None) => {}
+            Ok(Some(messages)) => {
                 self.keep(&messages);
                 self.effects.push(posted(Ok(())));
                 self.pass_on(messages);

@@ -79,6 +79,8 @@ struct Entry {
     size: usize,
     /// On which connection it was sent last: once on each.
     sent: Option<ConnId>,
+    /// A record of it is durable.
+    durable: bool,
     /// Its record could not be stored, and is to be stored again.
     unstored: bool,
 }
@@ -122,13 +124,14 @@ struct Allowance {
 
 impl PostOffice {
     /// Judges a message of an agent. Answers with its records, one for each receiver, which are to be stored
-    /// before it is told as accepted; with those that are not durable, if it is known already.
+    /// before it is told as accepted; with those that could not be stored, if it is known already; with
+    /// nothing, if that is under way, and then its sender will be told.
     pub(super) fn judge(
         &mut self,
         letter: Letter<'_>,
         directory: &Directory,
         now: Timestamp,
-    ) -> Result<Vec<Message>, Denial> {
+    ) -> Result<Option<Vec<Message>>, Denial> {
         let Letter { id, from, to, exists, post } = letter;
         let sender = Address::Agent(from.clone());
         let size = check_form(&post.subject, &post.body)?;
@@ -153,7 +156,7 @@ impl PostOffice {
             ..addressed(to)
         };
         let messages = full.into_iter().map(lost).chain(free.into_iter().map(addressed));
-        Ok(messages.map(|message| self.accept(message, size, now)).collect())
+        Ok(Some(messages.map(|message| self.accept(message, size, now)).collect()))
     }
 
     /// Judges a message of the host's for one agent. Answers as [`judge`](Self::judge) does.
@@ -162,7 +165,7 @@ impl PostOffice {
         message: Message,
         exists: bool,
         now: Timestamp,
-    ) -> Result<Vec<Message>, Denial> {
+    ) -> Result<Option<Vec<Message>>, Denial> {
         let size = check_form(&message.subject, &message.body)?;
         let known = self.known(message.id, &message.from, &message.to);
         if known.is_some_and(|receivers| receivers.contains(&message.to)) {
@@ -176,7 +179,7 @@ impl PostOffice {
         if self.mailboxes.get(&message.to).is_some_and(|mailbox| mailbox.is_full(size)) {
             return Err(is_full(&message.to));
         }
-        Ok(vec![self.accept(message, size, now)])
+        Ok(Some(vec![self.accept(message, size, now)]))
     }
 
     /// Takes in a message that was accepted in an earlier life. One that is over is only remembered, so that
@@ -187,7 +190,7 @@ impl PostOffice {
         let known = mailbox.entries.iter().any(|entry| entry.is(message.id, &message.from));
         if !known && message.state == MessageState::Waiting {
             let size = json_len(&message.body);
-            mailbox.push(message, size);
+            mailbox.push(message, size, true);
         }
     }
 
@@ -239,6 +242,8 @@ impl PostOffice {
         let Some(mailbox) = self.mailboxes.get_mut(&record.to) else { return };
         if record.state != MessageState::Waiting {
             mailbox.remove(record.id, &record.from);
+        } else if let Some(entry) = mailbox.entries.iter_mut().find(|entry| entry.is(record.id, &record.from)) {
+            entry.durable = true;
         }
         if mailbox.entries.is_empty() {
             self.mailboxes.remove(&record.to);
@@ -337,7 +342,7 @@ impl PostOffice {
         };
         let message = Message { state, ..message };
         self.remember(&message);
-        self.mailboxes.entry(message.to.clone()).or_default().push(message.clone(), size);
+        self.mailboxes.entry(message.to.clone()).or_default().push(message.clone(), size, false);
         message
     }
 
@@ -345,11 +350,13 @@ impl PostOffice {
         self.senders.entry(message.from.clone()).or_default().remember(message.id, message.to.clone());
     }
 
-    /// The records of a known message that are not durable, and of which nobody tries again by itself.
-    fn unstored_of(&mut self, id: MessageId, from: &Address, receivers: &BTreeSet<Address>) -> Vec<Message> {
+    /// The records of a known message that could not be stored; nothing while others of it are under way.
+    fn unstored_of(&mut self, id: MessageId, from: &Address, receivers: &BTreeSet<Address>) -> Option<Vec<Message>> {
         let mailboxes = self.mailboxes.iter_mut().filter(|(receiver, _)| receivers.contains(receiver));
         let entries = mailboxes.flat_map(|(_, mailbox)| &mut mailbox.entries).filter(|entry| entry.is(id, from));
-        entries.filter_map(Entry::take_unstored).collect()
+        let mut entries: Vec<_> = entries.filter(|entry| !entry.durable).collect();
+        let under_way = entries.iter().any(|entry| !entry.unstored);
+        (!under_way).then(|| entries.iter_mut().filter_map(|entry| entry.take_unstored()).collect())
     }
 }
 
@@ -360,9 +367,9 @@ impl Mailbox {
         self.entries.len() >= WAITING_MAX || self.bytes + size > WAITING_BYTES_MAX
     }
 
-    fn push(&mut self, message: Message, size: usize) {
+    fn push(&mut self, message: Message, size: usize, durable: bool) {
         self.bytes += size;
-        self.entries.push_back(Entry { message, size, sent: None, unstored: false });
+        self.entries.push_back(Entry { message, size, sent: None, durable, unstored: false });
     }
 
     fn remove(&mut self, id: MessageId, from: &Address) {

@@ -534,6 +534,24 @@ fn a_message_that_could_not_be_stored_is_sent_again_by_its_sender_and_kept_once(
 }
 
 #[test]
+fn a_message_that_comes_again_while_it_is_being_stored_is_answered_once() {
+    for to in [agent("db"), Address::Host] {
+        let mut world = fleet();
+        let [id] = ids();
+        let event = || Event::Received { conn: ConnId(WEB), inbound: letter("web", to.clone(), id, post()) };
+        let first = world.hub.handle(event(), at(0));
+        assert_eq!(world.hub.handle(event(), at(0)), [], "else it could hear of a success that never comes");
+        world.hub.handle(Event::Stored(stored(&first)), at(0));
+        assert!(accepted(&world.tell(event()), WEB));
+    }
+    let mut world = fleet();
+    let message = from_host("db");
+    let first = world.hub.handle(Event::Post(message.clone()), at(0));
+    assert_eq!(world.hub.handle(Event::Post(message), at(0)), []);
+    assert_eq!(posted(&first), Some(Ok(())));
+}
+
+#[test]
 fn what_could_not_be_stored_of_a_message_is_stored_again() {
     let mut world = fleet();
     let [id] = ids();
