@@ -19,7 +19,13 @@ pub(crate) fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
     if found > known {
         return Err(StoreError::Newer { found, known });
     }
-    for (before, step) in MIGRATIONS.iter().enumerate().skip(found) {
+    migrate_to(conn, known)
+}
+
+/// Brings a database to a schema.
+pub(crate) fn migrate_to(conn: &mut Connection, wanted: usize) -> Result<(), StoreError> {
+    let found = version(conn)?;
+    for (before, step) in MIGRATIONS.iter().enumerate().take(wanted).skip(found) {
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(step)?;
         tx.pragma_update(None, "user_version", before + 1)?;

@@ -269,16 +269,16 @@ impl OutputLog {
         if let Some(known) = state.known.get(&task) {
             return Ok(*known);
         }
-        let mut known = state.active.index.known(task);
-        for number in state.sealed.keys().rev() {
-            if known.is_some() {
-                break;
-            }
+        // A segment knows only of what is in it: all are asked, for a channel may have been quiet for long.
+        let mut known = state.active.index.known(task).unwrap_or_default();
+        for number in state.sealed.keys() {
             let path = index_path(&self.dir, *number);
             let found = index::find(&path, task.task).map_err(failed("read", &path))?;
-            known = found.into_iter().find(|(attempt, ..)| *attempt == task).map(|(_, _, known)| known);
+            for (_, _, earlier) in found.into_iter().filter(|(attempt, ..)| *attempt == task) {
+                known.advance(Channel::Stdout, earlier.stdout);
+                known.advance(Channel::Stderr, earlier.stderr);
+            }
         }
-        let known = known.unwrap_or_default();
         state.known.insert(task, known);
         Ok(known)
     }
@@ -293,11 +293,13 @@ impl OutputLog {
     /// # Errors
     /// When the log can't be read.
     pub fn read(&self, wanted: Wanted, after: Position, max: usize) -> Result<Page, OutputError> {
-        let (sealed, active, extents, end) = {
+        let (after, sealed, active, extents, end) = {
             let state = self.lock();
+            let end = Position::new(state.active.number, state.active.end);
+            // A place beyond the end is of another log, such as before a restore.
+            let after = if after > end { Position::default() } else { after };
             let sealed: Vec<u32> = state.sealed.range(after.segment()..).map(|(number, _)| *number).collect();
-            let extents = state.active.index.of(wanted.task);
-            (sealed, state.active.number, extents, Position::new(state.active.number, state.active.end))
+            (after, sealed, state.active.number, state.active.index.of(wanted.task), end)
         };
         let mut reading = Reading { wanted, after, room: max, pieces: Vec::new() };
         for number in sealed {
@@ -311,7 +313,7 @@ impl OutputLog {
         }
         reading.segment(&self.dir, active, extents)?;
         let full = reading.room == 0;
-        let next = reading.pieces.last().filter(|_| full).map_or(end.max(after), |piece| piece.position);
+        let next = reading.pieces.last().filter(|_| full).map_or(end, |piece| piece.position);
         Ok(Page { pieces: reading.pieces, next, end: !full })
     }
 

@@ -3,23 +3,26 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use vm_agent_schemas::api::FleetSource;
-use vm_agent_schemas::credential::{ApiToken, Binding, Credential, JoinToken};
+use vm_agent_schemas::credential::{ApiToken, Binding, Credential, JoinToken, Role};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DriverName, Field, Origin, PowerState, SourceFile};
 use vm_agent_schemas::ids::{
-    Boot, ClaimId, Digest, Epoch, Incarnation, Life, Nonce, OperationId, OverrideId, Revision, Secret, TaskId, TokenId,
+    Boot, ClaimId, Digest, Epoch, GroupId, Incarnation, Life, MessageId, Nonce, OperationId, OverrideId, Revision,
+    Secret, TaskId, TokenId,
 };
 use vm_agent_schemas::intent::{Change, Override, OverridePath, Presence};
+use vm_agent_schemas::message::{Message, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Action, Backoff, Birth, Claim, Operation, Proof, Standing};
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
+use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
 use vm_agent_schemas::units::ByteSize;
-use vm_agent_schemas::wire::{Run, TaskOutcome};
+use vm_agent_schemas::wire::{Address, TaskOutcome};
 
 use super::approvals::Approval;
 use super::revisions::{NewRevision, StoredRevision};
+use super::tasks::Filter;
 use super::*;
-use crate::migrations::migrate;
+use crate::migrations::{migrate, migrate_to};
 
 fn database() -> Connection {
     let mut conn = Connection::open_in_memory().unwrap();
@@ -80,28 +83,53 @@ fn credential(name: &str) -> Credential {
 }
 
 fn task(name: &str, source: TaskSource) -> Task {
-    Task {
-        id: TaskId::generate(),
-        agent: agent(name),
-        source,
-        run: Run { argv: vec!["make".into(), "test".into()], env: BTreeMap::new(), cwd: None },
-        timeout: "90s".parse().unwrap(),
-        attempt: 1,
-        state: TaskState::Queued,
-        created_at: at(0),
-        started_at: None,
-        ended_at: None,
-        output: String::new(),
-    }
+    let terms = Terms { timeout: "90s".parse().unwrap(), ..Terms::default() };
+    Task::new(TaskId::generate(), Some(agent(name)), source, Job::exec(["make", "test"]), terms, at(0))
 }
 
 fn requested(name: &str) -> Task {
-    task(name, TaskSource::Request { author: "ann".into() })
+    task(name, TaskSource::Request { author: "ann".into(), key: None })
 }
 
-fn ended(task: &Task, code: i32, output: &str) -> Task {
+fn called(name: &str, key: &str) -> Task {
+    task(name, TaskSource::Request { author: "ann".into(), key: Some(key.into()) })
+}
+
+fn ended(task: &Task, code: i32) -> Task {
     let state = TaskState::Ended { outcome: TaskOutcome::Exited { code } };
-    Task { state, ended_at: Some(at(5)), output: output.into(), ..task.clone() }
+    Task { state, ended_at: Some(at(5)), ..task.clone() }
+}
+
+fn dead(task: &Task) -> Task {
+    Task { dead: Some("its agent is gone".into()), ..ended(task, 1) }
+}
+
+fn message(from: Address, to: Address) -> Message {
+    Message {
+        id: MessageId::generate(),
+        from,
+        to,
+        subject: "build".into(),
+        body: serde_json::json!({"revision": 7}),
+        in_reply_to: None,
+        author: None,
+        created_at: at(0),
+        expires_at: at(60),
+        state: MessageState::Waiting,
+    }
+}
+
+fn to_agent(name: &str) -> Message {
+    message(Address::Host, Address::Agent(agent(name)))
+}
+
+fn taken(message: &Message) -> Message {
+    Message { state: MessageState::Taken { at: at(1) }, ..message.clone() }
+}
+
+fn given_up(message: &Message) -> Message {
+    let state = MessageState::Dead { at: at(2), reason: "nobody took it".into() };
+    Message { state, ..message.clone() }
 }
 
 #[test]
@@ -192,7 +220,7 @@ fn credentials_are_one_for_each_agent() {
     let joining = credential("web");
     credentials::put(&conn, &joining).unwrap();
     assert_eq!(credentials::get(&conn, &agent("web")).unwrap(), Some(joining.clone()));
-    let binding = Some(Binding { public_key: "key".into(), machine_id: Digest::of(b"machine") });
+    let binding = Some(Binding { public_key: "key".into(), next_key: None, machine_id: Digest::of(b"machine") });
     let bound = Credential { join: None, binding, ..joining };
     credentials::put(&conn, &bound).unwrap();
     assert_eq!(credentials::all(&conn).unwrap(), [bound]);
@@ -268,7 +296,7 @@ fn overrides_are_one_for_each_agent_and_path() {
 }
 
 #[test]
-fn a_task_goes_its_way_and_keeps_its_output() {
+fn a_task_goes_its_way() {
     let conn = database();
     let queued = requested("web");
     tasks::put(&conn, &queued).unwrap();
@@ -277,7 +305,7 @@ fn a_task_goes_its_way_and_keeps_its_output() {
     let running = Task { state, started_at: Some(at(1)), ..queued.clone() };
     tasks::put(&conn, &running).unwrap();
     assert_eq!(tasks::unfinished(&conn).unwrap(), std::slice::from_ref(&running));
-    let done = ended(&running, 0, "ok\n");
+    let done = ended(&running, 0);
     tasks::put(&conn, &done).unwrap();
     assert_eq!(tasks::unfinished(&conn).unwrap(), []);
     assert_eq!(tasks::get(&conn, queued.id).unwrap(), Some(done));
@@ -287,11 +315,11 @@ fn a_task_goes_its_way_and_keeps_its_output() {
 fn a_task_that_has_ended_never_changes() {
     let conn = database();
     let queued = requested("web");
-    let done = ended(&queued, 0, "ok\n");
+    let done = ended(&queued, 0);
     tasks::put(&conn, &queued).unwrap();
     tasks::put(&conn, &done).unwrap();
     tasks::put(&conn, &done).unwrap();
-    for other in [queued, ended(&done, 1, "ok\n"), ended(&done, 0, "other\n")] {
+    for other in [queued, ended(&done, 1), dead(&done)] {
         let error = tasks::put(&conn, &other).unwrap_err();
         assert!(matches!(error, StoreError::TaskEnded { task } if task == done.id), "{error}");
     }
@@ -303,7 +331,7 @@ fn the_id_of_a_task_can_t_be_taken_for_another_one() {
     let conn = database();
     let mine = requested("web");
     tasks::put(&conn, &mine).unwrap();
-    let error = tasks::put(&conn, &Task { agent: agent("db"), ..mine.clone() }).unwrap_err();
+    let error = tasks::put(&conn, &Task { agent: Some(agent("db")), ..mine.clone() }).unwrap_err();
     assert!(matches!(error, StoreError::AlreadyExists { .. }), "{error}");
     assert_eq!(tasks::get(&conn, mine.id).unwrap(), Some(mine));
 }
@@ -317,7 +345,7 @@ fn a_task_of_the_file_is_accepted_once_for_each_machine_and_wording() {
     };
     let first = of_file(machine, &wording);
     tasks::put(&conn, &first).unwrap();
-    tasks::put(&conn, &ended(&first, 0, "much output")).unwrap();
+    tasks::put(&conn, &ended(&first, 0)).unwrap();
     let error = tasks::put(&conn, &of_file(machine, &wording)).unwrap_err();
     assert_eq!(error.to_string(), "there is already a task of this wording for `build` on `web`");
 
@@ -326,7 +354,7 @@ fn a_task_of_the_file_is_accepted_once_for_each_machine_and_wording() {
     tasks::put(&conn, &new_machine).unwrap();
     tasks::put(&conn, &new_wording).unwrap();
     tasks::put(&conn, &requested("web")).unwrap();
-    assert_eq!(tasks::all_from_file(&conn).unwrap(), [ended(&first, 0, ""), new_machine, new_wording]);
+    assert_eq!(tasks::all_from_file(&conn).unwrap(), [ended(&first, 0), new_machine, new_wording]);
 }
 
 #[test]
@@ -337,7 +365,211 @@ fn the_latest_tasks_of_an_agent_come_first() {
         tasks::put(&conn, task).unwrap();
     }
     let [_, second, third] = tasks;
-    assert_eq!(tasks::of_agent(&conn, &agent("web"), 2).unwrap(), [third, second]);
+    let of_web = Filter { agent: Some(agent("web")), ..Filter::default() };
+    assert_eq!(tasks::list(&conn, &of_web, 2).unwrap(), [third, second]);
+}
+
+#[test]
+fn a_filter_lets_through_what_everything_in_it_holds_for() {
+    let conn = database();
+    let group = Some(GroupId::generate());
+    let [queued, grouped, over, letter] =
+        [requested("web"), Task { group, ..requested("web") }, ended(&requested("db"), 0), dead(&requested("web"))];
+    for task in [&queued, &grouped, &over, &letter] {
+        tasks::put(&conn, task).unwrap();
+    }
+    let listed = |filter: Filter| tasks::list(&conn, &filter, 10).unwrap();
+    let all = Filter::default();
+    assert_eq!(listed(all.clone()), [&letter, &over, &grouped, &queued].map(Clone::clone));
+    assert_eq!(listed(Filter { group, ..all.clone() }), std::slice::from_ref(&grouped));
+    assert_eq!(listed(Filter { state: Some("queued"), ..all.clone() }), [grouped, queued]);
+    assert_eq!(listed(Filter { state: Some("ended"), dead: Some(false), ..all.clone() }), [over]);
+    assert_eq!(listed(Filter { dead: Some(true), ..all.clone() }), [letter]);
+    assert_eq!(listed(Filter { dead: Some(true), agent: Some(agent("db")), ..all }), []);
+}
+
+#[test]
+fn a_task_of_a_pool_goes_from_agent_to_agent_and_no_other_does() {
+    let conn = database();
+    let pool = Some("team=build".parse().unwrap());
+    let pooled = Task { agent: None, pool, ..requested("web") };
+    for name in [None, Some("web"), None, Some("db")] {
+        let task = Task { agent: name.map(agent), ..pooled.clone() };
+        tasks::put(&conn, &task).unwrap();
+        assert_eq!(tasks::unfinished(&conn).unwrap(), [task]);
+    }
+    let of_db = Filter { agent: Some(agent("db")), ..Filter::default() };
+    assert_eq!(tasks::list(&conn, &of_db, 9).unwrap().len(), 1);
+}
+
+#[test]
+fn a_key_is_of_one_request_though_it_makes_several_tasks() {
+    let conn = database();
+    let group = Some(GroupId::generate());
+    let [web, db] = ["web", "db"].map(|name| Task { group, ..called(name, "nightly") });
+    tasks::put(&conn, &web).unwrap();
+    tasks::put(&conn, &db).unwrap();
+    for other in [called("ci", "nightly"), Task { group: Some(GroupId::generate()), ..called("ci", "nightly") }] {
+        let error = tasks::put(&conn, &other).unwrap_err();
+        assert_eq!(error.to_string(), "there is already a task with the key for nightly");
+    }
+    tasks::put(&conn, &called("ci", "weekly")).unwrap();
+    assert_eq!(tasks::by_key(&conn, "nightly").unwrap(), [web, db]);
+    assert_eq!(tasks::by_key(&conn, "yearly").unwrap(), []);
+}
+
+#[test]
+fn a_dead_letter_is_dropped_once_and_its_outcome_stays() {
+    let conn = database();
+    let letter = dead(&requested("web"));
+    tasks::put(&conn, &letter).unwrap();
+    assert!(tasks::drop_dead(&conn, letter.id).unwrap());
+    assert!(!tasks::drop_dead(&conn, letter.id).unwrap());
+    assert_eq!(tasks::get(&conn, letter.id).unwrap(), Some(Task { dead: None, ..letter }));
+}
+
+#[test]
+fn the_oldest_ended_tasks_go_and_what_a_machine_was_given_stays() {
+    let conn = database();
+    let present = claim("web");
+    claims::put(&conn, &present).unwrap();
+    let of = |claim| ended(&task("web", of_file(claim, "build")), 0);
+    let (given, of_former) = (of(present.id), of(ClaimId::generate()));
+    let by_hand: Vec<Task> = (0..4).map(|code| ended(&requested("web"), code)).collect();
+    let letters = [dead(&requested("web")), dead(&requested("web"))];
+    let open = requested("web");
+    for task in [&given, &of_former, &open].into_iter().chain(&by_hand).chain(&letters) {
+        tasks::put(&conn, task).unwrap();
+    }
+    assert_eq!(tasks::prune(&conn, 2, 1).unwrap(), 4);
+    let left = tasks::list(&conn, &Filter::default(), 99).unwrap();
+    assert_eq!(left, [&letters[1], &by_hand[3], &by_hand[2], &open, &given].map(Clone::clone));
+    assert_eq!(tasks::prune(&conn, 2, 1).unwrap(), 0);
+}
+
+fn of_file(claim: ClaimId, name: &str) -> TaskSource {
+    TaskSource::File { name: name.parse().unwrap(), digest: Digest::of(name.as_bytes()), claim, due: None }
+}
+
+#[test]
+fn tasks_from_before_attempts_are_carried_over() {
+    let mut conn = Connection::open_in_memory().unwrap();
+    migrate_to(&mut conn, 2).unwrap();
+    let (id, claim) = (TaskId::generate(), ClaimId::generate());
+    let record = serde_json::json!({
+        "id": id, "agent": "web", "source": {"from": "File", "name": "build", "digest": "d", "claim": claim},
+        "run": {"argv": ["make"], "env": {"CI": "1"}, "cwd": "src"}, "timeout": "90s", "attempt": 1,
+        "state": {"state": "ended", "outcome": {"end": "exited", "code": 2}},
+        "createdAt": at(0), "startedAt": at(1), "endedAt": at(2), "output": "",
+    });
+    let record = record.to_string().replace("\"File\"", "\"file\"");
+    let sql = "INSERT INTO tasks (id, agent, ended, claim, name, digest, record, output) VALUES (?1, 'web', 1, ?2, 'build', 'd', ?3, 'x')";
+    conn.execute(sql, (id.to_string(), claim.to_string(), record)).unwrap();
+    let plain = serde_json::json!({
+        "id": TaskId::generate(), "agent": "db", "source": {"from": "request", "author": "ann"}, "run": {"argv": ["ls"]},
+        "timeout": "1h", "attempt": 1, "state": {"state": "sent", "incarnation": 4}, "createdAt": at(0),
+        "startedAt": null, "endedAt": null, "output": "",
+    });
+    let sql = "INSERT INTO tasks (id, agent, ended, record, output) VALUES (?1, 'db', 0, ?2, '')";
+    conn.execute(sql, (plain["id"].as_str().unwrap(), plain.to_string())).unwrap();
+    migrate(&mut conn).unwrap();
+
+    let carried = tasks::get(&conn, id).unwrap().unwrap();
+    let job = Job { env: [("CI".into(), "1".into())].into(), cwd: Some("src".into()), ..Job::exec(["make"]) };
+    assert_eq!((&carried.job, carried.terms.timeout), (&job, "90s".parse().unwrap()));
+    assert_eq!(carried.outcome(), Some(&TaskOutcome::Exited { code: 2 }));
+    assert_eq!(tasks::all_from_file(&conn).unwrap(), [carried]);
+    let open = tasks::unfinished(&conn).unwrap();
+    assert_eq!((open.len(), &open[0].job), (1, &Job::exec(["ls"])));
+    assert_eq!(open[0].handed_to(), Some(Incarnation(4)));
+}
+
+#[test]
+fn a_message_is_stored_once_and_goes_one_way() {
+    let conn = database();
+    let waiting = to_agent("web");
+    for message in [&waiting, &waiting, &taken(&waiting), &waiting, &given_up(&waiting)] {
+        messages::put(&conn, message).unwrap();
+    }
+    assert_eq!(messages::get(&conn, waiting.id, None).unwrap(), [taken(&waiting)]);
+}
+
+#[test]
+fn an_id_is_its_senders_and_goes_to_several_receivers() {
+    let conn = database();
+    let first = to_agent("web");
+    let second = Message { to: Address::Agent(agent("db")), ..first.clone() };
+    let forged = Message { from: Address::Agent(agent("ci")), body: "other".into(), ..first.clone() };
+    for message in [&first, &second, &forged] {
+        messages::put(&conn, message).unwrap();
+    }
+    assert_eq!(messages::get(&conn, first.id, Some(&Address::Host)).unwrap(), [first.clone(), second]);
+    assert_eq!(messages::get(&conn, first.id, None).unwrap().len(), 3);
+}
+
+#[test]
+fn what_waits_is_remembered_whole_and_what_was_taken_without_what_it_said() {
+    let conn = database();
+    let (old, waiting, letter) = (taken(&to_agent("web")), to_agent("web"), given_up(&to_agent("web")));
+    for message in [&old, &waiting, &letter] {
+        messages::put(&conn, message).unwrap();
+    }
+    let forgotten = Message { body: serde_json::Value::Null, ..old };
+    assert_eq!(messages::remembered(&conn).unwrap(), [forgotten, waiting]);
+    assert_eq!(messages::dead(&conn, 9).unwrap(), [letter]);
+}
+
+#[test]
+fn a_mailbox_is_read_on_from_where_it_was_left() {
+    let conn = database();
+    let web = Address::Agent(agent("web"));
+    let to_host: Vec<Message> = (0..5).map(|_| message(web.clone(), Address::Host)).collect();
+    let to_web = to_agent("web");
+    for message in to_host.iter().chain([&to_web, &to_agent("db")]) {
+        messages::put(&conn, message).unwrap();
+    }
+    let of_host = |after: Option<MessageId>, limit| messages::of(&conn, &Address::Host, false, after, limit).unwrap();
+    assert_eq!(of_host(None, 2), to_host[3..]);
+    assert_eq!(of_host(Some(to_host[1].id), 2), to_host[2..4]);
+    assert_eq!(of_host(Some(to_host[4].id), 2), []);
+    assert_eq!(of_host(Some(MessageId::generate()), 1), to_host[4..]);
+    assert_eq!(messages::of(&conn, &web, true, None, 99).unwrap().len(), 6);
+    assert_eq!(messages::of(&conn, &web, false, None, 99).unwrap(), [to_web]);
+}
+
+#[test]
+fn the_oldest_messages_go_and_what_waits_stays() {
+    let conn = database();
+    let waiting = to_agent("web");
+    let over: Vec<Message> = (0..3).map(|_| taken(&to_agent("web"))).collect();
+    let letters: Vec<Message> = (0..3).map(|_| given_up(&to_agent("web"))).collect();
+    for message in [&waiting].into_iter().chain(&over).chain(&letters) {
+        messages::put(&conn, message).unwrap();
+    }
+    assert_eq!(messages::prune(&conn, 1, 2).unwrap(), 3);
+    assert_eq!(messages::remembered(&conn).unwrap().len(), 2);
+    assert_eq!(messages::dead(&conn, 9).unwrap(), [letters[2].clone(), letters[1].clone()]);
+    let other = Address::Agent(agent("db"));
+    assert_eq!(messages::drop_dead(&conn, letters[1].id, Some(&other)).unwrap(), 0);
+    assert_eq!(messages::drop_dead(&conn, letters[1].id, None).unwrap(), 1);
+    assert_eq!(messages::drop_dead(&conn, waiting.id, None).unwrap(), 0);
+}
+
+#[test]
+fn closed_operations_and_the_audit_are_bounded() {
+    let conn = database();
+    for second in 0..4 {
+        let operation = operation("web");
+        operations::open(&conn, &operation).unwrap();
+        operations::close(&conn, operation.id, "succeeded", at(second)).unwrap();
+        audit::append(&conn, at(second), "ann", "POST", "/apply", 200).unwrap();
+    }
+    let open = operation("web");
+    operations::open(&conn, &open).unwrap();
+    assert_eq!((operations::prune(&conn, 1).unwrap(), audit::prune(&conn, 3).unwrap()), (3, 1));
+    assert_eq!(operations::open_operations(&conn).unwrap(), [open]);
+    let oldest: String = conn.query_row("SELECT min(at) FROM audit", (), |row| row.get(0)).unwrap();
+    assert_eq!(oldest, at(1).to_string());
 }
 
 #[test]
@@ -347,9 +579,11 @@ fn a_token_is_found_by_its_digest_alone() {
         id: TokenId::generate(),
         name: name.into(),
         digest: Secret::generate().digest(),
+        role: Role::Lifecycle,
         created_at: at(0),
+        expires_at: None,
     };
-    let (one, two) = (token("ci"), token("laptop"));
+    let (one, two) = (token("ci"), ApiToken { role: Role::Read, expires_at: Some(at(60)), ..token("laptop") });
     tokens::put(&conn, &one).unwrap();
     tokens::put(&conn, &two).unwrap();
     assert_eq!(tokens::find(&conn, &one.digest).unwrap(), Some(one.clone()));
