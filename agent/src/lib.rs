@@ -21,6 +21,7 @@ mod log_forward;
 mod messages;
 mod outgoing;
 mod process;
+mod redact;
 mod rotation;
 mod runtime;
 mod sentence;

@@ -1,6 +1,15 @@
-//! Processes: started in a group of their own, read until they have no more to say, ended as a group.
+//! Processes: started in a group of their own, read until they have no more to say, ended as a group or as a
+//! whole tree.
 
-use std::collections::BTreeMap;
+mod account;
+mod table;
+mod tree;
+
+pub(crate) use account::{Account, AccountError};
+pub(crate) use table::{Entry, entries};
+pub(crate) use tree::{Mark, Sample, Tree, kill_marked};
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,9 +18,10 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use pty_process::Pts;
-use rustix::process::{Pid, kill_process, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process_group, test_kill_process_group, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use vm_agent_schemas::ids::{Nonce, Secret};
@@ -84,6 +94,8 @@ pub(crate) enum SpawnError {
     Denied(String),
     #[error("`{program}`: {reason}")]
     Other { program: String, reason: io::Error },
+    #[error(transparent)]
+    Account(#[from] AccountError),
 }
 
 impl Surroundings {
@@ -109,18 +121,19 @@ impl Surroundings {
     /// Starts a process on a terminal, whose session it leads. With nothing to run it is the user's shell, as
     /// after a login. Answers with what it runs as well.
     pub(crate) fn spawn_on(&self, mut run: Run, terminal: Pts) -> Result<(Leader, Vec<String>), SpawnError> {
+        let account = account_of(&run)?;
         let login = run.argv.is_empty();
         if login {
-            run.argv = vec![own_shell()];
+            run.argv = vec![account.as_ref().map_or_else(own_shell, |account| account.shell().to_owned())];
         }
-        let mut command = self.prepare(&run)?;
+        let mut command = self.prepare(&run, account.as_ref())?;
         let program = &run.argv[0];
         if login {
             // The dash tells a shell that it is one of a login.
             let name = Path::new(program).file_name().unwrap_or_default();
             command.arg0([OsStr::new("-"), name].join(OsStr::new("")));
         }
-        let started = pty_process::Command::from(command).spawn(terminal);
+        let started = launch(account.as_ref(), || pty_process::Command::from(command).spawn(terminal))?;
         let child = started.map_err(|error| match error {
             pty_process::Error::Io(error) => SpawnError::new(program, error),
             other => SpawnError::new(program, io::Error::other(other)),
@@ -128,20 +141,41 @@ impl Surroundings {
         Ok((Leader::new(child), run.argv))
     }
 
+    /// The same with only these of the secrets; with all of them when it is not said with which.
+    pub(crate) fn with_secrets(&self, chosen: Option<&BTreeSet<String>>) -> Result<Self, String> {
+        let Some(chosen) = chosen else { return Ok(self.clone()) };
+        let secret = |name: &String| match self.secrets.get(name) {
+            Some(secret) => Ok((name.clone(), secret.clone())),
+            None => Err(format!("the agent has no secret `{name}`")),
+        };
+        Ok(Self { secrets: chosen.iter().map(secret).collect::<Result<_, _>>()?, ..self.clone() })
+    }
+
+    /// The folder of what runs: the work folder, or one from there on.
+    pub(crate) fn folder(&self, cwd: Option<&str>) -> Result<PathBuf, SpawnError> {
+        let folder = cwd.map_or_else(|| self.work.clone(), |cwd| self.work.join(cwd));
+        if folder.is_dir() { Ok(folder) } else { Err(SpawnError::NoFolder(folder.display().to_string())) }
+    }
+
     fn start(&self, run: &Run, connect: impl FnOnce(&mut Command) -> &mut Command) -> Result<Child, SpawnError> {
-        let mut command = self.prepare(run)?;
-        let started = connect(command.process_group(0)).spawn();
+        let account = account_of(run)?;
+        let mut command = self.prepare(run, account.as_ref())?;
+        let command = connect(command.process_group(0));
+        let started = launch(account.as_ref(), || command.spawn())?;
         started.map_err(|error| SpawnError::new(&run.argv[0], error))
     }
 
     /// A command that has all but its input, its output and its group.
-    fn prepare(&self, run: &Run) -> Result<Command, SpawnError> {
+    fn prepare(&self, run: &Run, account: Option<&Account>) -> Result<Command, SpawnError> {
         let (program, arguments) = run.argv.split_first().ok_or(SpawnError::NoProgram)?;
-        let folder = run.cwd.as_ref().map_or_else(|| self.work.clone(), |cwd| self.work.join(cwd));
-        if !folder.is_dir() {
-            return Err(SpawnError::NoFolder(folder.display().to_string()));
-        }
+        let folder = self.folder(run.cwd.as_deref())?;
         let mut command = self.command(program, &folder);
+        if let Some(account) = account {
+            command.envs(account.environment());
+            if let Some(uid) = account.uid() {
+                command.uid(uid).gid(account.gid());
+            }
+        }
         command
             .args(arguments)
             .envs(&self.env)
@@ -186,6 +220,20 @@ impl Leader {
         let status = self.child.wait().await;
         self.group = None;
         outcome(&status)
+    }
+
+    /// Waits for the process to end, and leaves it to be looked at until [`Leader::wait`]: as long as it is not
+    /// waited for, its id and its group are nobody else's. May be dropped and called again.
+    pub(crate) async fn ended(&mut self) {
+        // Listening comes first, so that no end is missed.
+        if let (Some(process), Ok(mut ends)) = (self.group, signal(SignalKind::child())) {
+            let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            while let Ok(None) = waitid(WaitId::Pid(process), look) {
+                ends.recv().await;
+            }
+        } else {
+            self.wait().await;
+        }
     }
 
     /// Sends a signal to the process's group; nothing happens once the process has been waited for, for
@@ -244,6 +292,22 @@ pub(crate) const fn number(signal: Signal) -> rustix::process::Signal {
     }
 }
 
+/// The user that something is to run as, if that is said.
+fn account_of(run: &Run) -> Result<Option<Account>, AccountError> {
+    run.user.as_deref().map(Account::find).transpose()
+}
+
+/// Starts what is prepared for a user.
+fn launch<T: Send>(account: Option<&Account>, spawn: impl FnOnce() -> T + Send) -> Result<T, AccountError> {
+    let Some(account) = account else { return Ok(spawn()) };
+    // Whoever waits for a child does it by the event loop that it was started in.
+    let handle = tokio::runtime::Handle::current();
+    account.spawning(|| {
+        let _within = handle.enter();
+        spawn()
+    })
+}
+
 /// The shell of the user that the runtime runs as.
 fn own_shell() -> String {
     let uid = rustix::process::getuid().as_raw().to_string();
@@ -254,25 +318,6 @@ fn own_shell() -> String {
     });
     let shell = shell.filter(|shell| !shell.is_empty()).or_else(|| std::env::var("SHELL").ok());
     shell.unwrap_or_else(|| "/bin/sh".to_owned())
-}
-
-/// Kills all processes that carry an environment variable with such a value. What they do can't be followed
-/// any more, so they are not asked. Where there is no `/proc` nothing is found: there the service
-/// manager has to end what a killed runtime leaves.
-pub(crate) fn kill_marked(variable: &str, such: impl Fn(&str) -> bool) {
-    let is_mark = |entry: &[u8]| {
-        let value = str::from_utf8(entry).ok().and_then(|entry| entry.strip_prefix(variable)?.strip_prefix('='));
-        value.is_some_and(&such)
-    };
-    let Ok(processes) = std::fs::read_dir("/proc") else { return };
-    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    for process in ids.filter_map(Pid::from_raw) {
-        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(is_mark) {
-            // One that has ended meanwhile needs no signal.
-            let _ = kill_process(process, rustix::process::Signal::KILL);
-        }
-    }
 }
 
 fn outcome(status: &io::Result<ExitStatus>) -> TaskOutcome {

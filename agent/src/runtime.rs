@@ -29,7 +29,7 @@ use crate::messages::{Errand, Messages};
 use crate::outgoing::Outgoing;
 use crate::session::{Session, SessionEnd, SessionEvent};
 use crate::streams::Means;
-use crate::tasks::Tasks;
+use crate::tasks::{Stage, Tasks};
 use crate::terminals::Terminals;
 use crate::upgrade::{Change, Upgrades};
 
@@ -223,7 +223,10 @@ impl Runtime {
             }
             Event::Opened(Err(error)) => self.not_opened(&error),
             Event::Session(event) => self.on_session(event),
-            Event::TaskEnded(ended) => self.tasks.end(ended, self.link.outgoing()),
+            Event::TaskEnded(end) => {
+                let (surroundings, tracker) = (&self.in_force.surroundings, &self.processes);
+                self.tasks.end(end, Stage { surroundings, outgoing: self.link.outgoing(), tracker });
+            }
             Event::Logged(lines) => {
                 if let Some(outgoing) = self.link.outgoing() {
                     outgoing.say(FromRuntime::Log(lines));
@@ -360,7 +363,10 @@ impl Runtime {
                 self.in_force.apply(configuration, &self.processes);
                 outgoing.say(FromRuntime::Configured(self.in_force.told()));
             }
-            FromHub::Task(order) => self.tasks.order(&order, &self.in_force.surroundings, outgoing, &self.processes),
+            FromHub::Task(order) => {
+                let (surroundings, tracker) = (&self.in_force.surroundings, &self.processes);
+                self.tasks.order(order, Stage { surroundings, outgoing: Some(outgoing), tracker });
+            }
             FromHub::TaskAck(task) => self.tasks.acknowledged(task),
             FromHub::StreamOpen(order) => {
                 let means = Means {
@@ -381,9 +387,8 @@ impl Runtime {
                     session.streams.taken(taken);
                 }
             }
-            FromHub::TaskFollow(_) | FromHub::TaskCancel(_) => {
-                tracing::warn!("the hub asked for what this runtime does not know; ignored")
-            }
+            FromHub::TaskFollow(follow) => self.tasks.follow(follow, outgoing),
+            FromHub::TaskCancel(task) => self.tasks.cancel(task),
             FromHub::Rotate(challenge) => {
                 match self.identity.keys.rotate(&challenge, &self.seed.agent, self.seed.incarnation) {
                     Ok(rotated) => outgoing.say(FromRuntime::Rotated(rotated)),

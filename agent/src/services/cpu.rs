@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use vm_agent_schemas::names::ServiceName;
 
+use crate::process::{Entry, entries};
+
 /// The shortest time over which a share is measured: the clock behind it ticks a hundred times a second.
 const SPAN_MIN: Duration = Duration::from_secs(1);
 
@@ -24,16 +26,6 @@ struct Share {
     percent: f32,
 }
 
-/// A line of `/proc/*/stat`, as far as it matters here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Process {
-    id: u32,
-    parent: u32,
-    group: u32,
-    /// Its own time and that of its children which have ended, in ticks.
-    ticks: u64,
-}
-
 impl Meter {
     /// The share of one processor that each service took since the last measurement, in percent, given the
     /// processes that lead them.
@@ -42,7 +34,7 @@ impl Meter {
         let span = self.measured.map(|measured| now - measured);
         self.shares.retain(|name, share| leaders.get(name) == Some(&share.leader));
         if span.is_none_or(|span| span >= SPAN_MIN) {
-            let processes = if leaders.is_empty() { Vec::new() } else { read() };
+            let processes = if leaders.is_empty() { Vec::new() } else { entries() };
             self.measured = Some(now);
             self.update(leaders, &processes, span, rustix::param::clock_ticks_per_second());
         }
@@ -52,7 +44,7 @@ impl Meter {
     fn update(
         &mut self,
         leaders: &BTreeMap<ServiceName, u32>,
-        processes: &[Process],
+        processes: &[Entry],
         span: Option<Duration>,
         ticks_per_second: u64,
     ) {
@@ -73,11 +65,11 @@ fn percent(ticks: u64, ticks_per_second: u64, span: Duration) -> f32 {
 }
 
 /// The time that a process took together with its group, and with all that descend from either.
-fn ticks_of(leader: u32, processes: &[Process]) -> u64 {
+fn ticks_of(leader: u32, processes: &[Entry]) -> u64 {
     let mut tree = BTreeSet::from([leader]);
     loop {
         let size = tree.len();
-        let belongs = |it: &&Process| it.group == leader || tree.contains(&it.parent);
+        let belongs = |it: &&Entry| it.group == leader || tree.contains(&it.parent);
         let found: Vec<u32> = processes.iter().filter(belongs).map(|it| it.id).collect();
         tree.extend(found);
         if tree.len() == size {
@@ -86,38 +78,12 @@ fn ticks_of(leader: u32, processes: &[Process]) -> u64 {
     }
 }
 
-/// All processes that can be read.
-fn read() -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    ids.filter_map(|id: u32| parse(&std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)).collect()
-}
-
-/// Reads a line of `/proc/*/stat`. The program's name stands in brackets and can hold anything.
-fn parse(line: &str) -> Option<Process> {
-    let (id, _) = line.split_once(' ')?;
-    let (_, rest) = line.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    // In the manual's counting state is field 3, and the four times are fields 14 to 17.
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let id_at = |field: usize| u32::try_from(number(field)?).ok();
-    let ticks = (14..=17).map(number).sum::<Option<u64>>()?;
-    Some(Process { id: id.parse().ok()?, parent: id_at(4)?, group: id_at(5)?, ticks })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const fn process(id: u32, parent: u32, group: u32, ticks: u64) -> Process {
-        Process { id, parent, group, ticks }
-    }
-
-    #[test]
-    fn a_line_of_proc_is_read_whatever_the_program_is_called() {
-        let line = "42 (a) R 1 (b) S 7 40 40 0 -1 4194304 100 0 0 0 11 22 33 44 20 0 1 0 5 0 0";
-        assert_eq!(parse(line), Some(process(42, 7, 40, 110)));
-        assert_eq!(parse("42 (torn"), None);
+    const fn process(id: u32, parent: u32, group: u32, ticks: u64) -> Entry {
+        Entry { id, parent, group, ended: false, ticks, start: 0, pages: 0 }
     }
 
     #[test]
@@ -152,12 +118,5 @@ mod tests {
         assert_eq!(measure(&leaders, 600, Some(10)), 0.0);
         let restarted = BTreeMap::from([(name.clone(), 20)]);
         assert_eq!(measure(&restarted, 300, Some(2)), 150.0, "all of its time is new");
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn this_process_is_seen() {
-        let own = std::process::id();
-        assert!(read().iter().any(|process| process.id == own));
     }
 }

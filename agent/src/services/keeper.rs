@@ -17,6 +17,7 @@ use super::{Pace, SERVICE_VARIABLE, Wanted};
 use crate::backoff::Backoff;
 use crate::log_forward::LogSender;
 use crate::process::{Drain, Leader, Process, Surroundings, end_group, kill_marked};
+use crate::redact::Redaction;
 use crate::sentence::sentence;
 
 /// How a service is.
@@ -181,8 +182,11 @@ impl Keeper {
             over.cancel();
             end
         };
-        let out = forward(format!("service {} | ", self.name), Drain::new(stdout, over.clone()), self.log.clone());
-        let err = forward(format!("service {} ! ", self.name), Drain::new(stderr, over.clone()), self.log.clone());
+        let redaction = Redaction::new(&self.surroundings.secrets);
+        let mark = |sign| format!("service {} {sign} ", self.name);
+        let log = || self.log.clone();
+        let out = forward(mark('|'), Drain::new(stdout, over.clone()), redaction.stream(), log());
+        let err = forward(mark('!'), Drain::new(stderr, over.clone()), redaction.stream(), log());
         let probing = async {
             if let Some(probe) = self.entry.probe.clone() {
                 let run = self.run_of(&probe.exec);

@@ -1,21 +1,28 @@
-//! What a service writes, line by line into the log.
+//! What a service writes, line by line into the log, without the secrets that it was given.
 
 use tokio::io::AsyncRead;
 
 use crate::log_forward::{LINE_MAX, LogSender};
 use crate::process::Drain;
+use crate::redact::Redactor;
 
 /// How much is read at once, in bytes. A service that writes nothing holds a buffer of this size for each of
 /// its channels.
 const READ: usize = 4096;
 
 /// Sends what comes out of a pipe to the log, each line after `mark`.
-pub(super) async fn forward<R: AsyncRead + Unpin>(mark: String, mut pipe: Drain<R>, log: LogSender) {
+pub(super) async fn forward<R: AsyncRead + Unpin>(
+    mark: String,
+    mut pipe: Drain<R>,
+    mut redactor: Redactor,
+    log: LogSender,
+) {
     let mut lines = Lines::default();
     let add = |line: &[u8]| log.add(|| format!("{mark}{}", String::from_utf8_lossy(line)));
     while let Some(data) = pipe.read(READ).await {
-        lines.push(&data, add);
+        lines.push(&redactor.push(data), add);
     }
+    lines.push(&redactor.finish(), add);
     lines.finish(add);
 }
 

@@ -58,15 +58,17 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_agent_schemas::wire::{TaskOutcome, TaskRef};
+    use vm_agent_schemas::task::{OUTPUT, Report};
+    use vm_agent_schemas::wire::{TaskEnded, TaskOutcome, TaskRef};
 
     #[test]
     fn the_last_record_of_each_task_is_read_back() {
         let place = tempfile::tempdir().unwrap();
         let journal = Journal::new(place.path().to_owned());
         let task = TaskRef { task: TaskId::generate(), attempt: 1 };
-        let settled = Record::Acknowledged { task, outcome: TaskOutcome::TimedOut };
-        journal.write(&Record::Started(task)).unwrap();
+        let end = TaskEnded { task, outcome: TaskOutcome::TimedOut, report: Report::default() };
+        let settled = Record::Acknowledged { end };
+        journal.write(&Record::Started { task, output: OUTPUT }).unwrap();
         journal.write(&settled).unwrap();
         fs::write(place.path().join("torn.json"), "{").unwrap();
         fs::write(place.path().join("torn.json.new"), "{").unwrap();

@@ -1,192 +1,296 @@
-//! Tasks: each attempt runs once, and its end is told until the hub has stored it.
+//! Tasks: each attempt runs once, and its output and its end are told until the hub has stored them.
 //!
 //! The order of writing is what keeps that true over a crash at any instant. That an attempt begins is
-//! in the journal before its process exists, and how it ended before the hub is told. What began and
-//! has no end when the runtime starts was interrupted.
+//! in the journal before anything of it exists, and how it ended before the hub is told. What began and
+//! has no end when the runtime starts was interrupted; what it wrote until then is told as well.
+//!
+//! A new session is told of every attempt that is not settled; what the hub then asks for is sent from where it
+//! has it, and the end after that ([`feed`]). Everything that the hub has said of an attempt in an earlier session
+//! is void: it says it again.
+//!
+//! A disk that is full stops no attempt that has begun: output that can't be kept is left out ([`spool`]), and an
+//! end that can't be written counts as long as the runtime lives. A new attempt does not start then, because
+//! without its mark in the journal it might run twice.
 
+mod artifacts;
+mod attempt;
+mod feed;
 mod journal;
 mod ledger;
 mod output;
+mod spool;
+mod usage;
+mod work;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::TaskId;
-use vm_agent_schemas::task::{Report, Work};
-use vm_agent_schemas::wire::{
-    Channel, DATA_MAX, FromRuntime, Run, StreamTaken, TaskEnded, TaskOrder, TaskOutcome, TaskRef,
-};
+use vm_agent_schemas::task::{OUTPUT_MAX, Report};
+use vm_agent_schemas::units::ByteSize;
+use vm_agent_schemas::wire::{FromRuntime, StreamTaken, TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef};
 
-use crate::folder::FolderError;
+use crate::folder::{FolderError, failed};
 use crate::outgoing::Outgoing;
-use crate::process::{Drain, Process, Surroundings, kill_marked};
+use crate::process::{Surroundings, kill_marked};
+use attempt::Attempt;
+use feed::{Feed, Wish};
 use journal::Journal;
 use ledger::{Answer, Ledger, Record};
 use output::Output;
+use usage::Table;
+use work::script::ScriptFile;
 
-/// The environment variable with the task's id that every process of a task carries: by it the next start
-/// finds what a killed runtime left running.
+/// The environment variable with the task's id that every process of a task carries: by it what has left the
+/// process's group is found, and what a killed runtime left running.
 const TASK_VARIABLE: &str = "VM_AGENT_TASK";
-/// How long the processes of a task that ran into its timeout may take to end.
-const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
-/// How long the processes of a task may take to end when the runtime goes down.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// How many attempts may run at once. The hub asks for a few; this keeps a hub that has lost its count from
+/// filling the machine.
+const ATTEMPTS_MAX: usize = 64;
 
 /// The tasks of this instance.
 #[derive(Debug)]
 pub(crate) struct Tasks {
+    folder: PathBuf,
     journal: Journal,
     ledger: Ledger,
-    running: HashMap<TaskId, Running>,
+    /// The attempts that are not settled.
+    live: HashMap<TaskId, Live>,
+    /// What the hub listens to in this session.
+    feeds: HashMap<TaskId, Feed>,
+    /// Attempts that begin when the one before them has ended.
+    next: HashMap<TaskId, TaskOrder>,
     ends: mpsc::UnboundedSender<TaskEnded>,
     ended: mpsc::UnboundedReceiver<TaskEnded>,
     stop: CancellationToken,
+    table: Arc<Table>,
 }
 
-/// A task that is running.
+/// An attempt that is not settled.
 #[derive(Debug)]
-struct Running {
-    /// The stream on which its output is sent, in the session in which it was ordered.
-    stream: Option<u32>,
-    output: Shared,
+struct Live {
+    task: TaskRef,
+    kept: ByteSize,
+    output: Arc<Output>,
+    /// As long as it runs: what cancels it.
+    cancel: Option<CancellationToken>,
 }
 
-type Shared = Arc<Mutex<Output>>;
+/// What an attempt needs of the rest of the runtime in order to begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stage<'a> {
+    /// What its processes find around them.
+    pub(crate) surroundings: &'a Arc<Surroundings>,
+    /// The way to the hub, while there is one.
+    pub(crate) outgoing: Option<&'a Outgoing>,
+    /// What looks after its processes.
+    pub(crate) tracker: &'a TaskTracker,
+}
 
 impl Tasks {
     /// Reads the journals of earlier starts. What had begun and not ended is interrupted.
     pub(crate) fn load(folder: PathBuf) -> Result<Self, FolderError> {
-        let journal = Journal::new(folder);
+        let journal = Journal::new(folder.clone());
         let (ledger, interrupted) = Ledger::recover(journal.load()?);
         for record in &interrupted {
-            let id = record.task().task;
-            tracing::warn!(task.id = %id, "the runtime went down while a task ran: it is interrupted");
-            let mark = id.to_string();
+            let task = record.task();
+            tracing::warn!(task.id = %task.task, "the runtime went down while a task ran: it is interrupted");
+            let mark = task.task.to_string();
             kill_marked(TASK_VARIABLE, |value| value == mark);
+            ScriptFile::clear(task);
             journal.write(record)?;
         }
+        let recovered = |record: &Record| {
+            let Record::Ended { end, output: kept } = record else { return None };
+            let task = end.task;
+            let output = Arc::new(Output::recover(output_folder(&folder, task), kept.bytes(), end.clone()));
+            Some((task.task, Live { task, kept: *kept, output, cancel: None }))
+        };
+        let live: HashMap<TaskId, Live> = ledger.unsettled().filter_map(recovered).collect();
         let (ends, ended) = mpsc::unbounded_channel();
-        Ok(Self { journal, ledger, running: HashMap::new(), ends, ended, stop: CancellationToken::new() })
+        let (feeds, next) = (HashMap::new(), HashMap::new());
+        let (stop, table) = (CancellationToken::new(), Arc::default());
+        let tasks = Self { folder, journal, ledger, live, feeds, next, ends, ended, stop, table };
+        tasks.clear()?;
+        Ok(tasks)
     }
 
     /// How many tasks are running.
     pub(crate) fn count(&self) -> u32 {
-        u32::try_from(self.running.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.running()).unwrap_or(u32::MAX)
     }
 
-    /// The next task whose process has ended. May be dropped and called again without loss.
+    /// The next task that has ended. May be dropped and called again without loss.
     pub(crate) async fn next_end(&mut self) -> TaskEnded {
         self.ended.recv().await.expect("self keeps a sender")
     }
 
-    /// Tells a new session what is running, and what has ended and is not acknowledged.
-    /// Streams are numbered anew in it, so none of the old ones is a task's any more.
+    /// Tells a new session of every attempt that is not settled, and waits to be asked for more.
     pub(crate) fn resume(&mut self, outgoing: &Outgoing) {
-        self.running.values_mut().for_each(|running| running.stream = None);
-        self.ledger.unsettled().for_each(|message| outgoing.say(message));
+        self.feeds.clear();
+        self.next.clear();
+        self.ledger.unsettled().for_each(|record| outgoing.say(FromRuntime::TaskStarted(record.task())));
     }
 
-    /// Obeys an order, unless it was obeyed before.
-    pub(crate) fn order(
-        &mut self,
-        order: &TaskOrder,
-        surroundings: &Surroundings,
-        outgoing: &Outgoing,
-        tracker: &TaskTracker,
-    ) {
-        match self.ledger.answer(order.task) {
-            Answer::Run => self.start(order, surroundings, outgoing, tracker),
-            Answer::Running => {
-                // The hub has lost what it knew of this task, and follows its output on a new stream.
-                if let Some(running) = self.running.get_mut(&order.task.task) {
-                    running.stream = Some(order.stream);
-                    lock(&running.output).attach(order.stream, outgoing.clone());
-                }
-                outgoing.say(FromRuntime::TaskStarted(order.task));
+    /// Obeys an order, unless it was obeyed before. An attempt that is in the journal is told of instead, with what
+    /// is left of its output.
+    pub(crate) fn order(&mut self, order: TaskOrder, stage: Stage<'_>) {
+        let Some(outgoing) = stage.outgoing else { return };
+        let (task, stream) = (order.task, order.stream);
+        match self.ledger.answer(task) {
+            Answer::Run => self.start(order, stage),
+            Answer::Known => {
+                outgoing.say(FromRuntime::TaskStarted(task));
+                let Some(live) = self.live.get(&task.task) else { return };
+                let output = Arc::clone(&live.output);
+                self.feed(task, Wish::all(stream), output, outgoing);
             }
-            Answer::Ended(ended) => outgoing.say(FromRuntime::TaskEnded(ended)),
+            Answer::Settled(end) => {
+                outgoing.say(FromRuntime::TaskStarted(task));
+                let output = Output::recover(output_folder(&self.folder, task), 0, end);
+                self.feed(task, Wish::all(stream), Arc::new(output), outgoing);
+            }
+            Answer::After(earlier) => {
+                self.cancel(earlier);
+                self.next.insert(task.task, order);
+            }
             Answer::Stale => {
-                tracing::warn!(task.id = %order.task.task, "an attempt older than one that ran was ordered; ignored");
+                tracing::warn!(task.id = %task.task, "an attempt older than one that ran was ordered; ignored");
             }
+        }
+    }
+
+    /// Sends what the hub has not of an attempt's output, and its end.
+    pub(crate) fn follow(&mut self, follow: TaskFollow, outgoing: &Outgoing) {
+        let TaskFollow { task, stream, stdout, stderr } = follow;
+        let Some(live) = self.live.get(&task.task).filter(|live| live.task == task) else { return };
+        let output = Arc::clone(&live.output);
+        self.feed(task, Wish { stream, stdout, stderr }, output, outgoing);
+    }
+
+    /// Ends an attempt that nobody wants any more. One that is not known, or has ended, stays as it is.
+    pub(crate) fn cancel(&mut self, task: TaskRef) {
+        if self.next.get(&task.task).is_some_and(|order| order.task == task) {
+            self.next.remove(&task.task);
+        }
+        let live = self.live.get(&task.task).filter(|live| live.task == task);
+        if let Some(cancel) = live.and_then(|live| live.cancel.as_ref()) {
+            cancel.cancel();
         }
     }
 
     /// Notes how much of a task's output has been taken. Answers whether the stream is a task's.
     pub(crate) fn taken(&self, taken: StreamTaken) -> bool {
-        let running = self.running.values().find(|running| running.stream == Some(taken.stream));
-        if let Some(running) = running {
-            lock(&running.output).taken(taken.channel, taken.offset);
+        let feed = self.feeds.values().find(|feed| feed.stream() == Some(taken.stream));
+        if let Some(feed) = feed {
+            feed.taken(taken.channel, taken.offset);
         }
-        running.is_some()
+        feed.is_some()
     }
 
-    /// Records how a task ended, and tells the hub if it is there.
-    pub(crate) fn end(&mut self, ended: TaskEnded, outgoing: Option<&Outgoing>) {
-        tracing::info!(task.id = %ended.task.task, "a task {}", ended.outcome);
-        self.running.remove(&ended.task.task);
-        self.record(Record::Ended(ended.clone()));
-        if let Some(outgoing) = outgoing {
-            outgoing.say(FromRuntime::TaskEnded(ended));
+    /// Records how an attempt ended; who listens to it is told. The next attempt may begin now.
+    pub(crate) fn end(&mut self, end: TaskEnded, stage: Stage<'_>) {
+        let id = end.task.task;
+        self.settle_one(end);
+        if let Some(order) = self.next.remove(&id) {
+            self.order(order, stage);
         }
     }
 
-    /// The hub has stored the end of a task: its output may be forgotten.
+    /// The hub has stored the end of an attempt and its output: it may be forgotten.
     pub(crate) fn acknowledged(&mut self, task: TaskRef) {
         if let Some(record) = self.ledger.acknowledged(task) {
             self.record(record);
+            if let Some(live) = self.live.remove(&task.task) {
+                remove_output(live.output.folder());
+            }
             for task in self.ledger.forget_oldest() {
                 self.journal.remove(task);
             }
         }
+        self.feeds.remove(&task.task);
     }
 
-    /// Ends all processes. Their tasks stay begun in the journal, which is how the next start knows.
+    /// Ends all processes. Their attempts stay begun in the journal, which is how the next start knows.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
     /// Records what ended before or while everything was stopped.
     pub(crate) fn settle(&mut self) {
-        while let Ok(ended) = self.ended.try_recv() {
-            self.end(ended, None);
+        while let Ok(end) = self.ended.try_recv() {
+            self.settle_one(end);
         }
     }
 
-    fn start(&mut self, order: &TaskOrder, surroundings: &Surroundings, outgoing: &Outgoing, tracker: &TaskTracker) {
-        let task = order.task;
-        let not_started =
-            |reason| TaskEnded { task, outcome: TaskOutcome::NotStarted { reason }, report: Report::default() };
-        if let Err(error) = self.journal.write(&Record::Started(task)) {
-            // Without its mark in the journal it might run twice, so it does not run at all.
-            let ended = not_started(crate::chain(&error));
-            return self.end(ended, Some(outgoing));
-        }
-        self.ledger.put(Record::Started(task));
-        let Work::Exec { argv } = &order.job.work else {
-            let reason = format!("this runtime can't do work of the type `{}`", order.job.work.kind());
-            return self.end(not_started(reason), Some(outgoing));
+    fn running(&self) -> usize {
+        self.live.values().filter(|live| live.cancel.is_some()).count()
+    }
+
+    fn start(&mut self, order: TaskOrder, stage: Stage<'_>) {
+        let TaskOrder { task, stream, job, timeout_ms } = order;
+        self.forget(task.task);
+        let kept = job.output.min(OUTPUT_MAX);
+        let output = Arc::new(Output::new(output_folder(&self.folder, task), kept.bytes()));
+        let refused = if self.running() >= ATTEMPTS_MAX {
+            Some(format!("{ATTEMPTS_MAX} tasks are running already; try again later"))
+        } else {
+            self.journal.write(&Record::Started { task, output: kept }).err().map(|error| crate::chain(&error))
         };
-        let (env, cwd) = (order.job.env.clone(), order.job.cwd.clone());
-        let mut what = Run { argv: argv.clone(), env, cwd, user: None };
-        what.env.insert(TASK_VARIABLE.to_owned(), task.task.to_string());
-        match surroundings.spawn(&what, false) {
-            Ok(process) => {
-                tracing::info!(task.id = %task.task, task.attempt = task.attempt, "a task has begun");
-                outgoing.say(FromRuntime::TaskStarted(task));
-                let output = Arc::new(Mutex::new(Output::default()));
-                lock(&output).attach(order.stream, outgoing.clone());
-                self.running.insert(task.task, Running { stream: Some(order.stream), output: Arc::clone(&output) });
-                let limit = Duration::from_millis(order.timeout_ms);
-                tracker.spawn(run(task, process, limit, output, self.stop.clone(), self.ends.clone()));
-            }
-            Err(error) => self.end(not_started(error.to_string()), Some(outgoing)),
+        let cancel = CancellationToken::new();
+        let live = Live { task, kept, output: Arc::clone(&output), cancel: refused.is_none().then(|| cancel.clone()) };
+        self.live.insert(task.task, live);
+        if let Some(outgoing) = stage.outgoing {
+            outgoing.say(FromRuntime::TaskStarted(task));
+            self.feed(task, Wish::all(stream), Arc::clone(&output), outgoing);
         }
+        if let Some(reason) = refused {
+            output.finish();
+            let outcome = TaskOutcome::NotStarted { reason };
+            return self.settle_one(TaskEnded { task, outcome, report: Report::default() });
+        }
+        self.ledger.put(Record::Started { task, output: kept });
+        tracing::info!(task.id = %task.task, task.attempt = task.attempt, "a task has begun");
+        let attempt = Attempt {
+            task,
+            job,
+            limit: Duration::from_millis(timeout_ms),
+            surroundings: Arc::clone(stage.surroundings),
+            output,
+            table: Arc::clone(&self.table),
+            cancel,
+            stop: self.stop.clone(),
+        };
+        let ends = self.ends.clone();
+        stage.tracker.spawn(async move {
+            if let Some(end) = attempt.run().await {
+                // The receiver lives as long as the runtime.
+                let _ = ends.send(end);
+            }
+        });
+    }
+
+    /// Begins to send what the hub wishes, unless that is what it is sent already.
+    fn feed(&mut self, task: TaskRef, wish: Wish, output: Arc<Output>, outgoing: &Outgoing) {
+        let same = |feed: &Feed| feed.stream().is_some() && feed.stream() == wish.stream;
+        if !self.feeds.get(&task.task).is_some_and(same) {
+            self.feeds.insert(task.task, Feed::begin(wish, output, outgoing.clone()));
+        }
+    }
+
+    fn settle_one(&mut self, end: TaskEnded) {
+        tracing::info!(task.id = %end.task.task, "a task {}", end.outcome);
+        let Some(live) = self.live.get_mut(&end.task.task).filter(|live| live.task == end.task) else { return };
+        live.cancel = None;
+        let (output, kept) = (Arc::clone(&live.output), live.kept);
+        self.record(Record::Ended { end: end.clone(), output: kept });
+        output.end(end);
     }
 
     /// Writes a record. When the disk refuses, the record still counts as long as the runtime lives:
@@ -198,52 +302,37 @@ impl Tasks {
         }
         self.ledger.put(record);
     }
-}
 
-/// Waits for a task's process to end and for its output, then reports the end.
-async fn run(
-    task: TaskRef,
-    process: Process,
-    limit: Duration,
-    output: Shared,
-    stop: CancellationToken,
-    ends: mpsc::UnboundedSender<TaskEnded>,
-) {
-    let Process { mut leader, stdout, stderr, .. } = process;
-    let ended = CancellationToken::new();
-    let ending = async {
-        let outcome = tokio::select! {
-            outcome = leader.wait() => Some(outcome),
-            () = tokio::time::sleep(limit) => {
-                leader.end(TIMEOUT_GRACE).await;
-                Some(TaskOutcome::TimedOut)
+    /// Forgets the attempt before one that begins.
+    fn forget(&mut self, task: TaskId) {
+        self.feeds.remove(&task);
+        if let Some(live) = self.live.remove(&task) {
+            remove_output(live.output.folder());
+        }
+    }
+
+    /// Removes output that belongs to no attempt any more.
+    fn clear(&self) -> Result<(), FolderError> {
+        for entry in fs::read_dir(&self.folder).map_err(failed("list", &self.folder))? {
+            let path = entry.map_err(failed("list", &self.folder))?.path();
+            if path.is_dir() && !self.live.values().any(|live| live.output.folder() == path) {
+                remove_output(&path);
             }
-            () = stop.cancelled() => {
-                leader.end(SHUTDOWN_GRACE).await;
-                None
-            }
-        };
-        ended.cancel();
-        outcome
-    };
-    let stdout = collect(Channel::Stdout, Drain::new(stdout, ended.clone()), &output);
-    let stderr = collect(Channel::Stderr, Drain::new(stderr, ended.clone()), &output);
-    let (outcome, (), ()) = tokio::join!(ending, stdout, stderr);
-    if let Some(outcome) = outcome {
-        let report = Report::default();
-        // The receiver lives as long as the runtime.
-        let _ = ends.send(TaskEnded { task, outcome, report });
+        }
+        Ok(())
     }
 }
 
-async fn collect<R: AsyncRead + Unpin>(channel: Channel, mut drain: Drain<R>, output: &Shared) {
-    while let Some(data) = drain.read(DATA_MAX).await {
-        lock(output).push(channel, data);
-    }
-    lock(output).finish(channel);
+/// Where the output of an attempt lies, in the folder of the journal.
+fn output_folder(folder: &Path, task: TaskRef) -> PathBuf {
+    folder.join(format!("{}.{}", task.task, task.attempt))
 }
 
-fn lock(output: &Shared) -> std::sync::MutexGuard<'_, Output> {
-    // Output is plain bytes, whole at every moment.
-    output.lock().unwrap_or_else(PoisonError::into_inner)
+/// Removes the output of an attempt. What stays is removed at the next start.
+fn remove_output(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("{} can't be removed: {error}", folder.display());
+    }
 }

@@ -1,97 +1,31 @@
-//! What a task writes: the end of it is kept for the hub's record, and all of it is sent live as far as
-//! somebody takes it. A task never waits for a listener.
+//! What an attempt writes, between those who write it and those who send it.
 
-use bytes::Bytes;
-use vm_agent_schemas::wire::{Channel, Frame};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::outgoing::Outgoing;
-use crate::window::room;
+use tokio::sync::watch;
+use vm_agent_schemas::wire::{Channel, TaskEnded};
 
-/// How much of a task's output is kept, in bytes.
-const KEPT: usize = 64 * 1024;
-/// How long the kept output may be as JSON: a control character becomes six there, and the message
-/// must fit into a text frame.
-const KEPT_AS_JSON: usize = 3 * KEPT;
+use super::spool::{Piece, Spool};
 
-/// The output of one task.
-#[derive(Debug, Default)]
-pub(crate) struct Output {
-    tail: Tail,
-    stdout: Live,
-    stderr: Live,
-    listener: Option<(u32, Outgoing)>,
+/// The output of one attempt, and its end once there is one. A task never waits for a listener: it writes here,
+/// and whoever listens reads from here at its own pace.
+#[derive(Debug)]
+pub(super) struct Output {
+    folder: PathBuf,
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
 }
 
-/// How much of one channel the listener was sent.
-#[derive(Debug, Default)]
-struct Live {
-    sent: u64,
-    taken: u64,
-    dropped: u64,
-    finished: bool,
+#[derive(Debug)]
+struct State {
+    stdout: Spool,
+    stderr: Spool,
+    end: Option<TaskEnded>,
 }
 
-impl Output {
-    /// From now on the output is sent on this stream. What was written before is not.
-    pub(crate) fn attach(&mut self, stream: u32, outgoing: Outgoing) {
-        self.listener = Some((stream, outgoing));
-        for live in [&mut self.stdout, &mut self.stderr] {
-            *live = Live { finished: live.finished, ..Live::default() };
-        }
-        for channel in [Channel::Stdout, Channel::Stderr] {
-            if self.live(channel).finished {
-                self.finish(channel);
-            }
-        }
-    }
-
-    /// The listener has taken this much of a channel.
-    pub(crate) fn taken(&mut self, channel: Channel, offset: u64) {
-        let live = self.live(channel);
-        live.taken = live.taken.max(offset);
-    }
-
-    /// The task has written something.
-    pub(crate) fn push(&mut self, channel: Channel, data: Bytes) {
-        self.tail.push(&data);
-        let dropped = self.live(channel).dropped;
-        // Offsets count what was sent. So that a listener knows of a gap, the output itself tells.
-        let gap = (dropped > 0).then(|| Bytes::from(format!("\n[{dropped} bytes of output were left out here]\n")));
-        let len = data.len() as u64;
-        let sent = match gap {
-            Some(gap) => self.send(channel, gap, false).then(|| self.live(channel).dropped = 0).is_some(),
-            None => true,
-        };
-        if !(sent && self.send(channel, data, false)) {
-            self.live(channel).dropped += len;
-        }
-    }
-
-    /// A channel has ended.
-    pub(crate) fn finish(&mut self, channel: Channel) {
-        self.live(channel).finished = true;
-        self.send(channel, Bytes::new(), true);
-    }
-
-    /// The end of the output, as text.
-    pub(crate) fn text(&self) -> String {
-        self.tail.text()
-    }
-
-    /// Sends data if the listener has room for it now.
-    fn send(&mut self, channel: Channel, data: Bytes, end: bool) -> bool {
-        let len = data.len() as u64;
-        let Live { sent: offset, taken, .. } = *self.live(channel);
-        let Some((stream, outgoing)) = &self.listener else { return false };
-        let frame = Frame { stream: *stream, channel, offset, end, data };
-        let sent = len <= room(offset, taken) && outgoing.try_send(&frame);
-        if sent {
-            self.live(channel).sent += len;
-        }
-        sent
-    }
-
-    fn live(&mut self, channel: Channel) -> &mut Live {
+impl State {
+    const fn spool(&mut self, channel: Channel) -> &mut Spool {
         match channel {
             Channel::Stderr => &mut self.stderr,
             Channel::Stdout | Channel::Stdin => &mut self.stdout,
@@ -99,104 +33,130 @@ impl Output {
     }
 }
 
-/// The last bytes of an output.
-#[derive(Debug, Default)]
-struct Tail {
-    bytes: Vec<u8>,
-}
+impl Output {
+    /// The output of an attempt that begins.
+    pub(super) fn new(folder: PathBuf, kept: u64) -> Self {
+        let spool = |channel| Spool::new(&folder, channel, kept);
+        let state = State { stdout: spool(Channel::Stdout), stderr: spool(Channel::Stderr), end: None };
+        Self::of(folder, state)
+    }
 
-impl Tail {
-    fn push(&mut self, data: &[u8]) {
-        self.bytes.extend_from_slice(data);
-        // Cut seldom: each cut moves what is kept.
-        if self.bytes.len() > 2 * KEPT {
-            self.bytes.drain(..self.bytes.len() - KEPT);
+    /// The output of an attempt that ended so, in an earlier start or long ago: as much of it as is left.
+    pub(super) fn recover(folder: PathBuf, kept: u64, end: TaskEnded) -> Self {
+        let spool = |channel, total| Spool::recover(&folder, channel, kept, total);
+        let stdout = spool(Channel::Stdout, end.report.stdout);
+        let stderr = spool(Channel::Stderr, end.report.stderr);
+        Self::of(folder, State { stdout, stderr, end: Some(end) })
+    }
+
+    fn of(folder: PathBuf, state: State) -> Self {
+        Self { folder, state: Mutex::new(state), changed: watch::Sender::new(()) }
+    }
+
+    /// Where it lies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The attempt has written something.
+    pub(super) fn push(&self, channel: Channel, data: &[u8]) {
+        if !data.is_empty() {
+            self.change(|state| state.spool(channel).push(data));
         }
     }
 
-    fn text(&self) -> String {
-        let kept = &self.bytes[self.bytes.len().saturating_sub(KEPT)..];
-        let text = String::from_utf8_lossy(kept);
-        let (mut plain, mut json) = (0, 0);
-        let fits = |character: &char| {
-            plain += character.len_utf8();
-            json += json_len(*character);
-            plain <= KEPT && json <= KEPT_AS_JSON
+    /// The attempt writes nothing more.
+    pub(super) fn finish(&self) {
+        self.change(|state| {
+            state.stdout.finish();
+            state.stderr.finish();
+        });
+    }
+
+    /// The attempt has ended so, and that is in the journal.
+    pub(super) fn end(&self, end: TaskEnded) {
+        self.change(|state| state.end = Some(end));
+    }
+
+    /// Somebody has this much of it already.
+    pub(super) fn known(&self, stdout: u64, stderr: u64) {
+        self.change(|state| {
+            state.stdout.known(stdout);
+            state.stderr.known(stderr);
+        });
+    }
+
+    /// How much was written to stdout and to stderr.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.stdout.total(), state.stderr.total())
+    }
+
+    /// Brings what is kept to the disk. It waits for the disk, so it is not for the event loop.
+    pub(super) fn sync(&self) {
+        let files: Vec<PathBuf> = {
+            let state = self.lock();
+            state.stdout.files().chain(state.stderr.files()).collect()
         };
-        let len: usize = text.chars().rev().take_while(fits).map(char::len_utf8).sum();
-        text[text.len() - len..].to_owned()
-    }
-}
-
-/// How many bytes a character takes in a JSON text.
-fn json_len(character: char) -> usize {
-    match character {
-        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
-        control if control < ' ' => 6,
-        other => other.len_utf8(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use tokio_tungstenite::tungstenite::Message;
-    use vm_agent_schemas::wire::{TEXT_MAX, WINDOW};
-
-    #[test]
-    fn the_end_is_kept() {
-        let mut tail = Tail::default();
-        for number in 0..100_000 {
-            tail.push(format!("{number}\n").as_bytes());
-        }
-        let text = tail.text();
-        assert_eq!(text.len(), KEPT);
-        assert!(text.ends_with("\n99998\n99999\n"));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        #[test]
-        fn whatever_was_written_fits_into_a_message(byte: u8, other: u8, len in 0..3 * KEPT) {
-            let mut tail = Tail::default();
-            let bytes: Vec<u8> = [byte, other].into_iter().cycle().take(len).collect();
-            tail.push(&bytes);
-            let text = tail.text();
-            prop_assert!(text.len() <= KEPT);
-            prop_assert!(serde_json::to_string(&text).unwrap().len() < TEXT_MAX - 1024);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_listener_that_takes_nothing_is_told_later_what_it_missed() {
-        let (outgoing, queue) = Outgoing::new("web".parse().unwrap());
-        let (sink, mut written) = futures::channel::mpsc::unbounded();
-        tokio::spawn(crate::outgoing::write_out(sink, queue));
-        let mut output = Output::default();
-        output.attach(7, outgoing);
-        let full = Bytes::from(vec![b'x'; usize::try_from(WINDOW / 8).unwrap()]);
-        for _ in 0..8 {
-            output.push(Channel::Stdout, full.clone());
-        }
-        output.push(Channel::Stdout, Bytes::from_static(b"lost"));
-        output.taken(Channel::Stdout, WINDOW);
-        output.push(Channel::Stdout, Bytes::from_static(b"back"));
-        output.finish(Channel::Stdout);
-        let mut seen = Vec::new();
-        let mut next = 0;
-        loop {
-            let Some(Message::Binary(bytes)) = futures::StreamExt::next(&mut written).await else { panic!("no end") };
-            let frame = Frame::decode(&bytes).unwrap();
-            assert_eq!((frame.stream, frame.offset), (7, next));
-            next += frame.data.len() as u64;
-            seen.extend_from_slice(&frame.data);
-            if frame.end {
-                break;
+        for file in files {
+            let synced = std::fs::File::open(&file).and_then(|file| file.sync_data());
+            if let Err(error) = synced {
+                tracing::warn!("output of a task may not survive a loss of power: {}: {error}", file.display());
             }
         }
-        let after = String::from_utf8(seen.split_off(usize::try_from(WINDOW).unwrap())).unwrap();
-        assert_eq!(after, "\n[4 bytes of output were left out here]\nback");
-        assert!(output.text().ends_with("xlostback"), "what is kept is whole");
     }
+
+    /// What comes in a channel at this offset, once there is something or it has ended.
+    pub(super) async fn next(&self, channel: Channel, from: u64, max: usize) -> Next {
+        self.when(|state| match state.spool(channel).read(from, max) {
+            Piece::Data { offset, data } => Some(Next { offset, data, end: false }),
+            Piece::End { total } => Some(Next { offset: total, data: bytes::Bytes::new(), end: true }),
+            Piece::Wait => None,
+        })
+        .await
+    }
+
+    /// How the attempt ended, once it has. What it wrote counts as it does now.
+    pub(super) async fn ended(&self) -> TaskEnded {
+        self.when(|state| {
+            let mut end = state.end.clone()?;
+            (end.report.stdout, end.report.stderr) = (state.stdout.total(), state.stderr.total());
+            Some(end)
+        })
+        .await
+    }
+
+    async fn when<T>(&self, mut holds: impl FnMut(&mut State) -> Option<T>) -> T {
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let held = holds(&mut self.lock());
+            if let Some(it) = held {
+                return it;
+            }
+            // The sender is this value's own, so there is always one.
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.send_replace(());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change is whole before anything in it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What comes next in a channel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Next {
+    /// Where it begins.
+    pub(super) offset: u64,
+    /// The data.
+    pub(super) data: bytes::Bytes,
+    /// Whether the channel ends here.
+    pub(super) end: bool,
 }

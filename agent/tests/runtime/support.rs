@@ -21,7 +21,7 @@ use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::task::Job;
 use vm_agent_schemas::wire::{
     Address, Challenge, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, Hello, Run, Seed, StreamOpen,
-    StreamTarget, TaskOrder, TaskRef, Welcome,
+    StreamTaken, StreamTarget, TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef, Welcome,
 };
 
 /// Longer than anything here takes, even on a busy machine.
@@ -203,7 +203,6 @@ impl Session {
     /// What a stream's process writes until it has ended, taken at once, and how it ended. Checks that
     /// every channel arrives in order and ends exactly once.
     pub(crate) async fn follow(&mut self, stream: u32) -> Followed {
-        use vm_agent_schemas::wire::{StreamTaken, TaskOutcome};
         let mut output: BTreeMap<Channel, Vec<u8>> = BTreeMap::new();
         let mut ended = Vec::new();
         let outcome: TaskOutcome = loop {
@@ -248,8 +247,112 @@ pub(crate) fn shell(line: &str) -> Run {
 }
 
 pub(crate) fn order(line: &str, stream: u32) -> TaskOrder {
+    job(Job::exec(["sh", "-c", line]), stream)
+}
+
+pub(crate) fn job(job: Job, stream: u32) -> TaskOrder {
     let task = TaskRef { task: TaskId::generate(), attempt: 1 };
-    TaskOrder { task, stream, job: Job::exec(["sh", "-c", line]), timeout_ms: 60_000 }
+    TaskOrder { task, stream, job, timeout_ms: 60_000 }
+}
+
+/// The hub's record of one attempt: what came of its output, and its end.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Kept {
+    /// What came of stdout: where each unbroken range begins, and what is in it.
+    pub(crate) stdout: Vec<(u64, Vec<u8>)>,
+    /// The same of stderr.
+    pub(crate) stderr: Vec<(u64, Vec<u8>)>,
+    /// The channels that have ended, and where.
+    pub(crate) ended: BTreeMap<Channel, u64>,
+    pub(crate) end: Option<TaskEnded>,
+}
+
+impl Kept {
+    /// How far a channel is known.
+    pub(crate) fn known(&self, channel: Channel) -> u64 {
+        let ranges = if channel == Channel::Stderr { &self.stderr } else { &self.stdout };
+        ranges.last().map_or(0, |(start, range)| start + range.len() as u64)
+    }
+
+    /// All of stdout, where nothing was left out.
+    pub(crate) fn text(&self) -> String {
+        match self.stdout.as_slice() {
+            [] => String::new(),
+            [(0, text)] => String::from_utf8(text.clone()).unwrap(),
+            gaps => panic!("{} ranges", gaps.len()),
+        }
+    }
+
+    /// All of stderr.
+    pub(crate) fn errors(&self) -> String {
+        String::from_utf8(self.stderr.iter().flat_map(|(_, text)| text.clone()).collect()).unwrap()
+    }
+
+    pub(crate) fn outcome(&self) -> &TaskOutcome {
+        &self.end.as_ref().unwrap().outcome
+    }
+
+    /// Takes a frame in, as a hub would: in order, within the window, and nothing after the end.
+    fn take(&mut self, frame: Frame) {
+        assert!(!self.ended.contains_key(&frame.channel), "nothing comes after the end");
+        assert!(frame.end || !frame.data.is_empty());
+        let known = self.known(frame.channel);
+        assert!(frame.offset >= known, "no byte comes twice");
+        let end = frame.offset + frame.data.len() as u64;
+        if frame.end {
+            self.ended.insert(frame.channel, end);
+        }
+        let ranges = if frame.channel == Channel::Stderr { &mut self.stderr } else { &mut self.stdout };
+        match ranges.last_mut() {
+            _ if frame.data.is_empty() => {}
+            Some((_, range)) if frame.offset == known => range.extend_from_slice(&frame.data),
+            _ => ranges.push((frame.offset, frame.data.to_vec())),
+        }
+    }
+}
+
+impl Session {
+    /// Orders a task and takes its output until its end.
+    pub(crate) async fn run(&mut self, order: TaskOrder) -> Kept {
+        let (task, stream) = (order.task, order.stream);
+        self.say(FromHub::Task(order)).await;
+        self.keep(task, stream, Kept::default(), |_| false).await
+    }
+
+    /// Takes output of an attempt until its end, or until `enough`.
+    pub(crate) async fn keep(
+        &mut self,
+        task: TaskRef,
+        stream: u32,
+        mut kept: Kept,
+        enough: impl Fn(&Kept) -> bool,
+    ) -> Kept {
+        while kept.end.is_none() && !enough(&kept) {
+            match self.next().await.expect("the connection lives") {
+                Heard::Data(frame) if frame.stream == stream => {
+                    let (channel, offset) = (frame.channel, frame.offset + frame.data.len() as u64);
+                    kept.take(frame);
+                    self.say(FromHub::StreamTaken(StreamTaken { stream, channel, offset })).await;
+                }
+                Heard::Said(FromRuntime::TaskEnded(end)) if end.task == task => {
+                    let totals =
+                        BTreeMap::from([(Channel::Stdout, end.report.stdout), (Channel::Stderr, end.report.stderr)]);
+                    assert_eq!(kept.ended, totals, "both channels end where the report says");
+                    kept.end = Some(end);
+                }
+                _ => {}
+            }
+        }
+        kept
+    }
+
+    /// Asks for what is missing of an attempt, and takes it until the end.
+    pub(crate) async fn catch_up(&mut self, task: TaskRef, stream: u32, kept: Kept) -> Kept {
+        let (stdout, stderr) = (kept.known(Channel::Stdout), kept.known(Channel::Stderr));
+        self.say(FromHub::TaskFollow(TaskFollow { task, stream: Some(stream), stdout, stderr })).await;
+        let kept = Kept { ended: BTreeMap::new(), ..kept };
+        self.keep(task, stream, kept, |_| false).await
+    }
 }
 
 /// A runtime as a process of its own; it ends with this value, and so does what it started.
