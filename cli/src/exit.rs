@@ -38,7 +38,8 @@ impl Exit {
     pub const BLOCKED: Self = Self(11);
     /// Interrupted by Ctrl-C.
     pub const INTERRUPTED: Self = Self(130);
-    /// `exec` could not run the command or lost it. Any other code of `exec` is the command's own.
+    /// `exec`, `shell`, `run` or `task --wait` could not run the command or lost it. Any other code of theirs is
+    /// the command's own.
     pub const EXEC_FAILED: Self = Self(255);
 
     /// The number.
@@ -47,14 +48,19 @@ impl Exit {
         self.0
     }
 
-    /// The code of a process that ended elsewhere, as a shell would give it; nothing when there is
-    /// none because the process did not run or its end was not seen.
+    /// The code of work that ended elsewhere, as a shell would give it; nothing when there is none
+    /// because it did not run, was ended from outside, or its end was not seen.
     pub(crate) fn remote(outcome: &TaskOutcome) -> Option<Self> {
         match outcome {
             // The kernel keeps eight bits of an exit code, so nothing is lost here.
             TaskOutcome::Exited { code } => Some(Self(code.to_le_bytes()[0])),
             TaskOutcome::Signaled { signal } => u8::try_from(128 + signal).ok().map(Self),
-            TaskOutcome::TimedOut | TaskOutcome::NotStarted { .. } | TaskOutcome::Interrupted => None,
+            TaskOutcome::Failed { .. } => Some(Self::FAILURE),
+            TaskOutcome::TimedOut
+            | TaskOutcome::NotStarted { .. }
+            | TaskOutcome::Canceled
+            | TaskOutcome::Expired
+            | TaskOutcome::Interrupted => None,
         }
     }
 }
@@ -63,7 +69,7 @@ impl From<ProblemCode> for Exit {
     fn from(code: ProblemCode) -> Self {
         match code {
             ProblemCode::Invalid => Self::USAGE,
-            ProblemCode::Unauthorized => Self::DENIED,
+            ProblemCode::Unauthorized | ProblemCode::Forbidden => Self::DENIED,
             ProblemCode::NotFound => Self::NOT_FOUND,
             ProblemCode::Conflict => Self::CONFLICT,
             ProblemCode::Blocked => Self::BLOCKED,
@@ -193,7 +199,7 @@ impl From<Problem> for CommandError {
 /// complain of.
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe {
+        if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
             return Self::new(Exit::FAILURE, "");
         }
         Self::io("the output could not be written", &error)

@@ -88,6 +88,8 @@ kinds! {
     LogPage => "Log",
     Stats => "Stats",
     Task => "Task",
+    DeadLetters => "DeadLetters",
+    List<Message> => "MessageList",
     Version => "Version",
     Alive => "Alive",
 }
@@ -731,6 +733,8 @@ pub enum ProblemCode {
     Invalid,
     /// No credential, or a wrong one.
     Unauthorized,
+    /// A credential that may not do this.
+    Forbidden,
     /// No such thing.
     NotFound,
     /// It contradicts what is: another fleet's file, a stale plan, a name that is taken.
@@ -752,6 +756,7 @@ impl ProblemCode {
         match self {
             Self::Invalid => 400,
             Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict | Self::Blocked => 409,
             Self::Offline | Self::Unavailable => 503,

@@ -1,6 +1,9 @@
 //! Who may speak as which agent, and with which token the API may be used. Tokens stand here only as
 //! digests.
 
+use std::fmt;
+use std::str::FromStr;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -74,9 +77,7 @@ pub struct ApiToken {
 }
 
 /// What a token of the HTTP API may do. Each role may do what those before it may.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// See everything but what others wrote in a terminal.
@@ -88,6 +89,36 @@ pub enum Role {
     /// Everything, tokens and the controller itself included.
     #[default]
     Admin,
+}
+
+impl Role {
+    /// All roles, the least first.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Exec, Self::Lifecycle, Self::Admin];
+
+    /// The role as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Exec => "exec",
+            Self::Lifecycle => "lifecycle",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        known.ok_or_else(|| format!("`{text}` is no role: write read, exec, lifecycle or admin"))
+    }
 }
 
 fn no_digest() -> Digest {

@@ -85,6 +85,12 @@ impl Disk {
         address.and_then(|address| address.parse().ok()).expect("the hub is on loopback")
     }
 
+    /// The signature of the runtime's key, as a proof carries it.
+    #[must_use]
+    pub fn sign(&self, bytes: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode(self.pair().sign(bytes))
+    }
+
     fn pair(&self) -> Ed25519KeyPair {
         Ed25519KeyPair::from_seed_unchecked(&self.key).expect("any 32 bytes are a seed")
     }
@@ -121,6 +127,14 @@ impl Peer {
         let _ = self.socket.send(Message::Binary(frame.encode())).await;
     }
 
+    /// Sends what may be no message at all.
+    ///
+    /// # Errors
+    /// When the hub has closed the connection.
+    pub async fn send_raw(&mut self, message: Message) -> Result<(), Error> {
+        self.socket.send(message).await
+    }
+
     /// The next message of the hub, bulk data left out; nothing once the connection is closed.
     pub async fn hear(&mut self) -> Option<FromHub> {
         loop {
@@ -141,7 +155,7 @@ impl Peer {
         self.say(FromRuntime::Hello(hello.clone())).await;
         match self.hear().await? {
             FromHub::Challenge(challenge) => {
-                let signature = URL_SAFE_NO_PAD.encode(disk.pair().sign(&challenge.signed_bytes(&hello)));
+                let signature = disk.sign(&challenge.signed_bytes(&hello));
                 self.say(FromRuntime::Proof(ChallengeProof { signature })).await;
                 self.hear().await
             }

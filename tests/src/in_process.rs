@@ -13,6 +13,7 @@ use vm_agent_daemon::{Actor, Config, Controller, Running};
 use vm_agent_drivers::Driver;
 use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::api::{AgentView, Applied, ApplyRequest, FleetSource, Problem};
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{DriverName, HubSettings, SourceFile};
 use vm_agent_schemas::names::AgentName;
@@ -99,7 +100,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 /// Who asks in tests.
 #[must_use]
 pub fn ann() -> Actor {
-    Actor { name: "ann".to_owned() }
+    Actor { name: "ann".to_owned(), role: Role::Admin }
 }
 
 /// A request to accept this file.

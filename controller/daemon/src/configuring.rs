@@ -32,7 +32,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Configuring {
     attempts: Mutex<BTreeMap<AgentName, Attempt>>,
-    reader: Reader,
+    /// Also whoever else needs a secret reads it so.
+    pub(crate) reader: Reader,
 }
 
 #[derive(Debug)]

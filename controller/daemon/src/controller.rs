@@ -14,7 +14,7 @@ use vm_agent_schemas::api::{
     AgentDrift, AgentView, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest,
     DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TokenRequest,
 };
-use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{PowerState, Reconcile};
 use vm_agent_schemas::ids::{Secret, TokenId};
@@ -38,6 +38,8 @@ const EVENTS_MAX: usize = 10_000;
 pub struct Actor {
     /// The name of the person or the token.
     pub name: String,
+    /// What they may do.
+    pub role: Role,
 }
 
 /// A running controller. Cheap to clone.
@@ -66,7 +68,7 @@ impl Controller {
         let digest = Secret::from_text(token).digest();
         let known = self.read(move |conn| store::tokens::find(conn, &digest)).await?;
         let works = |token: &ApiToken| token.expires_at.is_none_or(|end| Timestamp::now() < end);
-        Ok(known.filter(works).map(|token| Actor { name: token.name }))
+        Ok(known.filter(works).map(|token| Actor { name: token.name, role: token.role }))
     }
 
     /// The controller itself.
@@ -368,14 +370,19 @@ impl Controller {
         self.core.ledger.subscribe()
     }
 
-    /// The last `tail` lines of an agent's log.
+    /// The last `tail` lines of an agent's log, of those that came at a time or later.
     ///
     /// # Errors
     /// When there is no such agent, or its log can't be read.
-    pub async fn log(&self, name: &AgentName, tail: usize) -> Result<Vec<String>, Problem> {
+    pub async fn log(
+        &self,
+        name: &AgentName,
+        tail: usize,
+        since: Option<Timestamp>,
+    ) -> Result<Vec<String>, Problem> {
         self.known(name)?;
         let (logs, agent) = (self.core.logs.clone(), name.clone());
-        let read = tokio::task::spawn_blocking(move || logs.tail(&agent, tail)).await;
+        let read = tokio::task::spawn_blocking(move || logs.tail(&agent, tail, since)).await;
         read.map_err(|error| internal(&error))?.map_err(|error| internal(&error))
     }
 

@@ -29,11 +29,13 @@ mod notices;
 mod observer;
 mod output;
 mod reconciler;
+mod retention;
 mod run;
 mod secrets;
 pub mod source;
 mod view;
 mod watch;
+mod webhooks;
 
 pub use controller::{Actor, Controller};
 pub use disk::LedgerError;

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     overrides: IntGaugeVec,
     file_valid: IntGauge,
     file_changes: IntCounterVec,
+    webhooks: IntCounterVec,
 }
 
 impl Metrics {
@@ -54,6 +55,9 @@ impl Metrics {
         );
         let file_changes = IntCounterVec::new(opts, &["result"])?;
         registry.register(Box::new(file_changes.clone()))?;
+        let opts = Opts::new("vmagent_webhook_calls_total", "Calls of webhooks, by what became of them.");
+        let webhooks = IntCounterVec::new(opts, &["result"])?;
+        registry.register(Box::new(webhooks.clone()))?;
         let opts = HistogramOpts::new("vmagent_pass_seconds", "How long passes of the loop took.");
         let pass_seconds = Histogram::with_opts(opts.buckets(PASS_BUCKETS.to_vec()))?;
         registry.register(Box::new(pass_seconds.clone()))?;
@@ -68,6 +72,7 @@ impl Metrics {
             overrides,
             file_valid,
             file_changes,
+            webhooks,
         })
     }
 
@@ -89,6 +94,11 @@ impl Metrics {
 
     pub(crate) fn file_changed(&self, result: &str) {
         self.file_changes.with_label_values(&[result]).inc();
+    }
+
+    /// A webhook was called: `taken`, `failed` or `given_up`.
+    pub(crate) fn webhook(&self, result: &str) {
+        self.webhooks.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn steps(&self) -> u64 {

@@ -47,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::output::Output;
 use crate::watch::Watch;
-use crate::{notices, reconciler, watch};
+use crate::{notices, reconciler, retention, watch, webhooks};
 
 /// Notices of the hub that may wait to be told.
 const NOTICES: usize = 1024;
@@ -358,7 +358,7 @@ impl Running {
         core.ledger.record(vec![life::began(&records)], Timestamp::now()).await?;
         // Runtimes may be back already; that is told after the beginning of the life that they came to.
         tokio::spawn(notices::run(Arc::clone(core), notices));
-        core.ledger.prune_events().await?;
+        self.parts.spawn(retention::run(Arc::clone(core)));
         self.folder.write_controller_file(&ControllerFile {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -372,6 +372,7 @@ impl Running {
         // not answer holds nothing up for long.
         let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
         self.parts.spawn(look_after(Arc::clone(core), self.expects_file));
+        self.parts.spawn(core.stop.clone().run_until_cancelled_owned(webhooks::run(Arc::clone(core))));
         Ok(())
     }
 

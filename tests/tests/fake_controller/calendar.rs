@@ -51,7 +51,7 @@ async fn an_hour_later(text: &str) -> (tempfile::TempDir, Fake, Runtimes, Runnin
 }
 
 async fn tasks(controller: &Controller) -> Vec<Task> {
-    controller.tasks(&"web".parse().unwrap()).await.unwrap()
+    controller.tasks_of(&"web".parse().unwrap(), 1000).await.unwrap()
 }
 
 /// The moments for which tasks were accepted.

@@ -146,7 +146,7 @@ async fn no_message_is_taken_from_a_connection_that_has_not_proven_who_it_is() {
         assert_eq!(refusal(&mut peer).await, expected, "{message:?} without the key");
     }
     assert_eq!(session(running.controller()).await, before);
-    let log = running.controller().log(&"web".parse().unwrap(), 100).await.unwrap();
+    let log = running.controller().log(&"web".parse().unwrap(), 100, None).await.unwrap();
     assert!(!log.iter().any(|line| line.contains("forged")), "{log:?}");
     running.shut_down().await;
 }

@@ -17,4 +17,5 @@ mod restart;
 mod room;
 mod steady;
 mod store;
+mod webhooks;
 mod windows;

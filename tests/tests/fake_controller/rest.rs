@@ -193,7 +193,7 @@ async fn a_task_keeps_an_agent_awake_and_so_does_one_that_waits_behind_it() {
     };
     let end = async |stage: &Stage, (first, second): (Task, Task)| {
         let second_now = stage.controller().task(second.id).await.unwrap();
-        assert_eq!(second_now.state, TaskState::Queued);
+        assert_eq!(second_now.state, TaskState::QUEUED);
         stage.runtimes.change("web", |inside| inside.holds = false);
         assert!(stage.ended(&first).await.is_success() && stage.ended(&second).await.is_success());
     };

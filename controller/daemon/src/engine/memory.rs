@@ -117,6 +117,7 @@ impl Memory {
             let seen = SessionSeen {
                 incarnation: session.incarnation,
                 connected: true,
+                connected_at: session.connected_at,
                 last_seen: session.last_seen,
                 configured: session.configured.clone(),
                 problems: session.problems.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_hub::Record;
-use vm_agent_plan::{FileTask, Inputs, Learnt, Mode};
+use vm_agent_plan::{FileTask, Inputs, Learnt, Mode, note_run};
 use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::NewEvent;
@@ -314,9 +314,7 @@ impl Records {
     /// Takes note of a task: how far it is, when it is one of the file, and whether there is work to do.
     pub(crate) fn note_task(&mut self, task: &Task) {
         let Some((agent, entry)) = task.agent.clone().zip(file_task(task)) else { return self.note_work(task) };
-        let known = self.tasks.entry(agent).or_default();
-        known.retain(|other| (&other.name, &other.digest, other.claim) != (&entry.name, &entry.digest, entry.claim));
-        known.push(entry);
+        note_run(self.tasks.entry(agent).or_default(), entry);
     }
 
     fn note_work(&mut self, task: &Task) {
@@ -345,11 +343,14 @@ fn override_key(entry: &Override) -> (&AgentName, &'static str) {
 /// What a plan needs to know of a task of the file; nothing for one by hand.
 fn file_task(task: &Task) -> Option<FileTask> {
     match &task.source {
-        TaskSource::File { name, digest, claim, .. } => Some(FileTask {
+        TaskSource::File { name, digest, claim, due } => Some(FileTask {
+            id: task.id,
             name: name.clone(),
             digest: digest.clone(),
             claim: *claim,
+            due: *due,
             accepted_at: task.created_at,
+            ended_at: task.ended_at,
             outcome: task.outcome().cloned(),
         }),
         TaskSource::Request { .. } => None,

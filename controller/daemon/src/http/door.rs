@@ -9,17 +9,27 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use vm_agent_schemas::api::{Problem, ProblemCode};
+use vm_agent_schemas::credential::Role;
 
 use super::answer::Refusal;
 use super::extract::bearer;
+use super::roles::required;
 use crate::controller::{Actor, Controller};
 
 /// How long a request may take until its answer begins. Nothing that the API does waits for a
 /// machine, so this only bounds what is broken; it lies above every deadline of the store.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the answer to a wrong token is kept back.
+const GUESS_PAUSE: Duration = Duration::from_millis(200);
+
+/// How many of these answers are on their way at a time: 80 guesses a second in all. Tokens have 256 random
+/// bits, so this only keeps guessing from being load.
+static GUESSES: Semaphore = Semaphore::const_new(16);
 
 /// Where requests come in, which decides what they must show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +55,7 @@ pub(super) struct Guard {
 impl Guard {
     async fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<Actor, Refusal> {
         if let Door::Socket { user } = &self.door {
-            return Ok(Actor { name: user.clone() });
+            return Ok(Actor { name: user.clone(), role: Role::Admin });
         }
         same_site(uri, headers)?;
         let unauthorized = |reason: &str| {
@@ -53,8 +63,13 @@ impl Guard {
             problem.remedy("Send `Authorization: Bearer <token>`; `vm-agent token create` makes a token.")
         };
         let token = bearer(headers).ok_or_else(|| unauthorized("the request carries no token"))?;
-        let actor = self.controller.authenticate(token).await?;
-        actor.ok_or_else(|| unauthorized("the token is unknown or revoked").into())
+        if let Some(actor) = self.controller.authenticate(token).await? {
+            return Ok(actor);
+        }
+        // Who knows a token is never held up by those who guess.
+        let _turn = GUESSES.acquire().await;
+        tokio::time::sleep(GUESS_PAUSE).await;
+        Err(unauthorized("the token is unknown, revoked or expired").into())
     }
 }
 
@@ -67,6 +82,9 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
         Ok(actor) => actor,
         Err(refusal) => return refusal.into_response(),
     };
+    if let Err(refusal) = permit(&actor, request.method(), request.uri().path()) {
+        return refusal.into_response();
+    }
     request.extensions_mut().insert(actor.clone());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -96,6 +114,17 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
             Refusal::with_status(StatusCode::GATEWAY_TIMEOUT, problem).into_response()
         }
     }
+}
+
+/// Refuses what the actor's role does not cover.
+fn permit(actor: &Actor, method: &Method, path: &str) -> Result<(), Refusal> {
+    let required = required(method, path);
+    if actor.role >= required {
+        return Ok(());
+    }
+    let reason = format!("`{}` may not do this: it has the role `{}`, and `{required}` is needed", actor.name, actor.role);
+    let problem = Problem::new(ProblemCode::Forbidden, reason);
+    Err(problem.remedy(format!("`vm-agent token create NAME --role {required}` makes a token that may.")).into())
 }
 
 /// Whether a request is one for the audit. `exec` is a GET, as every WebSocket, and runs a command.

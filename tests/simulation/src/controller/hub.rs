@@ -22,7 +22,10 @@ impl World {
             HubCall::Revoke(agent) => HubEvent::Revoke(agent),
             HubCall::Cordon(agents) => HubEvent::Cordon(agents),
             HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
-            HubCall::Submit(task) => HubEvent::Submit(*task),
+            HubCall::Directory(directory) => HubEvent::Directory(directory),
+            HubCall::Submit(task, known) => HubEvent::Submit(*task, known),
+            HubCall::Cancel(task, by) => HubEvent::CancelTask { task, by },
+            HubCall::Restore(message) => HubEvent::Restore(*message),
         });
     }
 

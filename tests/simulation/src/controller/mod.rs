@@ -18,7 +18,7 @@ use vm_agent_daemon::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
 use vm_agent_daemon::engine::sight::Sight;
 use vm_agent_daemon::engine::{Effect, HubCall, Sequence, life};
-use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, Record};
+use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, OutputKnown, Record};
 use vm_agent_plan::{Inputs, Listing, plan};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
@@ -209,7 +209,9 @@ impl World {
             notices: Vec::new(),
         });
         let unfinished = store::tasks::unfinished(&self.disk).expect("the database in memory reads");
-        for call in life::first_words(&records, unfinished, now) {
+        let unfinished = unfinished.into_iter().map(|task| (task, OutputKnown::default())).collect();
+        let waiting = store::messages::remembered(&self.disk).expect("the database in memory reads");
+        for call in life::first_words(&records, unfinished, waiting, now) {
             self.tell_hub(call);
         }
         let mut changes = vec![life::began(&records)];

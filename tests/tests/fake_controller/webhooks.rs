@@ -1,0 +1,158 @@
+//! Webhooks: who the file names is told of every event that it asks for, in order, whatever fails meanwhile.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::hmac;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::units::Span;
+use vm_agent_tests::fleet_of_fakes::Runtimes;
+use vm_agent_tests::in_process::{apply, events, qemu, start, until, well};
+
+const SECRET: &str = "correct horse battery staple";
+
+/// One call that came.
+#[derive(Debug, Clone)]
+struct Call {
+    head: String,
+    body: String,
+}
+
+impl Call {
+    fn header(&self, name: &str) -> Option<&str> {
+        let line = self.head.lines().find_map(|line| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)));
+        line.map(|(_, value)| value)
+    }
+
+    fn event(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// A receiver that answers what it is told to, and keeps what came.
+#[derive(Clone)]
+struct Receiver {
+    port: u16,
+    calls: Arc<Mutex<Vec<Call>>>,
+    /// The answers to the first calls; all others are 204.
+    answers: Arc<Mutex<Vec<u16>>>,
+}
+
+impl Receiver {
+    async fn new(answers: &[u16]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let receiver = Self { port, calls: Arc::default(), answers: Arc::new(Mutex::new(answers.to_vec())) };
+        let serving = receiver.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(serving.clone().answer(socket));
+            }
+        });
+        receiver
+    }
+
+    async fn answer(self, mut socket: TcpStream) {
+        let mut text = Vec::new();
+        let call = loop {
+            if socket.read_buf(&mut text).await.unwrap_or(0) == 0 {
+                return;
+            }
+            let so_far = String::from_utf8_lossy(&text);
+            let Some((head, body)) = so_far.split_once("\r\n\r\n") else { continue };
+            let call = Call { head: head.to_owned(), body: body.to_owned() };
+            if call.header("content-length").and_then(|length| length.parse().ok()) == Some(body.len()) {
+                break call;
+            }
+        };
+        let status = {
+            let mut answers = self.answers.lock().unwrap();
+            if answers.is_empty() { 204 } else { answers.remove(0) }
+        };
+        self.calls.lock().unwrap().push(call);
+        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nlocation: /elsewhere\r\nconnection: close\r\n\r\n");
+        let _ = socket.write_all(answer.as_bytes()).await;
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn file(&self, secret: &std::path::Path, agents: &str) -> String {
+        format!(
+            "defaults: {{driver: qemu}}\nagents: {{{agents}}}\nwebhooks:\n  - url: http://127.0.0.1:{}/hook\n    events: \
+             [RuntimeJoined]\n    secret: {{file: {}}}\n",
+            self.port,
+            secret.display()
+        )
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_is_told_of_the_events_that_it_asks_for_and_can_check_who_tells() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("secret");
+    fs::write(&source, SECRET).unwrap();
+    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(&folder.path().join("state"), &[&fake]).await;
+    apply(running.controller(), &receiver.file(&source, "web: {}, db: {}")).await;
+    well(running.controller(), &["web", "db"]).await;
+    until("both events are told", async || (receiver.calls().len() == 2).then_some(())).await;
+    let calls = receiver.calls();
+    for call in &calls {
+        assert!(call.head.starts_with("POST /hook HTTP/1.1"), "{}", call.head);
+        let event = call.event();
+        assert_eq!((&event["kind"], &event["apiVersion"]), (&"Event".into(), &"vm-agent/v1".into()), "{event}");
+        let (id, at) = (call.header("webhook-id").unwrap(), call.header("webhook-timestamp").unwrap());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+        let tag = hmac::sign(&key, format!("{id}.{at}.{}", call.body).as_bytes());
+        assert_eq!(call.header("webhook-signature").unwrap(), format!("v1,{}", STANDARD.encode(tag)));
+    }
+    assert_ne!(calls[0].header("webhook-id"), calls[1].header("webhook-id"));
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn what_fails_is_told_again_and_nothing_is_told_twice_after_it_was_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, state) = (folder.path().join("secret"), folder.path().join("state"));
+    fs::write(&source, SECRET).unwrap();
+    // A redirect is no success, and is not followed.
+    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[500, 302]).await);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(&state, &[&fake]).await;
+    apply(running.controller(), &receiver.file(&source, "web: {}")).await;
+    until("it is told a third time", async || (receiver.calls().len() == 3).then_some(())).await;
+    let ids: Vec<_> = receiver.calls().iter().map(|call| call.header("webhook-id").unwrap().to_owned()).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    running.shut_down().await;
+    // Another life goes on where the last one was.
+    let running = start(&state, &[&fake]).await;
+    apply(running.controller(), &receiver.file(&source, "web: {}, db: {}")).await;
+    until("the next event is told", async || (receiver.calls().len() == 4).then_some(())).await;
+    assert_ne!(receiver.calls()[3].header("webhook-id").unwrap(), ids[0]);
+    assert!(receiver.calls().iter().all(|call| call.head.starts_with("POST /hook ")));
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_for_good_is_not_told_again_and_people_hear_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("secret");
+    fs::write(&source, SECRET).unwrap();
+    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[410]).await);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(&folder.path().join("state"), &[&fake]).await;
+    apply(running.controller(), &receiver.file(&source, "web: {}")).await;
+    let told = async || events(running.controller()).await.into_iter().find(|it| it.kind == EventKind::WebhookFailed);
+    let told = until("people are told", told).await;
+    assert!(told.message.contains("410"), "{}", told.message);
+    assert_eq!(receiver.calls().len(), 1);
+    running.shut_down().await;
+}
