@@ -4,9 +4,10 @@
 //! One loop (`runtime`) owns all state: sources (signals, the connection, ended tasks, log lines)
 //! are turned into events, and each event is handled by an ordinary function that never waits.
 //! Around it stand small parts: `folder` keeps what survives a restart, `connection` and
-//! `handshake` make a session, `session` lives with one, `streams`, `tasks` and `services` run
-//! processes by means of `process`, and `configuration` puts into force what the hub asks for,
-//! `files` among it.
+//! `handshake` make a session, `session` lives with one, `streams`, `terminals`, `tasks` and `services` run
+//! processes by means of `process`, `archive` makes and reads copies, `configuration` puts into force what
+//! the hub asks for, `files` among it, and `messages` passes on what programs have to say to each other.
+//! `rotation` has another key take the place of the present one, and `upgrade` another version.
 
 mod archive;
 mod backoff;
@@ -98,6 +99,8 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
             let _ = writeln!(io::stdout(), "vm-agent-runtime {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        // As the command line calls its own runtime, whose place this program can take.
+        [first, folder] if first == "runtime" => main(Path::new(folder)),
         [folder] if !folder.to_string_lossy().starts_with('-') => main(Path::new(folder)),
         _ => {
             let _ = writeln!(io::stderr(), "{USAGE}");

@@ -52,11 +52,11 @@ struct Next {
 impl Keys {
     /// Reads the keys; makes the first one at the first start.
     pub(crate) fn load(folder: &Folder) -> Result<Self, FolderError> {
-        let key = parse(folder.key(generate)?, folder, KEY_FILE)?;
+        let key = parse(&folder.key(generate)?, folder, KEY_FILE)?;
         let mut next = None;
         for (name, acked) in [(NEXT_FILE, false), (ACKED_FILE, true)] {
             if let Some(document) = read_if_there(&folder.path().join(name))? {
-                next = Some(Next { key: parse(document, folder, name)?, acked });
+                next = Some(Next { key: parse(&document, folder, name)?, acked });
             }
         }
         Ok(Self { folder: folder.path().to_owned(), key, next, refused: false })
@@ -141,9 +141,9 @@ fn generate() -> Vec<u8> {
     document.expect("the operating system gives random bytes, or no key can be made").as_ref().to_vec()
 }
 
-fn parse(document: Vec<u8>, folder: &Folder, name: &str) -> Result<Arc<Ed25519KeyPair>, FolderError> {
+fn parse(document: &[u8], folder: &Folder, name: &str) -> Result<Arc<Ed25519KeyPair>, FolderError> {
     let damaged = |_| FolderError::Damaged { path: folder.path().join(name), expected: "Ed25519 key" };
-    Ed25519KeyPair::from_pkcs8(&document).map(Arc::new).map_err(damaged)
+    Ed25519KeyPair::from_pkcs8(document).map(Arc::new).map_err(damaged)
 }
 
 #[cfg(test)]

@@ -233,3 +233,11 @@ fn an_archive_that_is_cut_off_leaves_nothing() {
         assert_eq!(entries(&inside), [""; 0]);
     }
 }
+
+#[test]
+fn a_full_disk_is_called_one() {
+    let full = super::failed("written", Path::new("big"))(io::Error::from(io::ErrorKind::StorageFull));
+    assert_eq!(crate::chain(&full), "the disk of the machine is full");
+    let other = super::failed("written", Path::new("big"))(io::Error::other("it is worn out"));
+    assert_eq!(crate::chain(&other), "`big` can't be written: it is worn out");
+}

@@ -38,9 +38,13 @@ impl Scene {
     }
 
     fn ask(&mut self, program: u64, request: Request) {
-        if !self.heard.contains_key(&program) {
+        let mut come = None;
+        self.heard.entry(program).or_insert_with(|| {
             let (say, heard) = mpsc::unbounded_channel();
-            self.heard.insert(program, heard);
+            come = Some(say);
+            heard
+        });
+        if let Some(say) = come {
             self.call(program, What::Come(say));
         }
         self.call(program, What::Asked(request));

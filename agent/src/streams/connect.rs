@@ -3,14 +3,15 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::{BufMut, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::timeout;
 use vm_agent_schemas::wire::TaskOutcome;
 
 use super::wire::{Outlet, Wire};
 use super::{failed, unless_closed};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::OwnedReadHalf;
 
 /// How long a connection may take to be made: what it leads to is most often in the same machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -21,7 +22,7 @@ pub(super) async fn serve(host: String, port: u16, wire: Wire) -> TaskOutcome {
     let served = async {
         let tcp = match dial(&host, port).await {
             Ok(tcp) => tcp,
-            Err(error) => return failed(format!("could not connect to {host}:{port}: {error}")),
+            Err(error) => return failed(&format!("could not connect to {host}:{port}: {error}")),
         };
         line.opened(0);
         let (mut from, mut to) = tcp.into_split();
@@ -34,7 +35,7 @@ pub(super) async fn serve(host: String, port: u16, wire: Wire) -> TaskOutcome {
         };
         match tokio::join!(input, receive(&mut from, &mut stdout)).1 {
             Ok(()) => TaskOutcome::Exited { code: 0 },
-            Err(error) => failed(format!("the connection to {host}:{port} was lost: {error}")),
+            Err(error) => failed(&format!("the connection to {host}:{port} was lost: {error}")),
         }
     };
     unless_closed(orders, served).await
@@ -59,8 +60,8 @@ async fn receive(from: &mut OwnedReadHalf, outlet: &mut Outlet) -> io::Result<()
             lost = Some(error);
             break;
         }
-        let mut buffer = bytes::BytesMut::with_capacity(room);
-        let mut limited = bytes::BufMut::limit(&mut buffer, room);
+        let mut buffer = BytesMut::with_capacity(room);
+        let mut limited = (&mut buffer).limit(room);
         match from.read_buf(&mut limited).await {
             Ok(0) => break,
             Ok(_) => {

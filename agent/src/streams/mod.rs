@@ -125,18 +125,22 @@ fn serve(tracker: &TaskTracker, line: Line, served: impl Future<Output = TaskOut
     });
 }
 
-/// Goes on until nobody listens any more. Signals and sizes mean nothing where there is no process.
+/// Goes on until nobody listens any more.
 async fn unless_closed(
     mut orders: mpsc::UnboundedReceiver<Order>,
     served: impl Future<Output = TaskOutcome>,
 ) -> TaskOutcome {
-    let closed = async { while let Some(Order::Signal(_) | Order::Resize(_)) = orders.recv().await {} };
     tokio::select! {
         outcome = served => outcome,
-        () = closed => TaskOutcome::Canceled,
+        () = closed(&mut orders) => TaskOutcome::Canceled,
     }
 }
 
-fn failed(reason: String) -> TaskOutcome {
-    TaskOutcome::Failed { reason: crate::sentence::sentence(&reason) }
+/// Returns when nobody listens any more. Signals and sizes mean nothing where there is no process.
+pub(crate) async fn closed(orders: &mut mpsc::UnboundedReceiver<Order>) {
+    while let Some(Order::Signal(_) | Order::Resize(_)) = orders.recv().await {}
+}
+
+fn failed(reason: &str) -> TaskOutcome {
+    TaskOutcome::Failed { reason: crate::sentence::sentence(reason) }
 }

@@ -19,7 +19,7 @@ const PIECES: usize = 4;
 /// Serves a stream that brings an archive.
 pub(super) async fn upload(path: PathBuf, wire: Wire) -> TaskOutcome {
     let Wire { line, orders, stdin, .. } = wire;
-    let Some(inlet) = stdin else { return failed("an upload needs an input: it is the archive".to_owned()) };
+    let Some(inlet) = stdin else { return failed("an upload needs an input: it is the archive") };
     line.opened(0);
     let unpacked = take(inlet, move |archive| archive::unpack(archive, &path));
     unless_closed(orders, async { outcome(unpacked.await) }).await
@@ -46,7 +46,7 @@ pub(super) async fn download(path: PathBuf, wire: Wire) -> TaskOutcome {
 fn outcome(result: Result<(), archive::ArchiveError>) -> TaskOutcome {
     match result {
         Ok(()) => TaskOutcome::Exited { code: 0 },
-        Err(error) => failed(crate::chain(&error)),
+        Err(error) => failed(&crate::chain(&error)),
     }
 }
 

@@ -28,7 +28,7 @@ use vm_agent_schemas::wire::{FromRuntime, TaskOutcome, Upgrade, UpgradeFailed};
 use crate::folder::{Folder, FolderError};
 use crate::outgoing::Outgoing;
 use crate::sentence::sentence;
-use crate::streams::{Line, Order, Wire, take};
+use crate::streams::{Line, Wire, closed, take};
 use state::{Run, State, Trial, decide};
 use store::UpgradeError;
 
@@ -128,12 +128,11 @@ impl Upgrades {
                 store::check(&path).await?;
                 Ok(path)
             };
-            let closed = async { while let Some(Order::Signal(_) | Order::Resize(_)) = orders.recv().await {} };
             let stored = tokio::select! {
                 biased;
                 stored = stored => stored,
                 // Nobody offers it any more. What has come of it goes with it.
-                () = closed => return,
+                () = closed(&mut orders) => return,
             };
             // The receiver lives as long as the runtime.
             let _ = results.send(Offered { order, line, stored });
