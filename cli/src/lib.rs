@@ -4,6 +4,7 @@
 //! that talks to the controller through the public HTTP API and prints what comes back. Exit codes
 //! are in [`exit`].
 
+mod archive;
 mod client;
 mod commands;
 mod diff;
@@ -16,6 +17,8 @@ mod render;
 mod select;
 mod settle;
 mod table;
+mod terminal;
+mod transfer;
 mod ui;
 
 use std::ffi::OsString;
@@ -35,8 +38,8 @@ use crate::ui::{Color, Format, STRONG, Ui};
 ///
 /// Exit codes: 0 done, 1 failed, 2 changes are pending (with --detailed-exitcode), 3 wrong usage or
 /// invalid file, 4 not found, 5 conflict, 6 waited too long (it may still succeed), 8 no controller or
-/// runtime answers, 10 denied, 11 a person has to act first, 130 interrupted. `exec` and `task --wait`
-/// end with the command's own code; 255 says that it could not be run. `diff` ends with 0 when nothing
+/// runtime answers, 10 denied, 11 a person has to act first, 130 interrupted. `exec`, `shell`, `run` and
+/// `task --wait` end with the command's own code; 255 says that it could not be run. `diff` ends with 0 when nothing
 /// differs and with 1 when something does.
 #[derive(Debug, Parser)]
 #[command(name = "vm-agent", version, arg_required_else_help = true)]
@@ -107,9 +110,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// What to write instead, where more is known than what did not fit.
 fn hint(error: &clap::Error, arguments: &[OsString]) -> Option<&'static str> {
     let is = |word: &str| arguments.iter().any(|argument| argument == word);
-    let of_remote = (is("exec") || is("task")) && !is("--");
-    (error.kind() == ErrorKind::UnknownArgument && of_remote)
-        .then_some("write the command after `--`: vm-agent exec NAME -- COMMAND")
+    let unread = matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::ValueValidation) && !is("--");
+    match () {
+        () if unread && is("task") && is("--type") => {
+            Some("write what it works on after `--`: vm-agent task NAME --type KIND -- PATH")
+        }
+        () if unread && is("task") => Some("write the command after `--`: vm-agent task NAME -- COMMAND"),
+        () if unread && is("run") => Some("write the command after `--`: vm-agent run -- COMMAND"),
+        () if unread && is("shell") => Some("write the command after `--`: vm-agent shell NAME -- COMMAND"),
+        () if unread && is("exec") => Some("write the command after `--`: vm-agent exec NAME -- COMMAND"),
+        () => None,
+    }
 }
 
 fn run(cli: Cli, format: Format) -> Exit {

@@ -220,7 +220,7 @@ fn without_a_controller_the_next_command_is_named() {
     error: no controller runs on $DIR/state
     hint: start one with `vm-agent up`
     ");
-    let agent_commands: [&[&str]; 7] = [
+    let agent_commands: [&[&str]; 14] = [
         &["status", "web"],
         &["events"],
         &["drift"],
@@ -228,11 +228,85 @@ fn without_a_controller_the_next_command_is_named() {
         &["logs", "web"],
         &["override", "ls"],
         &["task", "web", "--", "true"],
+        &["task", "ls"],
+        &["run", "--rm", "--", "true"],
+        &["message", "send", "web", "hello"],
+        &["dead"],
+        &["cp", "web:a", "."],
+        &["cp", "/etc/hosts", "web:"],
+        &["forward", "web", "0:80"],
     ];
     for command in agent_commands {
         assert_eq!(sandbox.run(command).status.code(), Some(8), "{command:?}");
     }
-    assert_eq!(sandbox.run(&["exec", "web", "--", "true"]).status.code(), Some(255));
+    for command in [&["exec", "web", "--", "true"][..], &["shell", "web"], &["forward", "web", "--stdio", "22"]] {
+        assert_eq!(sandbox.run(command).status.code(), Some(255), "{command:?}");
+    }
+}
+
+#[test]
+fn a_shell_needs_somebody_who_types() {
+    insta::assert_snapshot!(Sandbox::new().transcript(&["shell", "web"]), @"
+    exit 255
+    --- stderr
+    error: stdin is no terminal, so there is nobody to type
+    hint: scripts run commands: vm-agent exec NAME -i -- COMMAND
+    ");
+}
+
+#[test]
+fn a_copy_between_agents_is_told_the_way_by_here() {
+    insta::assert_snapshot!(Sandbox::new().transcript(&["cp", "web:out/app", "db:/srv/"]), @"
+    exit 3
+    --- stderr
+    error: both sides are in agents
+    hint: copy it by way of here: vm-agent cp web:out/app . && vm-agent cp ./app db:/srv/
+    ");
+    insta::assert_snapshot!(Sandbox::new().transcript(&["cp", "a", "b"]), @"
+    exit 3
+    --- stderr
+    error: neither side is in an agent; write one as NAME:PATH
+    hint: here it is: cp -r a b
+    ");
+}
+
+#[test]
+fn work_of_a_kind_is_told_where_its_words_go() {
+    let sandbox = Sandbox::new();
+    insta::assert_snapshot!(sandbox.transcript(&["task", "web", "--type", "file:read", "/etc/hosts"]), @"
+    exit 3
+    --- stderr
+    error: invalid value '/etc/hosts' for '[NAME]...': `/etc/hosts` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters
+
+    For more information, try '--help'.
+    hint: write what it works on after `--`: vm-agent task NAME --type KIND -- PATH
+    ");
+    insta::assert_snapshot!(sandbox.transcript(&["task", "web", "--type", "file:read"]), @"
+    exit 3
+    --- stderr
+    error: --type file:read is written: vm-agent task NAME --type file:read -- PATH
+    ");
+    insta::assert_snapshot!(sandbox.transcript(&["task", "web", "--retry-on", "failed", "--", "true"]), @"
+    exit 3
+    --- stderr
+    error: the following required arguments were not provided:
+      --retry <COUNT>
+
+    Usage: vm-agent task --retry <COUNT> --retry-on <ENDS> --state-dir <DIR> <NAME>... -- <COMMAND>...
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn what_would_be_over_at_once_is_refused() {
+    insta::assert_snapshot!(Sandbox::new().transcript(&["stop", "web", "--for", "0s"]), @"
+    exit 3
+    --- stderr
+    error: invalid value '0s' for '--for <SPAN>': it would be over at once; the shortest is 1s
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]

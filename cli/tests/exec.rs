@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use vm_agent_schemas::api::{ExecEvent, ExecRequest};
-use vm_agent_schemas::wire::{Channel, Frame, Run, Signal, TaskOutcome};
+use vm_agent_schemas::wire::{Channel, Frame, Run, Signal, StreamTarget, TaskOutcome};
 
 /// A state folder with somebody on its socket.
 struct Controller {
@@ -60,9 +60,11 @@ impl Controller {
             }
         };
         let Message::Text(text) = socket.next().await.unwrap().unwrap() else { panic!("expected `open`") };
-        let ExecRequest::Open { run, .. } = serde_json::from_str(&text).unwrap() else { panic!("expected `open`") };
+        let ExecRequest::Open { target: StreamTarget::Run { run }, .. } = serde_json::from_str(&text).unwrap() else {
+            panic!("expected `open`")
+        };
         let mut session = Session { socket };
-        session.say(&ExecEvent::Opened).await;
+        session.say(&ExecEvent::Opened { offset: 0 }).await;
         (session, run)
     }
 }
@@ -142,5 +144,5 @@ async fn a_lost_connection_is_255_and_says_that_the_end_is_not_known() {
     let output = child.wait_with_output().await.unwrap();
     assert_eq!(output.status.code(), Some(255));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.starts_with("error: the connection to the command broke off"), "{told}");
+    assert!(told.starts_with("error: the connection broke off"), "{told}");
 }

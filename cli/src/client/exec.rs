@@ -1,6 +1,8 @@
-//! A session with a process in an agent: its input, output and signals over one WebSocket.
+//! A stream with something in an agent (a process, a terminal, an archive, a connection): its input,
+//! output and signals over one WebSocket.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
@@ -8,11 +10,12 @@ use futures::{SinkExt as _, StreamExt as _};
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message};
 use vm_agent_schemas::api::{ExecEvent, ExecRequest};
-use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Run, Signal, TaskOutcome, WINDOW};
+use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Signal, StreamTarget, TaskOutcome, TerminalSize, WINDOW};
 
 use super::{Connection, problem};
 use crate::exit::{CommandError, Exit};
@@ -20,20 +23,50 @@ use crate::exit::{CommandError, Exit};
 /// Output is acknowledged in pieces of this size: seldom enough to cost nothing, often enough that
 /// the sender never runs out of window.
 const ACKNOWLEDGE_EVERY: u64 = WINDOW / 4;
+/// How long a controller may say nothing at all. It pings every 30 s; after three of them that did not come the
+/// connection is lost, though nobody has said so.
+const SILENCE_LIMIT: Duration = Duration::from_secs(100);
 
-/// This side of the session.
-pub(crate) struct Console<I, O, E> {
-    /// What the process reads; nothing for an empty input.
-    pub(crate) stdin: Option<I>,
-    /// Where its output goes.
-    pub(crate) stdout: O,
-    /// Where its other output goes.
-    pub(crate) stderr: E,
-    /// Each Ctrl-C. The first interrupts the process, the second lets go of it.
-    pub(crate) interrupts: mpsc::Receiver<()>,
+/// What this side wants beside sending input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Send the process a signal.
+    Signal(Signal),
+    /// The terminal has another size.
+    Resize(TerminalSize),
+    /// Let go of what is at the other end.
+    LetGo,
 }
 
-/// A session that is open and has no process yet.
+/// This side of a stream. It can be used for several streams, one after the other.
+pub(crate) struct Console<I, O, E> {
+    /// What the other end reads; nothing for an empty input.
+    stdin: Option<I>,
+    /// Where its output goes.
+    stdout: Output<O>,
+    /// Where its other output goes.
+    stderr: Output<E>,
+    /// What else this side wants.
+    pub(crate) controls: mpsc::Receiver<Control>,
+}
+
+impl<I, O, E> Console<I, O, E> {
+    pub(crate) fn new(stdin: Option<I>, stdout: O, stderr: E, controls: mpsc::Receiver<Control>) -> Self {
+        Self { stdin, stdout: Output::new(stdout), stderr: Output::new(stderr), controls }
+    }
+
+    /// The same without anybody who could want anything.
+    pub(crate) fn unattended(stdin: Option<I>, stdout: O, stderr: E) -> Self {
+        Self::new(stdin, stdout, stderr, mpsc::channel(1).1)
+    }
+
+    /// How much of the output has been written, in bytes from its beginning.
+    pub(crate) const fn written(&self) -> u64 {
+        self.stdout.written
+    }
+}
+
+/// A connection on which no stream is open yet.
 pub(crate) struct Exec {
     socket: WebSocketStream<Box<dyn Connection>>,
 }
@@ -58,45 +91,59 @@ impl Exec {
         }
     }
 
-    /// Runs a process to its end; nothing when the person let go of it before.
+    /// Opens a stream and carries everything both ways until it ends; nothing when this side let go of it
+    /// before. `opened` is told where the output begins.
     pub(crate) async fn run<I, O, E>(
         self,
-        run: Run,
-        console: Console<I, O, E>,
+        target: StreamTarget,
+        console: &mut Console<I, O, E>,
+        mut opened: impl FnMut(u64),
     ) -> Result<Option<TaskOutcome>, CommandError>
     where
         I: AsyncRead + Unpin,
         O: AsyncWrite + Unpin,
         E: AsyncWrite + Unpin,
     {
-        let Console { stdin, stdout, stderr, mut interrupts } = console;
+        let Console { stdin, stdout, stderr, controls } = console;
         let (sink, mut incoming) = self.socket.split();
         let (outgoing, queue) = mpsc::unbounded_channel();
-        let session = &mut Session { outgoing, stdout: Output::new(stdout), stderr: Output::new(stderr) };
+        let session = &mut Session { outgoing, stdout, stderr };
         let mut input = Input { source: stdin, sent: 0, taken: 0 };
-        session.request(&ExecRequest::Open { run, stdin: input.source.is_some() });
+        session.request(&ExecRequest::Open { target, stdin: input.source.is_some() });
         // Sending is a future of its own, so that a peer that is slow to read can't keep us from
         // reading, nor the other way round. When it fails the peer has gone, and may have said before
         // how the process ended: reading finds that out.
         let mut sending = std::pin::pin!(send_all(sink, queue));
         let mut sends = true;
-        let mut interrupted = false;
+        let mut silence = std::pin::pin!(sleep(SILENCE_LIMIT));
         loop {
             tokio::select! {
-                message = next_message(&mut incoming) => match session.take(message?).await? {
-                    Progress::Running => {}
-                    Progress::InputTaken(offset) => input.taken = input.taken.max(offset),
-                    Progress::Ended(outcome) => return Ok(Some(outcome)),
+                // First what is seldom or bounded, so that a flood of output keeps nobody from stopping it; and what
+                // has come before its absence is complained of, because writing it may have taken long.
+                biased;
+                Some(control) = controls.recv() => match control {
+                    Control::Signal(signal) => session.request(&ExecRequest::Signal { signal }),
+                    Control::Resize(size) => session.request(&ExecRequest::Resize { size }),
+                    Control::LetGo => return Ok(None),
                 },
-                frame = input.next(), if input.may_send() => session.send(Message::Binary(frame?.encode())),
-                Some(()) = interrupts.recv() => {
-                    if interrupted {
-                        return Ok(None);
-                    }
-                    interrupted = true;
-                    session.request(&ExecRequest::Signal { signal: Signal::Int });
-                }
                 () = &mut sending, if sends => sends = false,
+                frame = input.next(), if input.may_send() => session.send(Message::Binary(frame?.encode())),
+                message = next_message(&mut incoming) => {
+                    match session.take(message?).await? {
+                        Progress::Running => {}
+                        Progress::Opened(offset) => {
+                            session.stdout.begin_at(offset);
+                            opened(offset);
+                        }
+                        Progress::InputTaken(offset) => input.taken = input.taken.max(offset),
+                        Progress::Ended(outcome) => return Ok(Some(outcome)),
+                    }
+                    silence.as_mut().reset(Instant::now() + SILENCE_LIMIT);
+                }
+                () = &mut silence => {
+                    let sentence = format!("nothing was heard for {} s", SILENCE_LIMIT.as_secs());
+                    return Err(broken(&sentence));
+                }
             }
         }
     }
@@ -105,18 +152,19 @@ impl Exec {
 /// What a message changes.
 enum Progress {
     Running,
+    Opened(u64),
     InputTaken(u64),
     Ended(TaskOutcome),
 }
 
-struct Session<O, E> {
+struct Session<'a, O, E> {
     /// What is to be sent. Input in it is bounded by its window, and all else is small.
     outgoing: mpsc::UnboundedSender<Message>,
-    stdout: Output<O>,
-    stderr: Output<E>,
+    stdout: &'a mut Output<O>,
+    stderr: &'a mut Output<E>,
 }
 
-impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Session<O, E> {
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Session<'_, O, E> {
     fn send(&self, message: Message) {
         // Refused only once sending has failed, and then there is nobody to send to.
         let _ = self.outgoing.send(message);
@@ -130,7 +178,7 @@ impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Session<O, E> {
     async fn take(&mut self, message: Message) -> Result<Progress, CommandError> {
         match message {
             Message::Text(text) => match serde_json::from_str(&text).map_err(|error| broken(&error))? {
-                ExecEvent::Opened => Ok(Progress::Running),
+                ExecEvent::Opened { offset } => Ok(Progress::Opened(offset)),
                 ExecEvent::Taken { offset } => Ok(Progress::InputTaken(offset)),
                 ExecEvent::Ended { outcome } => Ok(Progress::Ended(outcome)),
                 ExecEvent::Failed { problem } => Err(problem.into()),
@@ -139,7 +187,7 @@ impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Session<O, E> {
                 self.write(&Frame::decode(&bytes).map_err(|error| broken(&error))?).await?;
                 Ok(Progress::Running)
             }
-            Message::Close(_) => Err(broken(&"it was closed before the command ended; how it ended is not known")),
+            Message::Close(_) => Err(broken(&"it was closed before the end; what became of it is not known")),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(Progress::Running),
         }
     }
@@ -164,11 +212,18 @@ struct Output<W> {
     acknowledged: u64,
 }
 
-impl<W: AsyncWrite + Unpin> Output<W> {
-    fn new(sink: W) -> Self {
+impl<W> Output<W> {
+    const fn new(sink: W) -> Self {
         Self { sink, written: 0, acknowledged: 0 }
     }
 
+    const fn begin_at(&mut self, offset: u64) {
+        self.written = offset;
+        self.acknowledged = offset;
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Output<W> {
     /// Writes a frame's data; answers with the offset when it is time to acknowledge it.
     async fn write(&mut self, frame: &Frame) -> Result<Option<u64>, CommandError> {
         if frame.offset != self.written {
@@ -177,6 +232,9 @@ impl<W: AsyncWrite + Unpin> Output<W> {
         }
         self.sink.write_all(&frame.data).await?;
         self.sink.flush().await?;
+        if frame.end {
+            self.sink.shutdown().await?;
+        }
         self.written += frame.data.len() as u64;
         let due = self.written - self.acknowledged >= ACKNOWLEDGE_EVERY;
         if due {
@@ -187,13 +245,13 @@ impl<W: AsyncWrite + Unpin> Output<W> {
 }
 
 /// Where the input comes from. Its end takes the source away.
-struct Input<I> {
-    source: Option<I>,
+struct Input<'a, I> {
+    source: &'a mut Option<I>,
     sent: u64,
     taken: u64,
 }
 
-impl<I: AsyncRead + Unpin> Input<I> {
+impl<I: AsyncRead + Unpin> Input<'_, I> {
     fn window(&self) -> u64 {
         (self.taken + WINDOW).saturating_sub(self.sent)
     }
@@ -213,7 +271,7 @@ impl<I: AsyncRead + Unpin> Input<I> {
         let frame = Frame { stream: 0, channel: Channel::Stdin, offset: self.sent, end: count == 0, data };
         self.sent += count as u64;
         if count == 0 {
-            self.source = None;
+            *self.source = None;
         }
         Ok(frame)
     }
@@ -223,7 +281,7 @@ async fn next_message(
     incoming: &mut SplitStream<WebSocketStream<Box<dyn Connection>>>,
 ) -> Result<Message, CommandError> {
     let message = incoming.next().await;
-    let message = message.ok_or_else(|| broken(&"it ended before the command; how that ends is not known"))?;
+    let message = message.ok_or_else(|| broken(&"it ended too early; what became of it is not known"))?;
     message.map_err(|error| broken(&error))
 }
 
@@ -239,7 +297,7 @@ async fn send_all(
 }
 
 fn broken(reason: &dyn std::fmt::Display) -> CommandError {
-    CommandError::new(Exit::UNREACHABLE, format!("the connection to the command broke off: {reason}"))
+    CommandError::new(Exit::UNREACHABLE, format!("the connection broke off: {reason}"))
 }
 
 fn input_failed(error: &io::Error) -> CommandError {

@@ -4,7 +4,7 @@
 mod exec;
 mod sse;
 
-pub(crate) use exec::{Console, Exec};
+pub(crate) use exec::{Console, Control, Exec};
 pub(crate) use sse::SseStream;
 
 use std::io;
@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::ids::Secret;
@@ -32,6 +32,11 @@ use crate::exit::{CommandError, Exit};
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// How long a connection may take to open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// What an answer may be: a document, a stream of server-sent events, or bytes.
+const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream";
+const ANYTHING: &str = "*/*";
 
 /// A connection, of whichever kind.
 trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -101,7 +106,7 @@ impl Client {
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Fetched<T>, CommandError> {
-        read_document(self.send(Method::GET, path, Bytes::new()).await?).await
+        read_document(self.send(Method::GET, path, JSON, Bytes::new()).await?).await
     }
 
     /// Sends a document and reads the one that answers.
@@ -112,7 +117,7 @@ impl Client {
         document: &impl Serialize,
     ) -> Result<Fetched<T>, CommandError> {
         let body = serde_json::to_vec(document).expect("our own documents can be written as JSON");
-        read_document(self.send(method, path, body.into()).await?).await
+        read_document(self.send(method, path, JSON, body.into()).await?).await
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(
@@ -123,14 +128,32 @@ impl Client {
         self.call(Method::POST, path, document).await
     }
 
+    /// Asks for something that needs no words.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Fetched<T>, CommandError> {
+        read_document(self.send(Method::POST, path, JSON, Bytes::new()).await?).await
+    }
+
+    /// Copies what is no document, byte by byte.
+    pub(crate) async fn copy(&self, path: &str, mut to: impl AsyncWrite + Unpin) -> Result<(), CommandError> {
+        let mut body = self.send(Method::GET, path, ANYTHING, Bytes::new()).await?.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.broken(&error))?;
+            if let Some(data) = frame.data_ref() {
+                to.write_all(data).await?;
+            }
+        }
+        to.flush().await?;
+        Ok(())
+    }
+
     /// Deletes something; the answer has nothing to say.
     pub(crate) async fn delete(&self, path: &str) -> Result<(), CommandError> {
-        self.send(Method::DELETE, path, Bytes::new()).await.map(drop)
+        self.send(Method::DELETE, path, JSON, Bytes::new()).await.map(drop)
     }
 
     /// Opens a stream of server-sent events.
     pub(crate) async fn stream(&self, path: &str) -> Result<SseStream, CommandError> {
-        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        let response = self.send(Method::GET, path, EVENTS, Bytes::new()).await?;
         Ok(SseStream::new(response.into_body()))
     }
 
@@ -142,9 +165,15 @@ impl Client {
         opened.await.map_err(|_| self.silent())?
     }
 
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, CommandError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &'static str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, CommandError> {
         let connection = self.address.connect().await.map_err(|error| self.unreachable(&error))?;
-        let request = self.request(method, path, body);
+        let request = self.request(method, path, accept, body);
         let answer = tokio::time::timeout(ANSWER_LIMIT, exchange(connection, request)).await;
         let response = answer.map_err(|_| self.silent())?.map_err(|error| self.unreachable(&error))?;
         if response.status().is_success() {
@@ -155,12 +184,9 @@ impl Client {
         Err(problem(status, &body).into())
     }
 
-    fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, self.address.host())
-            .header(ACCEPT, "application/json, text/event-stream");
+    fn request(&self, method: Method, path: &str, accept: &'static str, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, self.address.host()).header(ACCEPT, accept);
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -180,6 +206,10 @@ impl Client {
 
     fn unreachable(&self, error: &dyn std::fmt::Display) -> CommandError {
         CommandError::new(Exit::UNREACHABLE, format!("the controller at {self} does not answer: {error}"))
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> CommandError {
+        CommandError::new(Exit::UNREACHABLE, format!("the answer of {self} broke off: {error}"))
     }
 
     fn silent(&self) -> CommandError {
@@ -222,6 +252,13 @@ async fn read_document<T: DeserializeOwned>(response: Response<Incoming>) -> Res
     let raw: Value = serde_json::from_slice(&body).map_err(odd)?;
     let content = serde_json::from_slice(&body).map_err(odd)?;
     Ok(Fetched { raw, content })
+}
+
+/// A path with its query: those of these fields that have a value.
+pub(crate) fn query(path: &str, fields: &[(&str, Option<String>)]) -> String {
+    let given = fields.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(given).finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
 
 /// The problem that an answer tells of, or one that stands for an answer without.

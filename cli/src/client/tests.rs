@@ -1,7 +1,5 @@
 //! The client against a small server on a unix socket.
 
-use std::collections::BTreeMap;
-
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::json;
 use tempfile::TempDir;
@@ -11,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use vm_agent_schemas::api::{ExecEvent, ExecRequest, Version};
-use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Run, Signal, TaskOutcome, WINDOW};
+use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Run, Signal, StreamTarget, TaskOutcome, TerminalSize, WINDOW};
 
 use super::*;
 
@@ -50,7 +48,7 @@ impl Peer {
         (asked, stream)
     }
 
-    async fn answer_exec(&self) -> WebSocketStream<UnixStream> {
+    pub(crate) async fn answer_exec(&self) -> WebSocketStream<UnixStream> {
         let (stream, _) = self.listener.accept().await.unwrap();
         tokio_tungstenite::accept_async(stream).await.unwrap()
     }
@@ -134,26 +132,26 @@ fn only_plain_http_addresses_are_taken() {
     }
 }
 
-fn run(line: &str) -> Run {
-    Run { argv: vec![line.to_owned()], env: BTreeMap::new(), cwd: None }
+fn run(line: &str) -> StreamTarget {
+    StreamTarget::Run { run: Run { argv: vec![line.to_owned()], ..Run::default() } }
 }
 
-/// A console whose far ends a test holds.
-struct Far {
-    stdin: DuplexStream,
-    stdout: DuplexStream,
-    stderr: DuplexStream,
-    interrupt: mpsc::Sender<()>,
+/// The far ends of a console.
+pub(crate) struct Far {
+    pub(crate) stdin: DuplexStream,
+    pub(crate) stdout: DuplexStream,
+    pub(crate) stderr: DuplexStream,
+    pub(crate) controls: mpsc::Sender<Control>,
 }
 
-fn console() -> (Console<DuplexStream, DuplexStream, DuplexStream>, Far) {
+pub(crate) fn console() -> (Console<DuplexStream, DuplexStream, DuplexStream>, Far) {
     let ((stdin, far_in), (stdout, far_out), (stderr, far_err)) = (duplex(1 << 20), duplex(1 << 20), duplex(1 << 20));
-    let (interrupt, interrupts) = mpsc::channel(2);
-    let console = Console { stdin: Some(stdin), stdout, stderr, interrupts };
-    (console, Far { stdin: far_in, stdout: far_out, stderr: far_err, interrupt })
+    let (sender, controls) = mpsc::channel(2);
+    let console = Console::new(Some(stdin), stdout, stderr, controls);
+    (console, Far { stdin: far_in, stdout: far_out, stderr: far_err, controls: sender })
 }
 
-async fn say(socket: &mut WebSocketStream<UnixStream>, event: &ExecEvent) {
+pub(crate) async fn say(socket: &mut WebSocketStream<UnixStream>, event: &ExecEvent) {
     socket.send(Message::text(serde_json::to_string(event).unwrap())).await.unwrap();
 }
 
@@ -176,6 +174,18 @@ async fn take(socket: &mut WebSocketStream<UnixStream>) -> Frame {
     }
 }
 
+/// A console without input.
+fn silent_console() -> (Console<DuplexStream, DuplexStream, DuplexStream>, Far) {
+    let (stdout, far_out) = duplex(1 << 20);
+    let (stderr, far_err) = duplex(1 << 20);
+    let (_, far_in) = duplex(1);
+    let (sender, controls) = mpsc::channel(2);
+    (
+        Console::new(None, stdout, stderr, controls),
+        Far { stdin: far_in, stdout: far_out, stderr: far_err, controls: sender },
+    )
+}
+
 async fn text(mut stream: DuplexStream) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -185,13 +195,12 @@ async fn text(mut stream: DuplexStream) -> String {
 #[tokio::test]
 async fn exec_carries_output_bytes_apart_and_gives_the_outcome() {
     let peer = Peer::new();
-    let (mut console, far) = console();
-    console.stdin = None;
-    let client = async { peer.client.exec("web").await.unwrap().run(run("ls"), console).await };
+    let (mut console, far) = silent_console();
+    let client = async { peer.client.exec("web").await.unwrap().run(run("ls"), &mut console, |_| {}).await };
     let server = async {
         let mut socket = peer.answer_exec().await;
-        assert_eq!(hear(&mut socket).await, ExecRequest::Open { run: run("ls"), stdin: false });
-        say(&mut socket, &ExecEvent::Opened).await;
+        assert_eq!(hear(&mut socket).await, ExecRequest::Open { target: run("ls"), stdin: false });
+        say(&mut socket, &ExecEvent::Opened { offset: 0 }).await;
         put(&mut socket, Channel::Stdout, 0, b"a\n").await;
         put(&mut socket, Channel::Stderr, 0, b"oops\n").await;
         put(&mut socket, Channel::Stdout, 2, b"b\n").await;
@@ -199,17 +208,18 @@ async fn exec_carries_output_bytes_apart_and_gives_the_outcome() {
     };
     let (outcome, ()) = tokio::join!(client, server);
     assert_eq!(outcome.unwrap(), Some(TaskOutcome::Exited { code: 7 }));
+    drop(console);
     assert_eq!((text(far.stdout).await, text(far.stderr).await), ("a\nb\n".to_owned(), "oops\n".to_owned()));
 }
 
 #[tokio::test]
 async fn exec_sends_input_only_as_far_as_it_is_taken_and_then_its_end() {
     let peer = Peer::new();
-    let (console, mut far) = console();
+    let (mut console, mut far) = console();
     let input = vec![b'x'; usize::try_from(WINDOW).unwrap() + DATA_MAX];
     far.stdin.write_all(&input).await.unwrap();
     drop(far.stdin);
-    let client = async { peer.client.exec("web").await.unwrap().run(run("cat"), console).await };
+    let client = async { peer.client.exec("web").await.unwrap().run(run("cat"), &mut console, |_| {}).await };
     let server = async {
         let mut socket = peer.answer_exec().await;
         hear(&mut socket).await;
@@ -239,9 +249,8 @@ async fn exec_sends_input_only_as_far_as_it_is_taken_and_then_its_end() {
 #[tokio::test]
 async fn exec_acknowledges_output_before_the_window_is_used_up() {
     let peer = Peer::new();
-    let (mut console, far) = console();
-    console.stdin = None;
-    let client = async { peer.client.exec("web").await.unwrap().run(run("yes"), console).await };
+    let (mut console, far) = silent_console();
+    let client = async { peer.client.exec("web").await.unwrap().run(run("yes"), &mut console, |_| {}).await };
     let server = async {
         let mut socket = peer.answer_exec().await;
         hear(&mut socket).await;
@@ -256,20 +265,24 @@ async fn exec_acknowledges_output_before_the_window_is_used_up() {
     };
     let (outcome, ()) = tokio::join!(client, server);
     assert_eq!(Exit::remote(&outcome.unwrap().unwrap()).unwrap().code(), 143);
+    drop(console);
     assert_eq!(text(far.stdout).await.len() as u64, WINDOW);
 }
 
 #[tokio::test]
-async fn the_first_interrupt_is_sent_on_and_the_second_lets_go() {
+async fn signals_and_sizes_are_sent_on_and_letting_go_ends_it() {
     let peer = Peer::new();
-    let (console, far) = console();
-    let client = async { peer.client.exec("web").await.unwrap().run(run("sleep"), console).await };
+    let (mut console, far) = console();
+    let client = async { peer.client.exec("web").await.unwrap().run(run("sleep"), &mut console, |_| {}).await };
     let server = async {
         let mut socket = peer.answer_exec().await;
         hear(&mut socket).await;
-        far.interrupt.send(()).await.unwrap();
+        far.controls.send(Control::Signal(Signal::Int)).await.unwrap();
         assert_eq!(hear(&mut socket).await, ExecRequest::Signal { signal: Signal::Int });
-        far.interrupt.send(()).await.unwrap();
+        let size = TerminalSize { cols: 132, rows: 50 };
+        far.controls.send(Control::Resize(size)).await.unwrap();
+        assert_eq!(hear(&mut socket).await, ExecRequest::Resize { size });
+        far.controls.send(Control::LetGo).await.unwrap();
         while let Some(Ok(_)) = socket.next().await {}
     };
     let (outcome, ()) = tokio::join!(client, server);
@@ -280,13 +293,13 @@ async fn the_first_interrupt_is_sent_on_and_the_second_lets_go() {
 async fn exec_fails_when_the_connection_output_or_process_is_lost() {
     let peer = Peer::new();
     let cases = [
-        ("closed", "it was closed before the command ended"),
+        ("closed", "it was closed before the end"),
         ("gap", "output from 0 to 5 is missing"),
         ("failed", "the runtime is gone"),
     ];
     for (how, expected) in cases {
-        let (console, _far) = console();
-        let client = async { peer.client.exec("web").await.unwrap().run(run("ls"), console).await };
+        let (mut console, _far) = console();
+        let client = async { peer.client.exec("web").await.unwrap().run(run("ls"), &mut console, |_| {}).await };
         let server = async {
             let mut socket = peer.answer_exec().await;
             hear(&mut socket).await;

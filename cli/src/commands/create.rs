@@ -18,24 +18,8 @@ use crate::ui::OutputArgs;
 pub(crate) struct CreateArgs {
     /// The agent's name
     name: AgentName,
-    /// What makes its machine: multipass, qemu, incus, or local (a process that isolates nothing)
-    #[arg(long, value_parser = driver)]
-    driver: Option<DriverName>,
-    /// The image that the machine is made from
-    #[arg(long)]
-    image: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "COUNT")]
-    cpus: Option<u32>,
-    /// Memory, such as 8G
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<ByteSize>,
-    /// Disk, such as 40G
-    #[arg(long, value_name = "SIZE")]
-    disk: Option<ByteSize>,
-    /// A label (can be repeated)
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Environment of everything that runs in it (can be repeated); not for secrets
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
@@ -54,6 +38,51 @@ pub(crate) struct CreateArgs {
     output: OutputArgs,
 }
 
+/// What a machine that is made by hand is like.
+#[derive(Debug, Args)]
+pub(super) struct MachineArgs {
+    /// What makes its machine: multipass, qemu, incus, or local (a process that isolates nothing)
+    #[arg(long, value_parser = driver)]
+    driver: Option<DriverName>,
+    /// The image that the machine is made from
+    #[arg(long)]
+    image: Option<String>,
+    /// Virtual processors
+    #[arg(long, value_name = "COUNT")]
+    cpus: Option<u32>,
+    /// Memory, such as 8G
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Disk, such as 40G
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<ByteSize>,
+    /// A label (can be repeated)
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+    labels: Vec<(String, String)>,
+}
+
+impl MachineArgs {
+    /// The spec that these come to, over the file's defaults.
+    pub(super) fn into_entry(self) -> AgentEntry {
+        AgentEntry {
+            driver: self.driver,
+            image: self.image,
+            cpus: self.cpus,
+            memory: self.memory,
+            disk: self.disk,
+            labels: self.labels.into_iter().collect(),
+            ..AgentEntry::default()
+        }
+    }
+}
+
+/// That such an agent can be made.
+pub(super) fn check(spec: &AgentEntry) -> Result<(), CommandError> {
+    resolve_entry(&AgentEntry::default(), spec)
+        .map(drop)
+        .map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))
+}
+
 fn driver(text: &str) -> Result<DriverName, String> {
     word(text, "multipass, qemu, incus or local")
 }
@@ -68,19 +97,9 @@ fn word<T: serde::de::DeserializeOwned>(text: &str, known: &str) -> Result<T, St
 }
 
 pub(crate) async fn run(context: &mut Context, args: CreateArgs) -> CommandResult {
-    let spec = AgentEntry {
-        driver: args.driver,
-        image: args.image,
-        cpus: args.cpus,
-        memory: args.memory,
-        disk: args.disk,
-        power: Some(args.power),
-        labels: args.labels.into_iter().collect(),
-        env: args.env.into_iter().collect(),
-        ..AgentEntry::default()
-    };
-    resolve_entry(&AgentEntry::default(), &spec)
-        .map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))?;
+    let env = args.env.into_iter().collect();
+    let spec = AgentEntry { power: Some(args.power), env, ..args.machine.into_entry() };
+    check(&spec)?;
     let client = context.place.client().await?;
     let request = CreateRequest { spec, reason: args.reason, dry_run: args.dry_run };
     let answer = client.call::<Changed>(Method::PUT, &format!("/agents/{}", args.name), &request).await?;

@@ -4,13 +4,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use vm_agent_schemas::fleet::CommandLine;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::wire::Run;
+use vm_agent_schemas::wire::{Run, Signal, StreamTarget, TaskOutcome};
 
 use super::key_value;
 use crate::Context;
-use crate::client::Console;
+use crate::client::{Console, Control};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::select::about;
+use crate::terminal::{self, RawMode};
 
 /// Run a command in an agent, with its output here
 ///
@@ -24,6 +25,9 @@ pub(crate) struct ExecArgs {
     /// Hand stdin to the command; without this its input is empty
     #[arg(short, long)]
     interactive: bool,
+    /// Give the command a terminal: with -i this one, whose every key goes to it
+    #[arg(short, long)]
+    tty: bool,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -35,50 +39,86 @@ pub(super) struct RunArgs {
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
     /// The folder to run it in, absolute or below the agent's work folder
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, visible_alias = "cwd", value_name = "DIR")]
     workdir: Option<String>,
+    /// The user to run it as [default: the runtime's own]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
     /// The command
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
 impl RunArgs {
-    /// What to run; nothing when no command was given.
-    pub(super) fn into_run(self) -> Option<Run> {
-        let line = match <[String; 1]>::try_from(self.command) {
-            Ok([line]) => CommandLine::Shell(line),
-            Err(argv) => CommandLine::Argv(argv),
-        };
-        let env = self.env.into_iter().collect();
-        (!line.is_empty()).then(|| Run { argv: line.argv(), env, cwd: self.workdir })
+    /// What to run; an empty `argv` when no command was given.
+    pub(super) fn into_run(self) -> Run {
+        Run { argv: argv(self.command), env: self.env.into_iter().collect(), cwd: self.workdir, user: self.user }
     }
 }
 
+/// A command as it was given: one argument is a line for the shell, several are a program and its arguments.
+/// Empty when there is none.
+pub(super) fn argv(command: Vec<String>) -> Vec<String> {
+    let line = match <[String; 1]>::try_from(command) {
+        Ok([line]) => CommandLine::Shell(line),
+        Err(argv) => CommandLine::Argv(argv),
+    };
+    if line.is_empty() { Vec::new() } else { line.argv() }
+}
+
 pub(crate) async fn run(context: &mut Context, args: ExecArgs) -> CommandResult {
-    let run = args.run.into_run().ok_or_else(|| {
-        CommandError::new(Exit::USAGE, "there is no command").hint("write it after `--`: vm-agent exec NAME -- COMMAND")
-    })?;
+    let mut run = args.run.into_run();
+    if run.argv.is_empty() {
+        return Err(CommandError::new(Exit::USAGE, "there is no command")
+            .hint("write it after `--`: vm-agent exec NAME -- COMMAND"));
+    }
+    let attended = args.interactive && args.tty;
+    if attended {
+        terminal::require("leave out -t: vm-agent exec NAME -i -- COMMAND")?;
+    }
+    let target = if args.tty {
+        run.env = terminal::environment().chain(run.env).collect();
+        StreamTarget::Terminal { run, size: terminal::size(), keep: None }
+    } else {
+        StreamTarget::Run { run }
+    };
     let client = context.place.client().await?;
     let session = client.exec(args.name.as_str()).await;
     let session = about(&client, &args.name, session).await?;
-    let console = Console {
-        stdin: args.interactive.then(io::stdin),
-        stdout: io::stdout(),
-        stderr: io::stderr(),
-        interrupts: interrupts()?,
+    let outcome = if attended {
+        let (keys, controls) = terminal::hand_over(io::stdin())?;
+        let mut console = Console::new(Some(keys), io::stdout(), io::stderr(), controls);
+        let _raw = RawMode::enter()?;
+        session.run(target, &mut console, |_| {}).await
+    } else {
+        let stdin = args.interactive.then(io::stdin);
+        let mut console = Console::new(stdin, io::stdout(), io::stderr(), interrupts()?);
+        session.run(target, &mut console, |_| {}).await
     };
-    let Some(outcome) = session.run(run, console).await? else {
-        return Err(CommandError::new(Exit::INTERRUPTED, "let go of the command"));
-    };
-    Exit::remote(&outcome).ok_or_else(|| CommandError::new(Exit::EXEC_FAILED, format!("the command {outcome}")))
+    let outcome = outcome?.ok_or_else(|| CommandError::new(Exit::INTERRUPTED, "let go of the command"))?;
+    exit_of(&outcome)
 }
 
-/// Each Ctrl-C from now on.
-fn interrupts() -> Result<mpsc::Receiver<()>, CommandError> {
+/// How a command that ran elsewhere ends this program.
+pub(super) fn exit_of(outcome: &TaskOutcome) -> CommandResult {
+    if let TaskOutcome::Failed { .. } = outcome {
+        return Err(CommandError::new(Exit::FAILURE, format!("the command {outcome}")));
+    }
+    Exit::remote(outcome).ok_or_else(|| CommandError::new(Exit::EXEC_FAILED, format!("the command {outcome}")))
+}
+
+/// What each Ctrl-C from now on means: the first interrupts the command, the second lets go of it.
+pub(super) fn interrupts() -> Result<mpsc::Receiver<Control>, CommandError> {
     let mut signals =
         signal(SignalKind::interrupt()).map_err(|error| CommandError::io("Ctrl-C can't be listened for", &error))?;
     let (sender, receiver) = mpsc::channel(2);
-    tokio::spawn(async move { while signals.recv().await.is_some() && sender.send(()).await.is_ok() {} });
+    tokio::spawn(async move {
+        for control in [Control::Signal(Signal::Int), Control::LetGo] {
+            if signals.recv().await.is_none() || sender.send(control).await.is_err() {
+                return;
+            }
+        }
+    });
     Ok(receiver)
 }
 
@@ -86,15 +126,11 @@ fn interrupts() -> Result<mpsc::Receiver<()>, CommandError> {
 mod tests {
     use super::*;
 
-    fn argv(command: &[&str]) -> Option<Vec<String>> {
-        let command = command.iter().map(|word| (*word).to_owned()).collect();
-        RunArgs { env: Vec::new(), workdir: None, command }.into_run().map(|run| run.argv)
-    }
-
     #[test]
     fn one_argument_is_a_shell_line_and_several_are_a_vector() {
-        assert_eq!(argv(&["make && make test"]).unwrap(), ["/bin/sh", "-c", "make && make test"]);
-        assert_eq!(argv(&["echo", "a b"]).unwrap(), ["echo", "a b"]);
-        assert_eq!(argv(&[]), None);
+        let argv = |command: &[&str]| argv(command.iter().map(|word| (*word).to_owned()).collect());
+        assert_eq!(argv(&["make && make test"]), ["/bin/sh", "-c", "make && make test"]);
+        assert_eq!(argv(&["echo", "a b"]), ["echo", "a b"]);
+        assert!(argv(&[]).is_empty() && argv(&[" "]).is_empty());
     }
 }

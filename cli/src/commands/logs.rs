@@ -1,8 +1,11 @@
 use clap::Args;
-use vm_agent_schemas::api::LogPage;
+use jiff::{SignedDuration, Timestamp};
+use vm_agent_schemas::api::{AgentView, List, LogPage};
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::units::Span;
 
 use crate::Context;
+use crate::client::query;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::launch::LOG_FILE;
 use crate::select::about;
@@ -18,18 +21,29 @@ pub(crate) struct LogsArgs {
     /// How many of the last lines to show
     #[arg(long, value_name = "COUNT", default_value = "100")]
     tail: usize,
+    /// Only lines that are not older than that, such as 10m
+    #[arg(long, value_name = "SPAN")]
+    since: Option<Span>,
 }
 
 pub(crate) async fn run(context: &mut Context, args: LogsArgs) -> CommandResult {
-    let name = args.name.ok_or_else(|| no_name(context))?;
+    let Some(name) = args.name else { return Err(no_name(context).await) };
+    let since = args.since.map(|span| before(Timestamp::now(), span));
+    let path = |follow: bool| {
+        let fields = [
+            ("tail", Some(args.tail.to_string())),
+            ("since", since.map(|at| at.to_string())),
+            ("follow", follow.then(|| "true".to_owned())),
+        ];
+        query(&format!("/agents/{name}/logs"), &fields)
+    };
     let client = context.place.client().await?;
-    let path = format!("/agents/{name}/logs?tail={}", args.tail);
     if !args.follow {
-        let page = about(&client, &name, client.get::<LogPage>(&path).await).await?.content;
+        let page = about(&client, &name, client.get::<LogPage>(&path(false)).await).await?.content;
         print(context, &page)?;
         return Ok(Exit::SUCCESS);
     }
-    let mut stream = about(&client, &name, client.stream(&(path + "&follow=true")).await).await?;
+    let mut stream = about(&client, &name, client.stream(&path(true)).await).await?;
     while let Some(message) = stream.next().await? {
         if message.kind == "dropped" {
             context
@@ -45,9 +59,23 @@ pub(crate) async fn run(context: &mut Context, args: LogsArgs) -> CommandResult 
     Err(CommandError::new(Exit::UNREACHABLE, "the controller went away"))
 }
 
-/// That an agent has to be named, and where to read the controller's own log, which may be meant.
-fn no_name(context: &Context) -> CommandError {
-    let error = CommandError::new(Exit::USAGE, "name the agent whose log to show: vm-agent logs NAME");
+/// The moment that was so long ago; the first of all where that was before it.
+fn before(now: Timestamp, span: Span) -> Timestamp {
+    let span = SignedDuration::try_from(span.get()).ok();
+    span.and_then(|span| now.checked_sub(span).ok()).unwrap_or(Timestamp::MIN)
+}
+
+/// That an agent has to be named, which there are, and where to read the controller's own log, which may be meant.
+async fn no_name(context: &Context) -> CommandError {
+    let mut error = CommandError::new(Exit::USAGE, "name the agent whose log to show: vm-agent logs NAME");
+    // Where no controller answers there is nothing to name.
+    if let Ok(Some(client)) = context.place.running().await
+        && let Ok(agents) = client.get::<List<AgentView>>("/agents").await
+        && !agents.content.items.is_empty()
+    {
+        let names: Vec<&str> = agents.content.items.iter().map(|agent| agent.name.as_str()).collect();
+        error = error.hint(format!("there are {}", names.join(", ")));
+    }
     match context.place.here("vm-agent logs") {
         Ok(folder) => error.hint(format!(
             "the log of a controller that `vm-agent up` started is {}; any other writes it to its stderr",

@@ -3,7 +3,9 @@
 mod apply;
 mod approvals;
 mod controller;
+mod cp;
 mod create;
+mod dead;
 mod destroy;
 mod diff;
 mod down;
@@ -11,17 +13,21 @@ mod drift;
 mod events;
 mod exec;
 mod explain;
+mod forward;
 mod history;
 mod init;
 mod list;
 mod logs;
+mod message;
 mod overrides;
 mod pause;
 mod plan;
 mod power;
 mod rollback;
+mod run;
 mod runtime;
 mod schema;
+mod shell;
 mod spec;
 mod status;
 mod task;
@@ -74,9 +80,15 @@ pub(crate) enum Command {
     Override(overrides::OverrideArgs),
     Approvals(approvals::ApprovalsArgs),
     Approve(approvals::ApproveArgs),
+    Run(Box<run::RunArgs>),
     Exec(exec::ExecArgs),
-    Task(task::TaskArgs),
+    Shell(shell::ShellArgs),
+    Cp(cp::CpArgs),
+    Forward(forward::ForwardArgs),
     Logs(logs::LogsArgs),
+    Task(Box<task::TaskArgs>),
+    Message(message::MessageArgs),
+    Dead(dead::DeadArgs),
     Token(token::TokenArgs),
     Schema(schema::SchemaArgs),
     Version(version::VersionArgs),
@@ -114,8 +126,14 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Approvals(args) => approvals::list(context, args).await,
         Command::Approve(args) => approvals::approve(context, args).await,
         Command::Exec(args) => exec::run(context, args).await.map_err(CommandError::of_exec),
-        Command::Task(args) => task::run(context, args).await,
+        Command::Run(args) => run::run(context, *args).await,
+        Command::Shell(args) => shell::run(context, args).await,
+        Command::Cp(args) => cp::run(context, args).await,
+        Command::Forward(args) => forward::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
+        Command::Task(args) => task::run(context, *args).await,
+        Command::Message(args) => message::run(context, args).await,
+        Command::Dead(args) => dead::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Schema(args) => schema::run(context, args),
         Command::Version(args) => version::run(context, args).await,

@@ -6,6 +6,7 @@ use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::units::Span;
 
+use super::power::lasting;
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::render;
@@ -40,7 +41,7 @@ enum OverrideCommand {
         #[command(flatten)]
         target: OverrideTarget,
         /// How long it shall hold
-        #[arg(long = "for", value_name = "SPAN", required_unless_present = "sticky")]
+        #[arg(long = "for", value_name = "SPAN", value_parser = lasting, required_unless_present = "sticky")]
         lasting: Option<Span>,
         /// Let it hold until it is cleared
         #[arg(long, conflicts_with = "lasting")]

@@ -2,6 +2,7 @@ use clap::Args;
 use vm_agent_schemas::api::{ChangeRequest, Changed, Resumable};
 use vm_agent_schemas::units::Span;
 
+use super::power::lasting;
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::select::{AnyTargets, about};
@@ -14,7 +15,7 @@ pub(crate) struct PauseArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// How long [default: until resumed]
-    #[arg(long = "for", value_name = "SPAN")]
+    #[arg(long = "for", value_name = "SPAN", value_parser = lasting)]
     lasting: Option<Span>,
 }
 

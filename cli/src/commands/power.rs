@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use clap::Args;
 use vm_agent_schemas::api::{ChangeRequest, Changed};
 use vm_agent_schemas::fleet::PowerState;
@@ -34,7 +36,7 @@ struct PowerArgs {
     #[command(flatten)]
     targets: Targets,
     /// How long this holds against the file [default: 1h]
-    #[arg(long = "for", value_name = "SPAN")]
+    #[arg(long = "for", value_name = "SPAN", value_parser = lasting)]
     lasting: Option<Span>,
     /// Let it hold until it is cleared
     #[arg(long, conflicts_with = "lasting")]
@@ -49,6 +51,15 @@ struct PowerArgs {
     wait: WaitArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// A time for which something can hold: what is shorter is over before anything has come of it.
+pub(super) fn lasting(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse().map_err(|error| format!("{error}"))?;
+    if span.get() < Duration::from_secs(1) {
+        return Err("it would be over at once; the shortest is 1s".to_owned());
+    }
+    Ok(span)
 }
 
 pub(crate) async fn start(context: &mut Context, args: StartArgs) -> CommandResult {
@@ -70,4 +81,17 @@ async fn set(context: &mut Context, args: PowerArgs, verb: &str, power: PowerSta
         changed.push((name, Goal::Power(power), answer));
     }
     finish(context, &client, &changed, &args.wait, args.output.output).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_holds_for_less_than_a_second() {
+        assert_eq!(lasting("1s").unwrap(), Span::from_secs(1));
+        for short in ["0s", "500ms", "0"] {
+            assert!(lasting(short).is_err(), "{short}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use vm_agent_schemas::api::{List, NewToken, TokenRequest};
-use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::credential::{ApiToken, Role};
+use vm_agent_schemas::units::Span;
 
 use crate::Context;
 use crate::exit::{CommandError, CommandResult, Exit};
@@ -21,6 +22,13 @@ enum TokenCommand {
     Create {
         /// Who or what it is for
         name: String,
+        /// What it may do: read (see), exec (run things in agents), lifecycle (change what is wanted), admin (everything).
+        /// Each may do what those before it may
+        #[arg(long, default_value = "admin", value_parser = role)]
+        role: Role,
+        /// How long it works [default: until it is revoked]
+        #[arg(long = "for", value_name = "SPAN")]
+        lasting: Option<Span>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -41,8 +49,8 @@ enum TokenCommand {
 pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult {
     let client = context.place.client().await?;
     match args.command {
-        TokenCommand::Create { name, output } => {
-            let answer = client.post::<NewToken>("/tokens", &TokenRequest { name }).await?;
+        TokenCommand::Create { name, role, lasting, output } => {
+            let answer = client.post::<NewToken>("/tokens", &TokenRequest { name, role, lasting }).await?;
             let NewToken { token, secret } = &answer.content;
             context.ui.document(output.output, &answer.raw, || secret.expose().to_owned())?;
             context.ui.status(format_args!("token {} for {}; it is not shown again", token.id, token.name))?;
@@ -64,6 +72,10 @@ pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult
         }
     }
     Ok(Exit::SUCCESS)
+}
+
+fn role(word: &str) -> Result<Role, String> {
+    serde_json::from_value(word.into()).map_err(|_| "write read, exec, lifecycle or admin".to_owned())
 }
 
 /// The one token with that id or name.

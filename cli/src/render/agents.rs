@@ -11,7 +11,8 @@ use vm_agent_schemas::plan::ConditionStatus;
 use vm_agent_schemas::task::Task;
 
 use super::plan::{policy, transition};
-use super::{ago, change, count, health_cell, health_text, says_nothing, sync_cell, task_state, time_left, value};
+use super::tasks::{task_state, work};
+use super::{ago, change, count, health_cell, health_text, says_nothing, sync_cell, time_left, value};
 use crate::table::{Cell, Table};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
@@ -136,10 +137,7 @@ pub(crate) fn agent(agent: &AgentView, tasks: &[Task], events: &[Event], now: Ti
         }),
     );
     wanted(&mut page, agent);
-    page.section(
-        "Tasks",
-        tasks.iter().map(|it| format!("{} {}: {}", it.id, super::command(&it.run.argv), task_state(it))),
-    );
+    page.section("Tasks", tasks.iter().map(|it| format!("{} {}: {}", it.id, work(&it.job.work), task_state(it))));
     page.section("Last events", events.iter().map(|it| format!("{} {}: {}", ago(now, it.at), it.kind, it.message)));
     page.text
 }
@@ -264,6 +262,7 @@ mod tests {
           restart: always (built-in)
           reconcile: auto (built-in)
           protect: false (built-in)
+          slots: 4 (built-in)
         Tasks
           0190c5a8-0000-7000-8000-000000000000 make test: ended with exit code 2
         Last events

@@ -5,9 +5,11 @@ mod diagnostic;
 mod diff;
 mod explain;
 mod history;
+mod messages;
 mod plan;
 mod spec;
 mod status;
+mod tasks;
 mod why;
 
 pub(crate) use agents::{agent, agent_table};
@@ -15,9 +17,11 @@ pub(crate) use diagnostic::diagnostic;
 pub(crate) use diff::diff;
 pub(crate) use explain::explain;
 pub(crate) use history::{history, revision};
+pub(crate) use messages::{dead_table, message_line, message_table};
 pub(crate) use plan::{Planned, covering, field, origin, origin_of, plan, toll};
 pub(crate) use spec::spec;
-pub(crate) use status::{approval_table, controller, drift_table, event, override_table, task_table, token_table};
+pub(crate) use status::{approval_table, controller, drift_table, event, override_table, token_table};
+pub(crate) use tasks::{artifact_table, task, task_table, terminal_table, whose};
 pub(crate) use why::{Known, next, why};
 
 use jiff::Timestamp;
@@ -25,7 +29,6 @@ use serde_json::Value;
 use vm_agent_schemas::fleet::CommandLine;
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::plan::{Health, Rest, Sync};
-use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::units::ByteSize;
 
 use crate::table::Cell;
@@ -38,6 +41,19 @@ fn coarse(seconds: i64) -> String {
         s @ ..3600 => format!("{}m{}s", s / 60, s % 60),
         s @ ..86_400 => format!("{}h{}m", s / 3600, s % 3600 / 60),
         s => format!("{}d{}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// How long it is until then.
+fn left(now: Timestamp, end: Timestamp) -> String {
+    if end <= now { "over".to_owned() } else { format!("in {}", coarse(end.duration_since(now).as_secs())) }
+}
+
+/// A word of the API, as it stands in its documents.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => text,
+        _ => String::new(),
     }
 }
 
@@ -130,15 +146,6 @@ pub(crate) fn change(change: &Change) -> String {
 
 fn time_left(now: Timestamp, it: &Override) -> String {
     it.expires_at.map_or_else(|| "until cleared".to_owned(), |end| coarse(end.duration_since(now).as_secs()) + " left")
-}
-
-fn task_state(task: &Task) -> String {
-    match &task.state {
-        TaskState::Queued => "queued".to_owned(),
-        TaskState::Sent { .. } => "sent".to_owned(),
-        TaskState::Running { .. } => "running".to_owned(),
-        TaskState::Ended { outcome } => outcome.to_string(),
-    }
 }
 
 /// A command as a person would type it, quoted only where it must be.

@@ -7,22 +7,23 @@ use serde_json::json;
 use vm_agent_schemas::api::{
     Addresses, AgentView, ControllerStatus, DriverStatus, FileState, FileStatus, RevisionView, SessionView,
 };
-use vm_agent_schemas::credential::ApiToken;
+use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{
     AgentEntry, DeclaredAgent, Diagnostic, DriftPolicy, DriverName, Field, Origin, PowerState, Until, resolve_entry,
 };
-use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Life, OverrideId, Revision, TaskId, TokenId};
+use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Life, MessageId, OverrideId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::{Change, Override};
+use vm_agent_schemas::message::{Message, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::plan::{
     AgentPlan, ApprovalRequest, Cost, Disturbance, Drift, DriftClass, Fuse, Health, Plan, Rest, Step, StepAction, Sync,
     WaitsFor,
 };
-use vm_agent_schemas::task::{Task, TaskSource, TaskState};
-use vm_agent_schemas::units::{ByteSize, Span};
-use vm_agent_schemas::wire::{Run, TaskOutcome};
+use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
+use vm_agent_schemas::units::ByteSize;
+use vm_agent_schemas::wire::{Address, TaskOutcome};
 
 pub(crate) fn now() -> Timestamp {
     "2026-01-02T03:04:05Z".parse().unwrap()
@@ -274,7 +275,14 @@ pub(crate) fn revision(number: u64, current: bool) -> RevisionView {
 }
 
 pub(crate) fn token(of: &str) -> ApiToken {
-    ApiToken { id: TokenId::generate(), name: of.into(), digest: Digest::of(b""), created_at: before(60) }
+    ApiToken {
+        id: TokenId::generate(),
+        name: of.into(),
+        digest: Digest::of(b""),
+        role: Role::Exec,
+        created_at: before(60),
+        expires_at: None,
+    }
 }
 
 pub(crate) fn controller(state: FileState, diagnostics: Vec<Diagnostic>) -> ControllerStatus {
@@ -335,18 +343,29 @@ pub(crate) fn blocked_plan() -> Plan {
 }
 
 pub(crate) fn task(agent: &str) -> Task {
+    let id = TaskId::from_uuid("0190c5a8-0000-7000-8000-000000000000".parse().unwrap());
+    let source = TaskSource::Request { author: "ana".into(), key: None };
+    let job = Job::exec(["make", "test"]);
     Task {
-        id: TaskId::from_uuid("0190c5a8-0000-7000-8000-000000000000".parse().unwrap()),
-        agent: name(agent),
-        source: TaskSource::Request { author: "ana".into() },
-        run: Run { argv: vec!["make".into(), "test".into()], env: Default::default(), cwd: None },
-        timeout: Span::from_secs(3600),
-        attempt: 1,
         state: TaskState::Ended { outcome: TaskOutcome::Exited { code: 2 } },
-        created_at: before(60),
         started_at: Some(before(59)),
         ended_at: Some(before(1)),
-        output: "no rule\n".into(),
+        ..Task::new(id, Some(name(agent)), source, job, Terms::default(), before(60))
+    }
+}
+
+pub(crate) fn message(from: &str, to: &str) -> Message {
+    Message {
+        id: MessageId::from_uuid("0190c5a8-0000-7000-8000-000000000001".parse().unwrap()),
+        from: Address::try_from(from.to_owned()).unwrap(),
+        to: Address::try_from(to.to_owned()).unwrap(),
+        subject: "build".into(),
+        body: json!({"ref": "main"}),
+        in_reply_to: None,
+        author: None,
+        created_at: before(60),
+        expires_at: before(-3600),
+        state: MessageState::Waiting,
     }
 }
 

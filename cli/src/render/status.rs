@@ -8,10 +8,9 @@ use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::intent::Override;
 use vm_agent_schemas::plan::{ConditionStatus, Fuse};
-use vm_agent_schemas::task::Task;
 
 use super::plan::transition_values;
-use super::{ago, change, coarse, command, count, diagnostic, task_state, time_left};
+use super::{ago, change, coarse, count, diagnostic, left, time_left, word};
 use crate::table::{Cell, Table};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
@@ -65,7 +64,8 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
             },
         );
     }
-    for condition in &status.conditions {
+    // What is known of the file stands above already.
+    for condition in status.conditions.iter().filter(|it| it.message != status.file.message) {
         let holds = match condition.status {
             ConditionStatus::True => "yes",
             ConditionStatus::False => "no",
@@ -164,30 +164,19 @@ pub(crate) fn approval_table(waiting: &[Approval]) -> String {
     table.render()
 }
 
-/// Tasks; `of` has each say whose it is.
-pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
-    let header = ["AGENT", "ID", "STATE", "ATTEMPT", "ACCEPTED", "COMMAND"];
-    let first = usize::from(!of);
-    let mut table = Table::new(&header[first..]);
-    for task in tasks {
-        let cells = [
-            Cell::new(&task.agent, STRONG),
-            task.id.into(),
-            task_state(task).into(),
-            task.attempt.into(),
-            ago(now, task.created_at).into(),
-            command(&task.run.argv).into(),
-        ];
-        table.row(cells[first..].to_vec());
-    }
-    table.render()
-}
-
 /// Tokens.
 pub(crate) fn token_table(tokens: &[ApiToken], now: Timestamp) -> String {
-    let mut table = Table::new(&["ID", "NAME", "MADE"]);
+    let mut table = Table::new(&["ID", "NAME", "ROLE", "MADE", "ENDS"]);
     for token in tokens {
-        table.row(vec![token.id.into(), (&token.name).into(), ago(now, token.created_at).into()]);
+        let ends = token.expires_at.map_or_else(|| "when revoked".to_owned(), |end| left(now, end));
+        let role = word(&token.role);
+        table.row(vec![
+            token.id.into(),
+            (&token.name).into(),
+            role.into(),
+            ago(now, token.created_at).into(),
+            ends.into(),
+        ]);
     }
     table.render()
 }
@@ -234,16 +223,6 @@ mod tests {
         ed4561f685f1  the file  let agents read /srv
         ed4561f685f1  web       let agents read /srv
         ");
-    }
-
-    #[test]
-    fn tasks_say_whose_they_are_where_they_are_of_several() {
-        let tasks = [samples::task("web")];
-        insta::assert_snapshot!(plain(&task_table(&tasks, true, samples::now())), @"
-        AGENT  ID                                    STATE                   ATTEMPT  ACCEPTED  COMMAND
-        web    0190c5a8-0000-7000-8000-000000000000  ended with exit code 2  1        1m0s ago  make test
-        ");
-        assert!(!plain(&task_table(&tasks, false, samples::now())).contains("web"));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::TaskOutcome;
 
 use super::plan::{covering, origin, origin_of, policy, said, toll, transition};
-use super::{ago, change, coarse, command, value};
+use super::tasks::work;
+use super::{ago, change, coarse, value};
 use crate::ui::{BAD, BUSY, FAINT, STRONG};
 
 /// Most failed tasks that are shown.
@@ -161,14 +162,14 @@ fn waits_for(it: &WaitsFor, now: Timestamp) -> String {
 /// Tasks whose latest run did not succeed; they come newest first.
 fn failed_tasks(known: &Known<'_>) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    let latest = known.tasks.iter().filter(|task| seen.insert(&task.run.argv));
+    let latest = known.tasks.iter().filter(|task| seen.insert(work(&task.job.work)));
     let line = |task: &Task| {
         let TaskState::Ended { outcome } = &task.state else { return None };
         if *outcome == (TaskOutcome::Exited { code: 0 }) {
             return None;
         }
         let when = task.ended_at.map_or_else(String::new, |at| format!(", {}", ago(known.now, at)));
-        Some(format!("{}: {BAD}{outcome}{BAD:#}{when}", command(&task.run.argv)))
+        Some(format!("{}: {BAD}{outcome}{BAD:#}{when}", work(&task.job.work)))
     };
     latest.filter_map(line).take(TASKS_SHOWN).collect()
 }
@@ -228,9 +229,10 @@ fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, Stri
             (false, format!("rename or delete the instance `{instance}` yourself: it is not ours to touch"))
         }
         WaitsFor::Tombstone { instance } => (false, format!("purge the deleted instance `{instance}` yourself")),
-        WaitsFor::TaskFailed { task, .. } => {
-            (false, format!("see what task `{task}` printed (vm-agent task {name} -o yaml), and change it in the file"))
-        }
+        WaitsFor::TaskFailed { task, .. } => (
+            false,
+            format!("see what task `{task}` printed (vm-agent task ls {name}, vm-agent task output ID), and mend it"),
+        ),
         WaitsFor::Problem { .. } => (false, format!("see what it printed (vm-agent logs {name}), and mend it")),
         WaitsFor::Capacity { resource, .. } => (
             false,
