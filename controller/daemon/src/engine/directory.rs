@@ -1,5 +1,5 @@
-//! What of the declared agents tasks and messages go by: their labels, and which tasks of a pool need an
-//! agent to wake.
+//! What of the declared agents tasks and messages go by: their labels, how many tasks each does at a time,
+//! who may write to whom, and which tasks of a pool need an agent to wake.
 
 use std::collections::BTreeSet;
 
@@ -20,12 +20,12 @@ pub fn directory(records: &Records, now: Timestamp) -> Directory {
     let wanted = effective(&records.fleet, &records.overrides, now).wanted;
     Directory {
         members: wanted.into_iter().map(|(name, agent)| (name, member(&agent.spec))).collect(),
-        allow: Vec::new(),
+        allow: records.fleet.messages.allow.clone(),
     }
 }
 
 fn member(spec: &AgentSpec) -> Member {
-    Member { labels: spec.labels.clone(), ..Member::default() }
+    Member { labels: spec.labels.clone(), slots: spec.slots }
 }
 
 /// The declared agents that have such labels.
@@ -66,4 +66,22 @@ fn is_up(inputs: &Inputs, claim: &Claim) -> bool {
     let Some(view) = inputs.drivers.get(&claim.driver) else { return false };
     let Listing::Seen(instances) = &view.listing else { return false };
     instances.get(&claim.instance).is_some_and(|seen| seen.instance.state == InstanceState::Running)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent_schemas::fleet::parse;
+
+    use super::*;
+
+    #[test]
+    fn the_hub_is_told_what_the_file_says_of_labels_slots_and_messages() {
+        let text = "agents: {web: {labels: {team: a}, slots: 8}, db: {}}\nmessages: {allow: [{from: web, to: db}]}";
+        let records = Records::empty(parse("fleet.yaml", text).unwrap());
+        let told = directory(&records, Timestamp::UNIX_EPOCH);
+        let web = &told.members["web"];
+        assert_eq!((web.labels["team"].as_str(), web.slots, told.members["db"].slots), ("a", 8, 4));
+        assert_eq!(told.allow, records.fleet.messages.allow);
+        assert_eq!(told.allow.len(), 1);
+    }
 }

@@ -90,10 +90,8 @@ pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
         Some(Listen::At(address)) if !address.ip().is_loopback() => Some(Reach::Listener { door, address }),
         Some(Listen::At(_) | Listen::Auto) | None => None,
     }));
-    let webhook = |webhook: &Webhook| Reach::Webhook {
-        url: webhook.url.clone(),
-        secret: webhook.secret.as_ref().map(origin),
-    };
+    let webhook =
+        |webhook: &Webhook| Reach::Webhook { url: webhook.url.clone(), secret: webhook.secret.as_ref().map(origin) };
     all.extend(fleet.webhooks.iter().map(webhook));
     all
 }
