@@ -126,48 +126,26 @@ fn cost(message: &Message) -> usize {
     message.len() + MESSAGE_COST
 }
 
-/// Serves a connection until it is closed.
-pub(super) async fn run(
+/// Serves a connection until it is closed. No `async fn`: what it is given would stand in its future twice.
+pub(super) fn run(
     socket: Socket,
     conn: ConnId,
     peer: SocketAddr,
     since: Timestamp,
     permit: OwnedSemaphorePermit,
     inputs: mpsc::Sender<Input>,
-) {
+) -> impl Future<Output = ()> + Send {
     let queue = Arc::new(Queue::default());
     let outgoing = Outgoing { queue: queue.clone(), unproven: Some(permit) };
-    if inputs.send(Input::Opened { conn, peer, since, outgoing }).await.is_err() {
-        return;
-    }
+    let opened = Input::Opened { conn, peer, since, outgoing };
     let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, deaf: false };
-    loop {
-        let input = match link.step().await {
-            Step::Heard(Ok(message)) => match inbound(message) {
-                Some(inbound) => Input::Received { conn, inbound },
-                None => continue,
-            },
-            Step::Heard(Err(error)) => {
-                // Nothing after this can be read. If the peer broke a rule the hub refuses it, and there is
-                // time to be told so.
-                link.deaf = true;
-                match broken_rule(&error) {
-                    Some(what) => Input::Received { conn, inbound: Inbound::Invalid(what) },
-                    None => Input::Closed { conn },
-                }
-            }
-            Step::Ended => Input::Closed { conn },
-            Step::Failed => {
-                let _ = inputs.send(Input::Closed { conn }).await;
-                return;
-            }
-            Step::LetGo | Step::Written => break,
-        };
-        if inputs.send(input).await.is_err() {
+    async move {
+        if inputs.send(opened).await.is_err() {
             return;
         }
+        link.serve(conn, &inputs).await;
+        let _ = tokio::time::timeout(LINGER, Box::pin(link.finish())).await;
     }
-    let _ = tokio::time::timeout(LINGER, Box::pin(link.finish())).await;
 }
 
 /// What comes next on a connection.
@@ -200,6 +178,37 @@ struct Link {
 }
 
 impl Link {
+    /// Passes on what the peer says, until the owner lets go.
+    async fn serve(&mut self, conn: ConnId, inputs: &mpsc::Sender<Input>) {
+        loop {
+            let input = match self.step().await {
+                Step::Heard(Ok(message)) => match inbound(message) {
+                    Some(inbound) => Input::Received { conn, inbound },
+                    None => continue,
+                },
+                Step::Heard(Err(error)) => {
+                    // Nothing after this can be read. If the peer broke a rule the hub refuses it, and there is
+                    // time to be told so.
+                    self.deaf = true;
+                    match broken_rule(&error) {
+                        Some(what) => Input::Received { conn, inbound: Inbound::Invalid(what) },
+                        None => Input::Closed { conn },
+                    }
+                }
+                Step::Ended => Input::Closed { conn },
+                Step::Failed => {
+                    self.writing = Writing::Over;
+                    self.deaf = true;
+                    Input::Closed { conn }
+                }
+                Step::LetGo | Step::Written => return,
+            };
+            if inputs.send(input).await.is_err() || self.writing == Writing::Over {
+                return;
+            }
+        }
+    }
+
     async fn step(&mut self) -> Step {
         std::future::poll_fn(|cx| {
             if let Poll::Ready(step) = self.poll_write(cx) {

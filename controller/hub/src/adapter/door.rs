@@ -114,7 +114,8 @@ impl Door {
         match upgraded {
             Ok(Ok(socket)) => {
                 let conn = ConnId(self.counter.fetch_add(1, Ordering::Relaxed));
-                connection::run(socket, conn, peer, since, permit, self.inputs.clone()).await;
+                // On its own: what it took to get here is gone then.
+                self.tasks.spawn(connection::run(socket, conn, peer, since, permit, self.inputs.clone()));
             }
             Ok(Err(turned)) => {
                 let error: &(dyn std::error::Error + 'static) = &turned;

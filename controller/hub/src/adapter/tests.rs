@@ -611,7 +611,7 @@ async fn a_connection_that_waits_is_small() {
     let (inputs, _receiver) = mpsc::channel(1);
     let peer = "127.0.0.1:1".parse().unwrap();
     let waiting = connection::run(socket, crate::state::ConnId(1), peer, jiff::Timestamp::now(), permit, inputs);
-    assert!(size_of_val(&waiting) <= 2048, "{} bytes", size_of_val(&waiting));
+    assert!(size_of_val(&waiting) <= 1536, "{} bytes", size_of_val(&waiting));
     let session = crate::state::session_size();
     assert!(session <= 1024, "{session} bytes");
 }

@@ -224,6 +224,13 @@ impl Watch {
         if let Move::Restart { enroll_first } = step {
             return self.restart(enroll_first);
         }
+        if let Move::Enroll { agent, .. } = step
+            && !self.incarnations.contains_key(&name(Self::agent(agent)))
+        {
+            // A machine takes far longer to make than records take to become durable, be it the second time.
+            self.make(Move::Wait(1));
+            self.make(Move::Stored(true));
+        }
         if let Some(event) = self.event(step) {
             self.tell(event);
         }
@@ -537,7 +544,7 @@ impl Watch {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_must_hold_holds_in_every_order(moves in prop::collection::vec(moves(), 1..120)) {
