@@ -29,6 +29,9 @@ const TICKS_PER_HEARTBEAT: u32 = 4;
 /// How long a controller that goes down has to take the last notices.
 const LAST_NOTICES: Duration = Duration::from_secs(2);
 
+/// Who waits to hear whether a message of the host's is stored.
+type PostAnswer = oneshot::Sender<Result<(), PostError>>;
+
 /// A stream that is being opened.
 struct Opening {
     stream: Stream,
@@ -43,7 +46,7 @@ pub(super) struct Owner {
     connections: HashMap<ConnId, Outgoing>,
     opening: HashMap<StreamKey, Opening>,
     clients: HashMap<StreamKey, ClientSender>,
-    posting: HashMap<(MessageId, Address), Vec<oneshot::Sender<Result<(), PostError>>>>,
+    posting: HashMap<(MessageId, Address), Vec<PostAnswer>>,
     last_key: u64,
     shutting_down: bool,
 }
