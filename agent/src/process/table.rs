@@ -1,5 +1,7 @@
 //! The table of processes, read from `/proc`. Where there is none it is empty.
 
+use std::io;
+
 use rustix::process::Pid;
 
 /// One process, as far as it matters here.
@@ -40,9 +42,13 @@ pub(crate) fn entry_of(id: u32) -> Option<Entry> {
 }
 
 /// Whether a process carries such a value of an environment variable. What may not be looked into does not.
-/// Nothing when it has no environment: it may be about to run another program, and have one in an instant.
+/// Nothing when it has no environment: it may be about to run another program, and have one in an instant, or it
+/// is gone, and may have left another behind.
 pub(crate) fn carries(process: u32, variable: &str, such: impl Fn(&str) -> bool) -> Option<bool> {
-    let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_else(|_| b"unknown".into());
+    let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => b"hidden".into(),
+        _ => Vec::new(),
+    });
     let carried = environment.split(|byte| *byte == 0).any(|entry| {
         let value = str::from_utf8(entry).ok().and_then(|entry| entry.strip_prefix(variable)?.strip_prefix('='));
         value.is_some_and(&such)

@@ -293,7 +293,7 @@ impl Kept {
     }
 
     /// Takes a frame in, as a hub would: in order, within the window, and nothing after the end.
-    fn take(&mut self, frame: Frame) {
+    fn take(&mut self, frame: &Frame) {
         assert!(!self.ended.contains_key(&frame.channel), "nothing comes after the end");
         assert!(frame.end || !frame.data.is_empty());
         let known = self.known(frame.channel);
@@ -331,7 +331,7 @@ impl Session {
             match self.next().await.expect("the connection lives") {
                 Heard::Data(frame) if frame.stream == stream => {
                     let (channel, offset) = (frame.channel, frame.offset + frame.data.len() as u64);
-                    kept.take(frame);
+                    kept.take(&frame);
                     self.say(FromHub::StreamTaken(StreamTaken { stream, channel, offset })).await;
                 }
                 Heard::Said(FromRuntime::TaskEnded(end)) if end.task == task => {

@@ -23,8 +23,11 @@ impl Goal {
     }
 }
 
+/// The command that reaches a goal, given what the file says; nothing where this kind of project knows none.
+type Command = fn(Goal, &str) -> Option<Vec<&'static str>>;
+
 /// The files that tell what kind of project it is. The first that is there and knows the goal decides.
-const MARKERS: [(&str, fn(Goal, &str) -> Option<Vec<&'static str>>); 5] = [
+const MARKERS: [(&str, Command); 5] = [
     ("Makefile", |goal, text| match goal {
         Goal::Build if !has_target(text, "build") => Some(vec!["make"]),
         goal => Some(vec!["make", goal.name()]),
