@@ -133,6 +133,11 @@ impl Surroundings {
             let name = Path::new(program).file_name().unwrap_or_default();
             command.arg0([OsStr::new("-"), name].join(OsStr::new("")));
         }
+        if let Some(uid) = account.as_ref().and_then(Account::uid) {
+            // Programs that open their terminal by its name need it to be their user's. Without that they still
+            // have the one that they were started with.
+            let _ = std::os::unix::fs::fchown(&terminal, Some(uid), None);
+        }
         let started = launch(account.as_ref(), || pty_process::Command::from(command).spawn(terminal))?;
         let child = started.map_err(|error| match error {
             pty_process::Error::Io(error) => SpawnError::new(program, error),

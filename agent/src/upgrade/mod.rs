@@ -20,7 +20,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::wire::{FromRuntime, TaskOutcome, Upgrade, UpgradeFailed};
@@ -31,6 +31,9 @@ use crate::sentence::sentence;
 use crate::streams::{Line, Wire, closed, take};
 use state::{Run, State, Trial, decide};
 use store::UpgradeError;
+
+/// How often it is looked whether there is nothing to do any more, while a version waits for that.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The runtime's hold on its own versions.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub(crate) enum Change {
     Offered(Box<Offered>),
     /// A program on trial has had its time.
     Overdue,
+    /// It is time to look whether there is nothing to do any more.
+    Look,
 }
 
 /// Decides which program is to run, at the very start. If that is another one this does not return.
@@ -150,6 +155,7 @@ impl Upgrades {
         tokio::select! {
             Some(offered) = self.offered.recv() => Change::Offered(Box::new(offered)),
             () = overdue => Change::Overdue,
+            () = sleep(LOOK), if self.ready.is_some() => Change::Look,
         }
     }
 
@@ -175,6 +181,7 @@ impl Upgrades {
                 }
                 None
             }
+            Change::Look => None,
             Change::Overdue => {
                 self.deadline = None;
                 let trial = self.state.trial.clone()?;
