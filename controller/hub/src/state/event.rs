@@ -32,6 +32,7 @@ pub struct StreamKey(pub u64);
 
 /// Something that happened to the hub.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "most events are large, and none of them is kept")]
 pub enum Event {
     /// A connection was upgraded to a WebSocket.
     Opened {
@@ -300,6 +301,7 @@ impl Effect {
 /// What must survive. A record replaces the former one of the same agent, task or message; output is
 /// added to what there is of it.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "most records are tasks")]
 pub enum Record {
     /// An agent's credential.
     Credential(Credential),

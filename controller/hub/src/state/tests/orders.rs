@@ -483,7 +483,7 @@ impl Watch {
                     }
                 }
                 Effect::SendData { conn, .. } | Effect::Deliver { conn, .. } => {
-                    assert!(self.live.values().any(|live| live == conn))
+                    assert!(self.live.values().any(|live| live == conn));
                 }
                 Effect::Close { conn } => {
                     assert!(self.closed.insert(*conn), "closed twice");

@@ -112,7 +112,7 @@ fn what_was_sent_before_a_restart_is_sent_again_to_the_same_incarnation_before_a
         let mut world = World { hub: Hub::new("default".parse().unwrap(), HEARTBEAT), now: 0 };
         let queued = task("web");
         let is_sent = Task { state: TaskState::Sent { incarnation: Incarnation(1) }, ..task("web") };
-        let submits = [&queued, &is_sent].map(|task| submit(task));
+        let submits = [&queued, &is_sent].map(submit);
         let enroll = Event::Enroll(credential("web", 1), Some(Configuration::default()));
         let mut events = Vec::from(submits);
         events.insert(if submitted_first { 2 } else { 0 }, enroll);
