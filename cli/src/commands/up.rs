@@ -1,6 +1,9 @@
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
 use clap::Args;
+use tokio::time::{sleep, timeout};
+use vm_agent_schemas::api::Alive;
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
@@ -12,6 +15,9 @@ use crate::settle::{goals_of, settle};
 use crate::ui::{Format, OutputArgs};
 
 use super::{apply, events, list};
+
+/// How long a killed process may take until its sockets are closed.
+const DYING: Duration = Duration::from_millis(500);
 
 /// Bring a fleet up: start its controller if none runs, apply the file, wait until all is well
 ///
@@ -61,7 +67,15 @@ pub(crate) async fn run(context: &mut Context, args: UpArgs) -> CommandResult {
 /// The controller of this fleet, started if none runs.
 async fn controller(context: &mut Context, loaded: &Loaded, watch: bool) -> Result<Local, CommandError> {
     let state_dir = context.place.here("vm-agent up")?.to_owned();
-    let Some(local) = find(&state_dir).await? else {
+    let mut found = find(&state_dir).await?;
+    if let Some(local) = &found
+        && let Ok(Err(_)) = timeout(DYING, local.client.get::<Alive>("/health")).await
+    {
+        // One that was killed this very moment still takes connections, and answers none.
+        sleep(DYING).await;
+        found = find(&state_dir).await?;
+    }
+    let Some(local) = found else {
         context.ui.status(format_args!("starting a controller on {}", state_dir.display()))?;
         let program = std::env::current_exe()
             .map_err(|error| CommandError::io("the path of this program can't be found out", &error))?;
