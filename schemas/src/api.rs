@@ -69,7 +69,6 @@ kinds! {
     AgentView => "Agent",
     List<AgentView> => "AgentList",
     List<AgentDrift> => "DriftList",
-    Event => "Event",
     List<Event> => "EventList",
     List<Override> => "OverrideList",
     List<Task> => "TaskList",

@@ -7,11 +7,11 @@ use vm_agent_daemon::{Controller, Running};
 use vm_agent_drivers::fake::{Fake, On};
 use vm_agent_hub::StreamEvent;
 use vm_agent_schemas::api::TokenRequest;
-use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::credential::Role;
+use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::ids::{Digest, Incarnation, MessageId, Nonce, Secret, TaskId};
-use vm_agent_schemas::observe::{Capabilities, Deadlines};
 use vm_agent_schemas::message::Post;
+use vm_agent_schemas::observe::{Capabilities, Deadlines};
 use vm_agent_schemas::task::Report;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{
@@ -39,7 +39,10 @@ async fn every_route_of_the_api_refuses_a_missing_a_wrong_and_a_revoked_token() 
     let folder = tempfile::tempdir().unwrap();
     let (running, fake, _runtimes) = with_web(folder.path()).await;
     let controller = running.controller();
-    let token = controller.create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann()).await.unwrap();
+    let token = controller
+        .create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann())
+        .await
+        .unwrap();
     let revoked = format!("Bearer {}", token.secret.expose());
     let addresses = controller.status().await.unwrap().addresses;
     assert_eq!(http(addresses.api, "GET", "/agents", Some(&revoked), "").await.0, 200);

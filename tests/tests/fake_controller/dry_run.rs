@@ -1,8 +1,8 @@
 //! A dry run answers as if, and changes nothing.
 
 use serde_json::{Value, json};
-use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::api::TokenRequest;
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{ann, http, pass, qemu, settled, start, stored};
@@ -17,7 +17,10 @@ async fn a_dry_run_of_every_mutating_call_changes_nothing() {
     let _runtimes = Runtimes::of(&fake);
     let running = start(folder.path(), &[&fake]).await;
     let controller = running.controller();
-    let token = controller.create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann()).await.unwrap();
+    let token = controller
+        .create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann())
+        .await
+        .unwrap();
     let bearer = format!("Bearer {}", token.secret.expose());
     vm_agent_tests::in_process::apply(controller, FILE).await;
     settled(controller, FILE, &["db", "web"]).await;

@@ -8,8 +8,8 @@ use vm_agent_drivers::fake::{Call, Fake};
 use vm_agent_schemas::api::{AgentView, TaskRequest};
 use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::plan::{DriftClass, Health, Rest, Sync, WaitsFor};
-use vm_agent_schemas::units::Span;
 use vm_agent_schemas::task::{Job, Terms};
+use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Configuration, ServiceReport, ServiceState};
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{

@@ -3,8 +3,8 @@
 use vm_agent_daemon::{Controller, Running};
 use vm_agent_drivers::fake::{Behaviour, Call, Fake, On};
 use vm_agent_hub::{Stream, StreamEvent};
-use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::api::{AgentView, ChangeRequest, TaskRequest, TokenRequest};
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::observe::InstanceState;
 use vm_agent_schemas::plan::{ConditionStatus, Health, Rest, Sync};
@@ -104,7 +104,10 @@ async fn output(mut stream: Stream) -> String {
 async fn an_agent_without_work_falls_asleep_however_often_it_is_looked_at() {
     let stage = Stage::with("defaults: {driver: qemu}\nagents: {db: {}, web: {idle: 1s}}\n").await;
     let controller = stage.controller();
-    let token = controller.create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann()).await.unwrap();
+    let token = controller
+        .create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &ann())
+        .await
+        .unwrap();
     let bearer = format!("Bearer {}", token.secret.expose());
     let api = controller.status().await.unwrap().addresses.api;
     well(controller, &["db"]).await;

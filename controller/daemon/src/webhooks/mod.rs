@@ -21,8 +21,8 @@ use vm_agent_schemas::names::FleetName;
 use vm_agent_store as store;
 use vm_agent_store::StoreError;
 
-use crate::engine::file::writable;
 use crate::core::Core;
+use crate::engine::file::writable;
 use crate::engine::records::Change;
 use crate::reconciler::Chain;
 use request::{Answer, GIVEN_UP_AFTER, pause, request};

@@ -1,6 +1,6 @@
 //! What a webhook is sent, and what its answers mean. Pure.
 //!
-//! Id, time and signature follow [Standard Webhooks](https://www.standardwebhooks.com), so receivers can
+//! Body, id, time and signature follow [Standard Webhooks](https://www.standardwebhooks.com), so receivers can
 //! check them with any of its libraries.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use ring::hmac;
-use vm_agent_schemas::api::Document;
+use serde_json::json;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::ids::Secret;
 use vm_agent_schemas::names::FleetName;
@@ -55,8 +55,7 @@ impl Answer {
 
 /// The request that tells of an event.
 pub(super) fn request(fleet: &FleetName, event: &Event, secret: Option<&Secret>, now: Timestamp) -> Request {
-    let document = Document::from(event.clone());
-    let body = serde_json::to_string(&document).expect("events have no keys that are not texts");
+    let body = json!({"type": event.kind, "timestamp": event.at, "data": event}).to_string();
     // The same in each attempt: by it a receiver knows what it has taken already.
     let id = format!("evt_{fleet}_{}", event.seq);
     let timestamp = now.as_second().to_string();
