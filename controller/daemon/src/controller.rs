@@ -374,12 +374,7 @@ impl Controller {
     ///
     /// # Errors
     /// When there is no such agent, or its log can't be read.
-    pub async fn log(
-        &self,
-        name: &AgentName,
-        tail: usize,
-        since: Option<Timestamp>,
-    ) -> Result<Vec<String>, Problem> {
+    pub async fn log(&self, name: &AgentName, tail: usize, since: Option<Timestamp>) -> Result<Vec<String>, Problem> {
         self.known(name)?;
         let (logs, agent) = (self.core.logs.clone(), name.clone());
         let read = tokio::task::spawn_blocking(move || logs.tail(&agent, tail, since)).await;
@@ -490,6 +485,11 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> Problem {
 
 #[cfg(test)]
 impl Controller {
+    /// What it is made of.
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// A controller on a folder of its own, with a driver that only pretends.
     pub(crate) async fn for_tests() -> Self {
         use vm_agent_drivers::fake::Fake;
@@ -498,7 +498,7 @@ impl Controller {
 
         let folder = tempfile::tempdir().expect("a folder");
         let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
-        let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
+        let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, ..HubSettings::default() };
         let config = crate::Config {
             state_dir: folder.path().join("state"),
             hub,

@@ -15,9 +15,6 @@ use vm_agent_store::{self as store, Store, StoreError};
 use crate::disk::{self, LedgerError};
 use crate::engine::records::{Change, NewFile, Records};
 
-/// Events kept for people who look later; about a month of an ordinary fleet.
-const EVENTS_KEPT: u64 = 100_000;
-
 /// Events a follower may lag behind before it has to read them from the store.
 const EVENTS_IN_FLIGHT: usize = 1024;
 
@@ -158,14 +155,6 @@ impl Ledger {
     /// Takes note of records that the hub has stored by itself.
     pub(crate) fn note(&self, stored: &[Record]) {
         Arc::make_mut(&mut self.lock()).note(stored);
-    }
-
-    /// Drops the oldest events beyond what is kept.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub(crate) async fn prune_events(&self) -> Result<(), StoreError> {
-        self.store.write(|conn| store::events::prune(conn, EVENTS_KEPT)).await.map(drop)
     }
 
     fn tell(&self, events: Vec<Event>) {

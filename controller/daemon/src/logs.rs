@@ -1,4 +1,5 @@
-//! Agents' logs: one file each in the state folder, bounded, and a channel for whoever follows.
+//! Agents' logs: one file each in the state folder, bounded, and a channel for whoever follows. Each line
+//! begins with the time at which it came.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -7,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use tokio::sync::broadcast;
 use vm_agent_schemas::names::AgentName;
 
@@ -37,11 +39,12 @@ impl Logs {
         Self { dir: Arc::new(dir), open: Arc::default() }
     }
 
-    /// Appends lines to an agent's log.
-    pub(crate) fn append(&self, agent: &AgentName, lines: &[String]) -> io::Result<()> {
+    /// Appends lines that came now to an agent's log.
+    pub(crate) fn append(&self, agent: &AgentName, lines: &[String], now: Timestamp) -> io::Result<()> {
+        let lines: Vec<String> = lines.iter().map(|line| format!("{now:.3} {line}")).collect();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let log = self.entry(&mut open, agent)?;
-        for line in lines {
+        for line in &lines {
             // Nobody following is no failure.
             let _ = log.followers.send(line.clone());
         }
@@ -63,8 +66,9 @@ impl Logs {
         Ok(self.entry(&mut open, agent)?.followers.subscribe())
     }
 
-    /// The last lines of an agent's log, oldest first. Reads files: not for an async thread.
-    pub(crate) fn tail(&self, agent: &AgentName, count: usize) -> io::Result<Vec<String>> {
+    /// The last lines of an agent's log, of those that came at a time or later, oldest first. Reads files: not
+    /// for an async thread.
+    pub(crate) fn tail(&self, agent: &AgentName, count: usize, since: Option<Timestamp>) -> io::Result<Vec<String>> {
         let mut last = VecDeque::new();
         for path in [self.old_path(agent), self.path(agent)] {
             let file = match File::open(path) {
@@ -73,7 +77,11 @@ impl Logs {
                 Err(error) => return Err(error),
             };
             for line in BufReader::new(file).split(b'\n') {
-                last.push_back(String::from_utf8_lossy(&line?).into_owned());
+                let line = String::from_utf8_lossy(&line?).into_owned();
+                if since.is_some_and(|since| came_at(&line).is_none_or(|at| at < since)) {
+                    continue;
+                }
+                last.push_back(line);
                 if last.len() > count {
                     last.pop_front();
                 }
@@ -106,9 +114,23 @@ impl Logs {
     }
 }
 
+/// When a line came; nothing for one from before lines had times.
+fn came_at(line: &str) -> Option<Timestamp> {
+    line.split_once(' ')?.0.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Lines without their times.
+    fn texts(lines: &[String]) -> Vec<&str> {
+        lines.iter().filter_map(|line| Some(line.split_once(' ')?.1)).collect()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
 
     fn logs() -> (tempfile::TempDir, Logs, AgentName) {
         let dir = tempfile::tempdir().unwrap();
@@ -119,10 +141,25 @@ mod tests {
     #[test]
     fn the_tail_is_the_last_lines_in_order() {
         let (_dir, logs, web) = logs();
-        logs.append(&web, &["one".into(), "two".into()]).unwrap();
-        logs.append(&web, &["three".into()]).unwrap();
-        assert_eq!(logs.tail(&web, 2).unwrap(), ["two", "three"]);
-        assert_eq!(logs.tail(&"other".parse().unwrap(), 2).unwrap(), Vec::<String>::new());
+        logs.append(&web, &["one".into(), "two".into()], at(0)).unwrap();
+        logs.append(&web, &["three".into()], at(1)).unwrap();
+        assert_eq!(
+            logs.tail(&web, 2, None).unwrap(),
+            ["1970-01-01T00:00:00.000Z two", "1970-01-01T00:00:01.000Z three"]
+        );
+        assert_eq!(logs.tail(&"other".parse().unwrap(), 2, None).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_lines_since_a_time_are_given_and_none_whose_time_is_not_known() {
+        let (_dir, logs, web) = logs();
+        logs.append(&web, &["before".into()], at(5)).unwrap();
+        fs::write(logs.path(&web), "of old\n").unwrap();
+        for second in 6..9 {
+            logs.append(&web, &[second.to_string()], at(second)).unwrap();
+        }
+        assert_eq!(texts(&logs.tail(&web, 9, Some(at(7))).unwrap()), ["7", "8"]);
+        assert_eq!(logs.tail(&web, 9, None).unwrap().len(), 4);
     }
 
     #[test]
@@ -130,22 +167,23 @@ mod tests {
         let (dir, logs, web) = logs();
         let line = "x".repeat(1000);
         for number in 0..5000 {
-            logs.append(&web, &[format!("{number} {line}")]).unwrap();
+            logs.append(&web, &[format!("{number} {line}")], at(number)).unwrap();
         }
         let total: u64 =
             fs::read_dir(dir.path().join("logs")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
-        assert!(total < 2 * FILE_MAX + 2000, "{total}");
-        let tail = logs.tail(&web, 1200).unwrap();
+        assert!(total < 2 * FILE_MAX + 3000, "{total}");
+        let tail = logs.tail(&web, 1200, None).unwrap();
         assert_eq!(tail.len(), 1200);
+        let tail = texts(&tail);
         assert!(tail[0].starts_with("3800 ") && tail[1199].starts_with("4999 "));
     }
 
     #[test]
     fn followers_get_what_comes_after_them() {
         let (_dir, logs, web) = logs();
-        logs.append(&web, &["before".into()]).unwrap();
+        logs.append(&web, &["before".into()], at(0)).unwrap();
         let mut follower = logs.follow(&web).unwrap();
-        logs.append(&web, &["after".into()]).unwrap();
-        assert_eq!(follower.try_recv().unwrap(), "after");
+        logs.append(&web, &["after".into()], at(1)).unwrap();
+        assert_eq!(texts(&[follower.try_recv().unwrap()]), ["after"]);
     }
 }

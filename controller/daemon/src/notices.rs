@@ -65,7 +65,7 @@ fn look_at(core: &Core, agent: &AgentName) {
 }
 
 fn log(core: &Core, agent: &AgentName, lines: &[String]) {
-    if let Err(error) = core.logs.append(agent, lines) {
+    if let Err(error) = core.logs.append(agent, lines, Timestamp::now()) {
         tracing::warn!(agent.name = %agent, %error, "An agent's log can't be written");
     }
 }

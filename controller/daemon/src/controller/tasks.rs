@@ -53,20 +53,20 @@ impl Controller {
         Ok(self.asked_before(&tasks).await?.unwrap_or(tasks))
     }
 
-    /// The tasks that are known under the id or the key of these.
+    /// The tasks that are known under the id of this one, or under the key of these.
     async fn asked_before(&self, tasks: &[Task]) -> Result<Option<Vec<Task>>, Problem> {
-        let Some(Task { id, source, .. }) = tasks.first().cloned() else { return Ok(None) };
-        let key = match source {
-            TaskSource::Request { key, .. } => key,
+        let key = tasks.first().and_then(|task| match &task.source {
+            TaskSource::Request { key, .. } => key.clone(),
             TaskSource::File { .. } => None,
-        };
-        let wanted = key.clone();
+        });
+        let (wanted, id) = (key.clone(), tasks.first().filter(|_| tasks.len() == 1).map(|task| task.id));
         let known = self
             .read(move |conn| {
-                let known = store::tasks::get(conn, id)?.into_iter().collect::<Vec<_>>();
-                match wanted.filter(|_| known.is_empty()) {
-                    Some(key) => store::tasks::by_key(conn, &key),
-                    None => Ok(known),
+                let known = id.map(|id| store::tasks::get(conn, id)).transpose()?.flatten();
+                match (known, wanted) {
+                    (Some(known), _) => Ok(vec![known]),
+                    (None, Some(key)) => store::tasks::by_key(conn, &key),
+                    (None, None) => Ok(Vec::new()),
                 }
             })
             .await?;
@@ -74,8 +74,8 @@ impl Controller {
             return Ok(None);
         }
         if !tasks::is_same(&known, tasks) {
-            let what = key.map_or_else(|| format!("id {id}"), |key| format!("key `{key}`"));
-            let problem = Problem::new(ProblemCode::Conflict, format!("another task was asked for with the {what}"));
+            let what = key.map_or_else(|| "that id".to_owned(), |key| format!("the key `{key}`"));
+            let problem = Problem::new(ProblemCode::Conflict, format!("another task was asked for with {what}"));
             return Err(problem.remedy("choose another one, or ask for the same"));
         }
         Ok(Some(known))
@@ -159,15 +159,12 @@ impl Controller {
         dropped.then_some(()).ok_or_else(missing)
     }
 
-    /// A page of what a task wrote, and whether the task was over before it was read: then nothing comes after
-    /// the last page.
+    /// A page of what a task wrote.
     ///
     /// # Errors
-    /// When there is no such task, or the output can't be read.
-    pub(crate) async fn output(&self, wanted: Wanted, after: Position, max: usize) -> Result<(Page, Task), Problem> {
-        let task = self.task(wanted.task).await?;
-        let page = self.core.output.read(wanted, after, max).await.map_err(|error| internal(&error))?;
-        Ok((page, task))
+    /// When the output can't be read.
+    pub(crate) async fn output(&self, wanted: Wanted, after: Position, max: usize) -> Result<Page, Problem> {
+        self.core.output.read(wanted, after, max).await.map_err(|error| internal(&error))
     }
 
     /// Tells when tasks or messages may be further.

@@ -534,6 +534,7 @@ mod tests {
         assert_eq!(again.claim.nonce, first.claim.nonce);
         let credential = records.credentials.get_mut("web").unwrap();
         credential.binding = Some(vm_agent_schemas::credential::Binding {
+            next_key: None,
             public_key: "key".into(),
             machine_id: Digest::of(b"machine"),
         });

@@ -34,9 +34,9 @@ pub const fn looks_at(notice: &Notice) -> Option<&AgentName> {
 #[must_use]
 pub fn event_of(notice: &Notice) -> Option<NewEvent> {
     let (agent, kind, message) = match notice {
-        Notice::TaskStarted(task) => return Some(of_task(task, EventKind::TaskStarted, "began".to_owned())),
-        Notice::TaskRetried(task) => return Some(of_task(task, EventKind::TaskRetried, retried(task))),
-        Notice::TaskEnded(task) => return Some(of_task(task, EventKind::TaskEnded, ended(task))),
+        Notice::TaskStarted(task) => return Some(of_task(task, EventKind::TaskStarted, "began")),
+        Notice::TaskRetried(task) => return Some(of_task(task, EventKind::TaskRetried, &retried(task))),
+        Notice::TaskEnded(task) => return Some(of_task(task, EventKind::TaskEnded, &ended(task))),
         Notice::Message(message) => return of_message(message),
         Notice::Rotated { agent } => {
             (agent, EventKind::KeyRotated, "its runtime has another key from its next connection on".to_owned())
@@ -73,7 +73,7 @@ pub fn event_of(notice: &Notice) -> Option<NewEvent> {
 }
 
 /// An event about a task. One of a pool may have no agent.
-fn of_task(task: &Task, kind: EventKind, what: String) -> NewEvent {
+fn of_task(task: &Task, kind: EventKind, what: &str) -> NewEvent {
     let title = match &task.source {
         TaskSource::File { name, .. } => format!("task {name}"),
         TaskSource::Request { author, .. } => format!("task {} of {author}", task.id),

@@ -1,5 +1,7 @@
 //! What handlers take from a request. Whatever is wrong with it becomes a problem, never plain text.
 
+use std::str::FromStr;
+
 use aide::OperationInput;
 use aide::generate::GenContext;
 use aide::openapi::{Operation, Parameter, ParameterData, ParameterSchemaOrContent, PathStyle, RequestBody};
@@ -14,7 +16,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::fleet::FILE_MAX;
-use vm_agent_schemas::ids::{Revision, TaskId, TokenId};
+use vm_agent_schemas::ids::{MessageId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 
@@ -53,6 +55,14 @@ impl PathSegment for TaskId {
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| format!("`{text}` is not the id of a task: it is a UUID"))
+    }
+}
+
+impl PathSegment for MessageId {
+    const NAME: &'static str = "id";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("`{text}` is not the id of a message: it is a UUID"))
     }
 }
 
@@ -218,27 +228,27 @@ fn describe_body<T: JsonSchema>(context: &mut GenContext, operation: &mut Operat
     set_body(context, operation, RequestBody { description: None, content, required, extensions: Default::default() });
 }
 
-/// The number in the header `Last-Event-ID`, by which a client of a stream says how far it came.
-pub(super) struct LastEventId(pub Option<u64>);
+/// The id in the header `Last-Event-ID`, by which a client of a stream says how far it came.
+pub(super) struct LastEventId<T>(pub Option<T>);
 
-impl<S: Send + Sync> FromRequestParts<S> for LastEventId {
+impl<S: Send + Sync, T: FromStr> FromRequestParts<S> for LastEventId<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let Some(value) = parts.headers.get("last-event-id") else { return Ok(Self(None)) };
-        let seq = value.to_str().ok().and_then(|text| text.parse().ok());
-        seq.map(|seq| Self(Some(seq))).ok_or_else(|| invalid("`Last-Event-ID` is not the number of an event").into())
+        let id = value.to_str().ok().and_then(|text| text.parse().ok());
+        id.map(|id| Self(Some(id))).ok_or_else(|| invalid("`Last-Event-ID` is not the id of an event").into())
     }
 }
 
-impl OperationInput for LastEventId {
+impl<T: JsonSchema> OperationInput for LastEventId<T> {
     fn operation_input(context: &mut GenContext, operation: &mut Operation) {
         let parameter_data = ParameterData {
             name: "Last-Event-ID".to_owned(),
-            description: Some("How far a stream was followed before. Goes before `since`.".to_owned()),
+            description: Some("How far a stream was followed before. Goes before what the query says.".to_owned()),
             required: false,
             deprecated: None,
-            format: ParameterSchemaOrContent::Schema(inline_schema_of::<u64>()),
+            format: ParameterSchemaOrContent::Schema(inline_schema_of::<T>()),
             example: None,
             examples: Default::default(),
             explode: None,

@@ -133,6 +133,7 @@ fn introduce(document: TransformOpenApi<'_>) -> TransformOpenApi<'_> {
         ("agents", "The agents of the fleet, and imperative changes to them."),
         ("fleet", "The fleet file, what differs from it, and what would be done."),
         ("tasks", "Units of work, each with exactly one outcome."),
+        ("messages", "Messages between programs: from the host to agents, and from agents."),
         ("controller", "The controller itself."),
         ("tokens", "Who may use this API over TCP."),
     ];

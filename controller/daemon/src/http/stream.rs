@@ -62,10 +62,14 @@ impl<T> Followed<T> {
 
     /// The stream, until the server shuts down.
     pub(super) fn live(messages: impl Stream<Item = Message> + Send + 'static, shutdown: Shutdown) -> Self {
-        let messages = messages.take_until(shutdown.0.cancelled_owned()).map(Ok::<_, Infallible>);
-        let response = Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-        Self { response, document: PhantomData }
+        Self { response: sse(messages, shutdown), document: PhantomData }
     }
+}
+
+/// A stream of server-sent events, until the server shuts down.
+pub(super) fn sse(messages: impl Stream<Item = Message> + Send + 'static, shutdown: Shutdown) -> Response {
+    let messages = messages.take_until(shutdown.0.cancelled_owned()).map(Ok::<_, Infallible>);
+    Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 impl<T> IntoResponse for Followed<T> {

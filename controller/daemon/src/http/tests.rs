@@ -13,6 +13,9 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use vm_agent_schemas::api::{Problem, ProblemCode, TokenRequest};
+use vm_agent_schemas::credential::Role;
+
+mod tasks;
 
 use super::*;
 use crate::controller::Actor;
@@ -62,8 +65,11 @@ async fn socket() -> Router {
 }
 
 async fn token_of(controller: &Controller) -> String {
-    let actor = Actor { name: "ann".to_owned() };
-    let token = controller.create_token(TokenRequest { name: "test".to_owned() }, &actor).await.unwrap();
+    let actor = Actor { name: "ann".to_owned(), role: Role::Admin };
+    let token = controller
+        .create_token(TokenRequest { name: "test".to_owned(), role: Role::Admin, lasting: None }, &actor)
+        .await
+        .unwrap();
     format!("Bearer {}", token.secret.expose())
 }
 
@@ -141,7 +147,8 @@ async fn a_revoked_token_opens_nothing() {
 #[tokio::test]
 async fn a_token_is_shown_once_and_its_digest_never() {
     let socket = socket().await;
-    let made = send(&socket, request("POST", "/tokens").body(Body::from(r#"{"name":"laptop"}"#)).unwrap()).await;
+    let made =
+        send(&socket, request("POST", "/tokens").body(Body::from(r#"{"name":"laptop","role":"read"}"#)).unwrap()).await;
     assert_eq!(made.status, StatusCode::CREATED);
     let made: Value = serde_json::from_str(&made.text).unwrap();
     let secret = made["secret"].as_str().unwrap();
@@ -200,9 +207,11 @@ async fn a_wrong_method_names_the_right_ones() {
 
 #[tokio::test]
 async fn what_is_wrong_in_a_body_is_named_by_its_place() {
-    let bad = request("POST", "/agents/web/task").body(Body::from(r#"{"run": {"argv": "ls"}}"#)).unwrap();
+    let bad = request("POST", "/agents/web/task")
+        .body(Body::from(r#"{"job": {"work": {"type": "exec", "argv": ["ls"]}, "artifacts": 7}}"#))
+        .unwrap();
     let problem = send(&socket().await, bad).await.problem();
-    assert!(problem.reason.contains("run.argv"), "{}", problem.reason);
+    assert!(problem.reason.contains("job.artifacts"), "{}", problem.reason);
 }
 
 #[tokio::test]
