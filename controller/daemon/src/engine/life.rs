@@ -15,9 +15,9 @@ use super::directory::directory;
 use super::job::first_configuration;
 use super::records::{Change, Records};
 
-/// What the hub is told first: who is declared, who may speak, whose machine is whose, which accepted tasks are
-/// not over and how much of their output is stored, and which messages wait or were taken lately; both in the
-/// order in which they were accepted.
+/// What the hub is told first: who is declared, whose machine is whose, which accepted tasks are not over and how
+/// much of their output is stored, which messages wait or were taken lately, both in the order in which they
+/// were accepted; and then who may speak.
 #[must_use]
 pub fn first_words(
     records: &Records,
@@ -36,8 +36,10 @@ pub fn first_words(
     let directory = HubCall::Directory(directory(records, now));
     let claimed = records.claims.values().map(|claim| HubCall::Claimed(claim.agent.clone(), claim.id));
     let revoke = stranded.into_iter().map(HubCall::Revoke);
-    let first = std::iter::once(directory).chain(enroll).chain(claimed);
-    first.chain(submit).chain(restore).chain(revoke).collect()
+    // Who may speak comes after what there is to speak of: a runtime that tells of a task which the hub does
+    // not know is told to forget it.
+    let known = std::iter::once(directory).chain(claimed).chain(submit).chain(restore);
+    known.chain(enroll).chain(revoke).collect()
 }
 
 /// The word that a life has begun.
