@@ -15,7 +15,7 @@ pub(crate) async fn measure(
 ) -> Result<(), Failure> {
     let transport = if tls { "with TLS" } else { "plain" };
     let sessions = ground.fleet.len() as f64;
-    let before = ground.server.usage()?.rss as f64;
+    let before = ground.server.heap().await? as f64;
     for which in ["join", "return"] {
         let measure = format!("{which}, {transport}");
         let begun = ground.server.usage()?;
@@ -29,11 +29,12 @@ pub(crate) async fn measure(
         ground.server.rest().await?;
         report.add(&measure, "at rest after", waited.elapsed().as_secs_f64(), "s");
         if which == "join" {
-            let rss = ground.server.usage()?.rss as f64;
+            let heap = ground.server.heap().await? as f64;
             let measure = format!("idle, {transport}");
-            report.add(&measure, "controller's memory before", before / 1e6, "MB");
-            report.add(&measure, "controller's memory after", rss / 1e6, "MB");
-            report.add(&measure, "memory for each session", (rss - before) / 1024.0 / sessions, "KiB");
+            report.add(&measure, "memory for each session", (heap - before) / 1024.0 / sessions, "KiB");
+            report.add(&measure, "controller's heap before", before / 1e6, "MB");
+            report.add(&measure, "controller's heap after", heap / 1e6, "MB");
+            report.add(&measure, "controller's RSS after", ground.server.usage()?.rss as f64 / 1e6, "MB");
             let (begun, since) = (ground.server.usage()?.cpu, Instant::now());
             tokio::time::sleep(lasting).await;
             let used = ground.server.usage()?.cpu - begun;

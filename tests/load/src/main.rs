@@ -124,7 +124,9 @@ async fn measure(what: Measure, options: &Options, report: &mut Report) -> Resul
             for in_flight in [16, 256] {
                 tasks::accept(&ground, in_flight, options.lasting(), report).await?;
             }
-            tasks::round_trip(&ground, 1000, options.lasting(), report).await?;
+            for rate in [50, 1000] {
+                tasks::round_trip(&ground, rate, options.lasting(), report).await?;
+            }
             tasks::output(&ground, 16, 8, report).await?;
             ground.leave(report).await?;
             // Anew: memory that was once taken is not given back, and would hide what sessions take.

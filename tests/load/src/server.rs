@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::Failure;
@@ -18,7 +18,7 @@ use crate::wire::Seed;
 /// A running controller. It ends with this value, and so does its folder.
 pub(crate) struct Server {
     child: Child,
-    seeds: Lines<BufReader<ChildStdout>>,
+    lines: Lines<BufReader<ChildStdout>>,
     pub(crate) api: Api,
     folder: TempDir,
 }
@@ -45,26 +45,30 @@ impl Server {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("{} can't be started: {error}", program.display()))?;
-        let mut seeds = BufReader::new(child.stdout.take().ok_or("it has no stdout")?).lines();
-        let ready: Value = serde_json::from_str(&seeds.next_line().await?.ok_or("the controller did not start")?)?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("it has no stdout")?).lines();
+        let ready: Value = serde_json::from_str(&lines.next_line().await?.ok_or("the controller did not start")?)?;
         let socket = ready["addresses"]["socket"].as_str().ok_or("the controller has no socket")?;
-        Ok(Self { api: Api::at(Path::new(socket)), child, seeds, folder })
+        Ok(Self { api: Api::at(Path::new(socket)), child, lines, folder })
     }
 
     /// Declares a fleet of that many agents, and gives the seeds of their machines.
     pub(crate) async fn declare(&mut self, agents: usize) -> Result<Vec<Seed>, Failure> {
         let text = format!("defaults: {{driver: qemu}}\nagents:\n  load: {{replicas: {agents}}}\n");
-        let request = json!({
-            "source": {"roots": [], "files": [{"name": "fleet.yaml", "text": text}]},
-            "approve": true,
-        });
+        let request = json!({"source": {"roots": [], "files": [{"name": "fleet.yaml", "text": text}]}});
         self.api.connect().await?.call("POST", "/apply", Some(&request)).await?;
         let mut seeds = Vec::with_capacity(agents);
         while seeds.len() < agents {
-            let line = self.seeds.next_line().await?.ok_or("the controller ended")?;
+            let line = self.lines.next_line().await?.ok_or("the controller ended")?;
             seeds.push(serde_json::from_str(&line)?);
         }
         Ok(seeds)
+    }
+
+    /// How many bytes the controller holds on its heap.
+    pub(crate) async fn heap(&mut self) -> Result<u64, Failure> {
+        self.child.stdin.as_mut().ok_or("the controller's stdin is closed")?.write_all(b"heap\n").await?;
+        let answer: Value = serde_json::from_str(&self.lines.next_line().await?.ok_or("the controller ended")?)?;
+        answer["heap"].as_u64().ok_or_else(|| format!("no size of a heap: {answer}").into())
     }
 
     /// Waits until the controller has had nothing to do for a while.

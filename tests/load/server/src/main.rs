@@ -1,16 +1,19 @@
 //! A whole controller, as people run it but for its driver, whose machines are only pretended: each seed
 //! goes to stdout, for the load generator to be that machine's runtime. It ends when stdin does.
 //!
-//! The first line on stdout says where the controller listens; every further line is a seed.
+//! The first line on stdout says where the controller listens; every further line is a seed, or the answer
+//! to a line on stdin: how many bytes are on the heap. What the system counts as this process's memory would
+//! say less: what was taken once is seldom given back.
 
 #![expect(clippy::print_stdout, reason = "stdout is its interface")]
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use clap::Parser;
-use tokio::io::AsyncReadExt as _;
+use peak_alloc::PeakAlloc;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use vm_agent_daemon::{Config, Running};
 use vm_agent_drivers::Driver;
 use vm_agent_drivers::fake::Fake;
@@ -18,6 +21,9 @@ use vm_agent_schemas::fleet::{DriverName, HubSettings};
 use vm_agent_schemas::net::Listen;
 use vm_agent_schemas::observe::Capabilities;
 use vm_agent_schemas::units::Span;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
 
 /// Runs a controller for the load generator
 #[derive(Parser)]
@@ -43,30 +49,41 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     tracing_subscriber::fmt().with_env_filter("error").with_writer(std::io::stderr).init();
     raise_open_files();
+    let lines = printer();
     let fake = Fake::new(DriverName::Qemu, capabilities());
-    fake.on_up(Arc::new(|seed| tell(seed)));
+    let seeds = lines.clone();
+    // Whoever does not listen any more has closed stdin as well, which ends this program.
+    fake.on_up(Arc::new(move |seed| drop(seeds.send(json!(seed)))));
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
     let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: Some(args.heartbeat) };
     let config =
         Config { state_dir: args.state_dir, hub, fleet: None, up: true, expects_file: false, watch: false, host: None };
     let state_dir = config.state_dir.clone();
     let running = Running::start(config, vec![Arc::new(fake) as Arc<dyn Driver>]).await?;
-    let file = std::fs::read(state_dir.join("controller.json"))?;
-    tell(&serde_json::from_slice::<serde_json::Value>(&file)?);
-    let mut nothing = Vec::new();
+    lines.send(serde_json::from_slice(&std::fs::read(state_dir.join("controller.json"))?)?)?;
+    let mut asked = BufReader::new(tokio::io::stdin()).lines();
+    let answering = async {
+        while let Ok(Some(_)) = asked.next_line().await {
+            drop(lines.send(json!({"heap": HEAP.current_usage()})));
+        }
+    };
     tokio::select! {
-        _ = async { tokio::io::stdin().read_to_end(&mut nothing).await } => {}
+        () = answering => {}
         () = running.stopped() => {}
     }
     running.shut_down().await;
     Ok(())
 }
 
-/// A generator that is gone has closed stdin as well, which ends this program.
-fn tell(document: &impl serde::Serialize) {
-    let line = serde_json::to_string(document).expect("it is JSON");
-    let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+/// Prints lines on a thread of its own: a pipe that is full must not keep the controller waiting.
+fn printer() -> mpsc::Sender<Value> {
+    let (lines, queue) = mpsc::channel::<Value>();
+    std::thread::spawn(move || {
+        for line in queue {
+            println!("{line}");
+        }
+    });
+    lines
 }
 
 fn capabilities() -> Capabilities {
