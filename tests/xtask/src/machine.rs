@@ -25,6 +25,22 @@ pub(crate) const C_COMPILER: Tool = Tool {
     elsewhere: "on Fedora `dnf install gcc`, on Arch `pacman -S gcc`, on macOS `xcode-select --install`",
 };
 
+/// Tasks that clone, pull and push are tested with the real one.
+pub(crate) const GIT: Tool = Tool {
+    name: "git",
+    programs: &["git"],
+    packages: &["git"],
+    elsewhere: "elsewhere by the package of that name",
+};
+
+/// Scripts and terminals are tested with a real interpreter.
+pub(crate) const PYTHON: Tool = Tool {
+    name: "Python 3",
+    programs: &["python3"],
+    packages: &["python3-minimal"],
+    elsewhere: "elsewhere from python.org",
+};
+
 /// The browser that looks at the dashboard in tests.
 pub(crate) const BROWSER: Tool = Tool {
     name: "Chromium with chromedriver",

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::machine::{BROWSER, C_COMPILER, Machine};
+use crate::machine::{BROWSER, C_COMPILER, GIT, Machine, PYTHON};
 use crate::run::{answers, cargo, run, told};
 
 /// Tells the browser test that there is a browser, so that it does not leave itself out.
@@ -15,7 +15,9 @@ const BROWSER_VARIABLE: &str = "VM_AGENT_TEST_BROWSER";
 /// The last line, when something failed.
 pub(crate) fn everything() -> Result<(), String> {
     let machine = Machine::look();
-    machine.need(&C_COMPILER)?;
+    for tool in [&C_COMPILER, &GIT, &PYTHON] {
+        machine.need(tool)?;
+    }
     for component in ["fmt", "clippy"] {
         need_component(component)?;
     }
