@@ -69,6 +69,7 @@ fn spawn(program: &Path, state_dir: &Path, fleet: &Fleet, watch: bool, log: &Fil
 fn listen_flags(hub: &HubSettings) -> Vec<String> {
     let flags = [
         ("--hub-listen", hub.listen.map(|address| address.to_string())),
+        ("--hub-advertise", hub.advertise.as_ref().map(ToString::to_string)),
         ("--api-listen", hub.api_listen.map(|address| address.to_string())),
         ("--dashboard-listen", hub.dashboard_listen.map(|address| address.to_string())),
         ("--heartbeat", hub.heartbeat.map(|span| span.to_string())),

@@ -1,7 +1,7 @@
 use clap::Args;
 use vm_agent_schemas::fleet::HubSettings;
 use vm_agent_schemas::names::FleetName;
-use vm_agent_schemas::net::Listen;
+use vm_agent_schemas::net::{HostPort, Listen};
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
@@ -18,6 +18,9 @@ pub(crate) struct ControllerArgs {
     /// Where runtimes connect: `auto`, or an IP address and a port
     #[arg(long, value_name = "ADDRESS")]
     hub_listen: Option<Listen>,
+    /// The address of the hub that machines are told, where it is another one: behind NAT or a proxy
+    #[arg(long, value_name = "HOST:PORT")]
+    hub_advertise: Option<HostPort>,
     /// Where the HTTP API listens
     #[arg(long, value_name = "ADDRESS")]
     api_listen: Option<Listen>,
@@ -45,6 +48,7 @@ pub(crate) async fn run(context: &mut Context, args: ControllerArgs) -> CommandR
     log();
     let hub = HubSettings {
         listen: args.hub_listen,
+        advertise: args.hub_advertise,
         api_listen: args.api_listen,
         dashboard_listen: args.dashboard_listen,
         heartbeat: args.heartbeat,

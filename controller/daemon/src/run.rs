@@ -24,7 +24,7 @@ use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DriverName, Fleet, HubSettings};
 use vm_agent_schemas::ids::Life;
 use vm_agent_schemas::names::FleetName;
-use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT};
+use vm_agent_schemas::net::{API_PORT, DASHBOARD_PORT, HUB_PORT, HostPort};
 use vm_agent_schemas::observe::Host;
 use vm_agent_schemas::plan::Plan;
 use vm_agent_schemas::wire::HUB_PATH;
@@ -306,7 +306,7 @@ impl Running {
             dashboard: listeners.dashboard_address,
         };
         let core = Arc::new(Core {
-            hub_address: hub_address(hub.local_addr(), pin),
+            hub_address: hub_address(hub.local_addr(), settings.advertise.as_ref(), pin),
             ledger,
             output,
             hub,
@@ -435,6 +435,7 @@ async fn own(ledger: &Ledger, asked: Option<FleetName>) -> Result<FleetName, Run
 fn over(flags: &HubSettings, file: &HubSettings) -> HubSettings {
     HubSettings {
         listen: flags.listen.or(file.listen),
+        advertise: flags.advertise.clone().or_else(|| file.advertise.clone()),
         api_listen: flags.api_listen.or(file.api_listen),
         dashboard_listen: flags.dashboard_listen.or(file.dashboard_listen),
         heartbeat: flags.heartbeat.or(file.heartbeat),
@@ -494,12 +495,36 @@ async fn remember(ledger: &Ledger, what: &str, address: SocketAddr) -> Result<()
 }
 
 /// What seeds say of the hub. On loopback nobody listens in, and no certificate is needed.
-fn hub_address(address: SocketAddr, pin: vm_agent_schemas::ids::Digest) -> HubAddress {
-    let ip = address.ip();
-    if ip.is_loopback() || ip.is_unspecified() {
-        let local = if ip.is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address };
-        HubAddress { url: format!("ws://{local}{HUB_PATH}"), pin: None }
-    } else {
-        HubAddress { url: format!("wss://{address}{HUB_PATH}"), pin: Some(pin) }
+fn hub_address(listening: SocketAddr, advertised: Option<&HostPort>, pin: vm_agent_schemas::ids::Digest) -> HubAddress {
+    let (address, plain) = match advertised {
+        Some(advertised) => (advertised.to_string(), advertised.is_loopback()),
+        None if listening.ip().is_unspecified() => {
+            (SocketAddr::from(([127, 0, 0, 1], listening.port())).to_string(), true)
+        }
+        None => (listening.to_string(), listening.ip().is_loopback()),
+    };
+    let scheme = if plain { "ws" } else { "wss" };
+    HubAddress { url: format!("{scheme}://{address}{HUB_PATH}"), pin: (!plain).then_some(pin) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent_schemas::ids::Digest;
+
+    #[test]
+    fn machines_are_told_the_advertised_address_and_plain_text_stays_on_loopback() {
+        let told = |listening: &str, advertised: Option<&str>| {
+            let advertised: Option<HostPort> = advertised.map(|text| text.parse().unwrap());
+            let address = hub_address(listening.parse().unwrap(), advertised.as_ref(), Digest::of(b"it"));
+            assert_eq!(address.pin.is_none(), address.url.starts_with("ws://"));
+            address.url.trim_end_matches(HUB_PATH).to_owned()
+        };
+        assert_eq!(told("127.0.0.1:9090", None), "ws://127.0.0.1:9090");
+        assert_eq!(told("0.0.0.0:9090", None), "ws://127.0.0.1:9090");
+        assert_eq!(told("192.0.2.7:9090", None), "wss://192.0.2.7:9090");
+        assert_eq!(told("127.0.0.1:9090", Some("127.0.0.1:9")), "ws://127.0.0.1:9");
+        assert_eq!(told("127.0.0.1:9090", Some("hub.example:443")), "wss://hub.example:443");
+        assert_eq!(told("192.0.2.7:9090", Some("127.0.0.1:9")), "ws://127.0.0.1:9");
     }
 }

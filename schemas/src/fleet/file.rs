@@ -18,7 +18,7 @@ use super::ports::Ports;
 use super::task::TaskEntry;
 use super::webhook::Webhook;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
-use crate::net::Listen;
+use crate::net::{HostPort, Listen};
 use crate::units::{ByteSize, Span};
 
 /// A fleet: the agents that one controller looks after.
@@ -478,6 +478,13 @@ pub struct HubSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"127.0.0.1:0", extend("default" = "auto", "x-cost" = "restart of the controller"))]
     pub listen: Option<Listen>,
+
+    /// The address of the hub that machines are told, where it is not the one listened on: behind NAT or a
+    /// proxy. Off loopback they connect with TLS and the hub's own certificate, so what stands between
+    /// passes the bytes on as they are. A machine is told at its next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"192.0.2.7:9090", extend("default" = null, "x-cost" = "restart of the controller"))]
+    pub advertise: Option<HostPort>,
 
     /// Where the HTTP API listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
