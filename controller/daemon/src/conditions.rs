@@ -8,6 +8,7 @@ use vm_agent_plan::Listing;
 use vm_agent_schemas::api::{FileState, FileStatus};
 use vm_agent_schemas::fleet::{DriverName, PowerState};
 use vm_agent_schemas::ids::Revision;
+use vm_agent_schemas::message::WAITING_MAX;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::InstanceState;
 use vm_agent_schemas::plan::{AgentPlan, Condition, ConditionStatus, Fuse, Health, Plan, Sync};
@@ -46,11 +47,12 @@ impl ConditionBook {
         &self,
         plan: &Plan,
         observers: &BTreeMap<DriverName, Observer>,
+        messages_waiting: impl Fn(&AgentName) -> u32,
         revision: Option<Revision>,
         now: Timestamp,
     ) {
         for agent in &plan.agents {
-            self.enter(Some(&agent.name), facts_of(agent), revision, now);
+            self.enter(Some(&agent.name), facts_of(agent, messages_waiting(&agent.name)), revision, now);
         }
         self.enter(None, fleet_facts(plan, observers), revision, now);
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,9 +128,26 @@ fn silence(observer: &Observer) -> Option<String> {
     }
 }
 
-/// What can be said of an agent.
-pub(crate) fn facts_of(agent: &AgentPlan) -> Vec<Fact> {
-    vec![provisioned(agent), powered(agent), runtime_connected(agent), converged(agent), ready(agent)]
+/// What can be said of an agent for which so many messages wait.
+pub(crate) fn facts_of(agent: &AgentPlan, messages_waiting: u32) -> Vec<Fact> {
+    vec![
+        provisioned(agent),
+        powered(agent),
+        runtime_connected(agent),
+        messages_taken(messages_waiting),
+        converged(agent),
+        ready(agent),
+    ]
+}
+
+/// Whether its runtime takes the messages for it: told before there is no room for more of them.
+fn messages_taken(waiting: u32) -> Fact {
+    let fact = |holds, reason, message: String| Fact::new("MessagesTaken", holds, reason, message);
+    if waiting as usize > WAITING_MAX / 2 {
+        let message = format!("{waiting} messages wait for it, of {WAITING_MAX} that may: it takes none, or too few");
+        return fact(false, "Waiting", message);
+    }
+    fact(true, "Taken", format!("{waiting} messages wait for it"))
 }
 
 fn provisioned(agent: &AgentPlan) -> Fact {
@@ -192,4 +211,16 @@ fn ready(agent: &AgentPlan) -> Fact {
     let ready = agent.sync == Sync::Synced && agent.health == Health::Healthy;
     let message = format!("{} and {}", agent.sync, agent.health);
     Fact::new("Ready", ready, if ready { "AllWell" } else { "NotYet" }, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_that_pile_up_are_told_before_there_is_no_room_for_more() {
+        let half = u32::try_from(WAITING_MAX / 2).unwrap();
+        assert_eq!(messages_taken(half).status, ConditionStatus::True);
+        assert_eq!(messages_taken(half + 1).status, ConditionStatus::False);
+    }
 }

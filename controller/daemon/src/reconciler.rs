@@ -12,6 +12,7 @@ use vm_agent_drivers::{Driver, DriverError};
 use vm_agent_hub::HubHandle;
 use vm_agent_plan::Listing;
 use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::Action;
 use vm_agent_store::StoreError;
 
@@ -78,7 +79,8 @@ async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
                 continue 'anew;
             }
         }
-        core.conditions.note(&act.plan, &core.observers, inputs.revision, now);
+        let messages = |agent: &AgentName| core.memory().messages_waiting(agent);
+        core.conditions.note(&act.plan, &core.observers, messages, inputs.revision, now);
         core.metrics.pass(begun.elapsed());
         core.passes.fetch_add(1, Ordering::Relaxed);
         core.acted_on.store(inputs.revision.unwrap_or_default().0, Ordering::Relaxed);

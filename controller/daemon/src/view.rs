@@ -32,6 +32,7 @@ impl Moment<'_> {
         let revision = self.acted_on();
         let overrides = self.inputs.overrides.iter().filter(|entry| entry.agent == agent.name);
         let session = self.sessions.iter().find(|session| session.agent == agent.name);
+        let waiting = session.map_or(0, |session| session.messages);
         AgentView {
             name: agent.name.clone(),
             driver: agent.driver,
@@ -46,7 +47,12 @@ impl Moment<'_> {
                 || agent.wanted.as_ref().is_some_and(|wanted| wanted.spec.reconcile == Reconcile::Paused),
             rests: agent.rests,
             overrides: overrides.cloned().collect(),
-            conditions: self.core.conditions.enter(Some(&agent.name), facts_of(agent), revision, self.inputs.now),
+            conditions: self.core.conditions.enter(
+                Some(&agent.name),
+                facts_of(agent, waiting),
+                revision,
+                self.inputs.now,
+            ),
             session: session.map(session_view),
             wanted: agent.wanted.as_deref().cloned(),
             observed_generation: revision,

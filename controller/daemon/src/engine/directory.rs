@@ -70,9 +70,78 @@ fn is_up(inputs: &Inputs, claim: &Claim) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use vm_agent_schemas::fleet::parse;
+    use std::collections::BTreeMap;
+
+    use vm_agent_plan::{DriverView, Observed};
+    use vm_agent_schemas::fleet::{DriverName, parse};
+    use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce, TaskId};
+    use vm_agent_schemas::observe::{Birth, Instance, Proof, Standing};
 
     use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    /// Agents of team a by whether they are asleep, all of them with machines that run unless they sleep, and a
+    /// task for any of them.
+    fn world(agents: &[(&str, bool)]) -> (Records, Inputs) {
+        let entries: Vec<String> = agents.iter().map(|(name, _)| format!("{name}: {{labels: {{team: a}}}}")).collect();
+        let fleet = parse("fleet.yaml", &format!("agents: {{{}}}", entries.join(", "))).unwrap();
+        let mut records = Records::empty(fleet);
+        let mut seen = BTreeMap::new();
+        for (name, asleep) in agents {
+            let agent: AgentName = name.parse().unwrap();
+            let claim = claim(&records, &agent, *asleep);
+            let state = if *asleep { InstanceState::Stopped } else { InstanceState::Running };
+            let instance = Instance { name: claim.instance.clone(), state, nonce: None, sizes: None };
+            seen.insert(claim.instance.clone(), Observed { instance, since: NOW });
+            records.claims.insert(agent, claim);
+        }
+        records.pooled.insert(TaskId::generate(), "team=a".parse().unwrap());
+        let capabilities = vm_agent_drivers::fake::Fake::capabilities_default();
+        let view = DriverView { capabilities, listing: Listing::Seen(seen), looked_at: Some(NOW) };
+        let inputs = Inputs { drivers: [(DriverName::Qemu, view)].into(), ..records.inputs(NOW) };
+        (records, inputs)
+    }
+
+    fn claim(records: &Records, agent: &AgentName, asleep: bool) -> Claim {
+        Claim {
+            id: ClaimId::generate(),
+            fleet: records.fleet.name.clone(),
+            agent: agent.clone(),
+            driver: DriverName::Qemu,
+            instance: records.fleet.name.instance_of(agent).unwrap(),
+            nonce: Nonce::generate(),
+            incarnation: Incarnation(1),
+            created_at: NOW,
+            proof: Proof::Confirmed,
+            birth: Birth::of(&AgentSpec::default()),
+            standing: Standing::Up,
+            protect: false,
+            left_in_mass: false,
+            asleep,
+        }
+    }
+
+    fn called_in(agents: &[(&str, bool)]) -> Vec<String> {
+        let (records, inputs) = world(agents);
+        called(&records, &inputs).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_first_that_sleeps_wakes_for_a_task_that_nobody_is_up_for() {
+        assert_eq!(called_in(&[("web", true), ("db", true)]), ["db"]);
+        assert_eq!(called_in(&[("web", false), ("db", true)]), Vec::<String>::new());
+        assert_eq!(called_in(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nobody_wakes_for_no_task_or_for_one_of_others() {
+        let (mut records, inputs) = world(&[("web", true)]);
+        records.pooled.values_mut().for_each(|selector| *selector = "team=b".parse().unwrap());
+        assert!(called(&records, &inputs).is_empty());
+        records.pooled.clear();
+        assert!(called(&records, &inputs).is_empty());
+    }
 
     #[test]
     fn the_hub_is_told_what_the_file_says_of_labels_slots_and_messages() {

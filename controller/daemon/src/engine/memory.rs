@@ -36,6 +36,8 @@ pub fn silence(heartbeat: Span) -> Duration {
 pub struct Memory {
     /// The runtimes heard of.
     heard: BTreeMap<AgentName, SessionSeen>,
+    /// How many messages wait for the agents whose runtimes are connected.
+    messages: BTreeMap<AgentName, u32>,
     /// When the last step began that brought a machine up.
     last_success: Option<Timestamp>,
     /// The drivers that did not answer when it was last told.
@@ -102,6 +104,7 @@ impl Memory {
         for seen in self.heard.values_mut() {
             seen.connected = false;
         }
+        self.messages = sessions.iter().map(|session| (session.agent.clone(), session.messages)).collect();
         for session in sessions {
             let services = session.health.as_ref().map(|report| report.services.clone()).unwrap_or_default();
             // The hub knows of tasks and streams. That a service was at work is remembered here, else an agent
@@ -134,6 +137,12 @@ impl Memory {
         // Who spoke for an earlier machine of that name is of no interest any more.
         self.heard.retain(|agent, seen| claims.get(agent).is_some_and(|claim| seen.incarnation == claim.incarnation));
         self.heard.clone()
+    }
+
+    /// How many messages waited for an agent when it was last looked at, while its runtime was connected.
+    #[must_use]
+    pub fn messages_waiting(&self, agent: &AgentName) -> u32 {
+        self.messages.get(agent).copied().unwrap_or_default()
     }
 
     /// Notes that a step that began then brought a machine up.

@@ -395,4 +395,29 @@ mod tests {
         let stored = [("cache", "power"), ("db", "power"), ("db", "presence"), ("db", "reconcile"), ("web", "power")];
         assert_eq!(listed, stored);
     }
+
+    #[test]
+    fn work_is_where_a_task_is_and_a_task_without_an_agent_waits_for_one() {
+        let selector: Selector = "team=a".parse().unwrap();
+        let source = TaskSource::Request { author: "ann".to_owned(), key: None };
+        let job = vm_agent_schemas::task::Job::exec(["make"]);
+        let task = Task::new(TaskId::generate(), None, source, job, Default::default(), Timestamp::UNIX_EPOCH);
+        let pooled = Task { pool: Some(selector.clone()), ..task };
+        let on = |name: &str| Task { agent: Some(name.parse().unwrap()), ..pooled.clone() };
+        let mut records = Records::empty(Fleet::default());
+        let seen = |records: &mut Records, task: &Task| {
+            records.note_task(task);
+            let work: Vec<String> = records.work.keys().map(ToString::to_string).collect();
+            (work.join(","), records.pooled.len())
+        };
+        assert_eq!(seen(&mut records, &pooled), (String::new(), 1));
+        assert_eq!(seen(&mut records, &on("web")), ("web".to_owned(), 0));
+        assert_eq!(seen(&mut records, &pooled), (String::new(), 1));
+        assert_eq!(seen(&mut records, &on("db")), ("db".to_owned(), 0));
+        let by_hand = Task { id: TaskId::generate(), pool: None, ..on("db") };
+        assert_eq!(seen(&mut records, &by_hand), ("db".to_owned(), 0));
+        let state = vm_agent_schemas::task::TaskState::Ended { outcome: vm_agent_schemas::wire::TaskOutcome::Canceled };
+        assert_eq!(seen(&mut records, &Task { state: state.clone(), ..on("db") }), ("db".to_owned(), 0));
+        assert_eq!(seen(&mut records, &Task { state, ..by_hand }), (String::new(), 0));
+    }
 }

@@ -1,7 +1,8 @@
 //! Tokens of the HTTP API, as digests.
 
+use jiff::Timestamp;
 use rusqlite::{Connection, Row};
-use vm_agent_schemas::credential::{ApiToken, Role};
+use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::ids::{Digest, TokenId};
 
 use super::{already, column, row, rows};
@@ -15,7 +16,7 @@ pub fn put(conn: &Connection, token: &ApiToken) -> Result<(), StoreError> {
     let sql = "INSERT INTO tokens (id, name, digest, role, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     let (created, expires) = (token.created_at.to_string(), token.expires_at.map(|at| at.to_string()));
     conn.prepare_cached(sql)?
-        .execute((token.id.to_string(), &token.name, token.digest.as_str(), role_name(token.role), created, expires))
+        .execute((token.id.to_string(), &token.name, token.digest.as_str(), token.role.as_str(), created, expires))
         .map_err(|error| already(error, "a token", &token.id))?;
     Ok(())
 }
@@ -37,6 +38,15 @@ pub fn all(conn: &Connection) -> Result<Vec<ApiToken>, StoreError> {
     rows(conn, "SELECT * FROM tokens ORDER BY id", (), read)
 }
 
+/// Has a token stop working then, and tells whether there is such a token.
+///
+/// # Errors
+/// When the database fails.
+pub fn end_at(conn: &Connection, id: TokenId, end: Timestamp) -> Result<bool, StoreError> {
+    let sql = "UPDATE tokens SET expires_at = ?2 WHERE id = ?1";
+    Ok(conn.prepare_cached(sql)?.execute([id.to_string(), end.to_string()])? > 0)
+}
+
 /// Removes a token, and tells whether there was one.
 ///
 /// # Errors
@@ -50,22 +60,8 @@ fn read(row: &Row<'_>) -> Result<ApiToken, StoreError> {
         id: column("tokens", row, "id", |text: String| text.parse())?,
         name: row.get("name")?,
         digest: Digest::from(row.get::<_, String>("digest")?),
-        role: column("tokens", row, "role", |text: String| role(&text))?,
+        role: column("tokens", row, "role", |text: String| text.parse())?,
         created_at: column("tokens", row, "created_at", |text: String| text.parse())?,
         expires_at: column("tokens", row, "expires_at", |at: Option<String>| at.map(|at| at.parse()).transpose())?,
     })
-}
-
-const fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Read => "read",
-        Role::Exec => "exec",
-        Role::Lifecycle => "lifecycle",
-        Role::Admin => "admin",
-    }
-}
-
-fn role(text: &str) -> Result<Role, String> {
-    let known = [Role::Read, Role::Exec, Role::Lifecycle, Role::Admin].into_iter().find(|it| role_name(*it) == text);
-    known.ok_or_else(|| format!("`{text}` is no role"))
 }
