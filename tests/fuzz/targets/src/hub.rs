@@ -18,7 +18,7 @@ use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, Nonce, Secret, SessionId, TaskId};
 use vm_agent_schemas::message::{Allow, Party};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::{Job, Task, TaskSource, Terms};
+use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{
     Address, Challenge, ChallengeProof, Configuration, Configured, Envelope, FromHub, FromRuntime, Hello, Run,
@@ -234,7 +234,8 @@ impl World {
 fn is_its_own(record: &Record) -> bool {
     match record {
         Record::Credential(credential) => credential.agent == name("web"),
-        Record::Task(task) => is_webs(task),
+        // That its neighbour's task runs need not be durable at once, and is stored with what comes next.
+        Record::Task(task) => is_webs(task) || matches!(task.state, TaskState::Running { .. }),
         Record::Output { task, .. } => *task == task_ref(TASK),
         Record::Message(message) => [&message.from, &message.to].contains(&&Address::Agent(name("web"))),
     }

@@ -1,4 +1,5 @@
 //! Every file of the corpus goes through its target.
+#![expect(clippy::unwrap_used, reason = "this is a test")]
 
 use std::collections::BTreeSet;
 use std::fs;
