@@ -493,7 +493,14 @@ impl TaskState {
 impl Task {
     /// A task that is accepted now.
     #[must_use]
-    pub fn new(id: TaskId, agent: Option<AgentName>, source: TaskSource, job: Job, terms: Terms, now: Timestamp) -> Self {
+    pub fn new(
+        id: TaskId,
+        agent: Option<AgentName>,
+        source: TaskSource,
+        job: Job,
+        terms: Terms,
+        now: Timestamp,
+    ) -> Self {
         Self {
             id,
             agent,

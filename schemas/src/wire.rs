@@ -775,7 +775,9 @@ pub struct RotateAck {
 #[must_use]
 pub fn rotation_bytes(challenge: &Challenge, agent: &AgentName, incarnation: Incarnation, public_key: &str) -> Vec<u8> {
     let incarnation = incarnation.to_string();
-    ["vm-agent rotate v1", challenge.challenge.as_str(), agent.as_str(), &incarnation, public_key].join("\n").into_bytes()
+    ["vm-agent rotate v1", challenge.challenge.as_str(), agent.as_str(), &incarnation, public_key]
+        .join("\n")
+        .into_bytes()
 }
 
 /// Another version of the runtime is to take this one's place.
