@@ -16,6 +16,7 @@ mod locate;
 mod render;
 mod select;
 mod settle;
+mod ssh;
 mod table;
 mod terminal;
 mod transfer;

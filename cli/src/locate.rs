@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use etcetera::BaseStrategy as _;
+use etcetera::BaseStrategy;
 use vm_agent_schemas::api::ControllerFile;
 use vm_agent_schemas::ids::Secret;
 
@@ -14,6 +14,8 @@ use crate::exit::{CommandError, Exit};
 const CONTROLLER_FILE: &str = "controller.json";
 /// The file in a state folder whose exclusive lock a controller holds as long as it lives.
 const LOCK_FILE: &str = "lock";
+/// The program's own folder among those of others.
+const FOLDER: &str = "vm-agent";
 /// The variable that holds the token for a controller elsewhere.
 pub(crate) const TOKEN_VARIABLE: &str = "VM_AGENT_TOKEN";
 
@@ -75,6 +77,33 @@ impl Place {
         match &self.remote {
             Some(remote) => remote.client().map(Some),
             None => Ok(find(&self.state_dir).await?.map(|local| local.client)),
+        }
+    }
+
+    /// The flags that lead another run of this program to the same controller. A token is not among them.
+    pub(crate) fn flags(&self) -> Result<Vec<String>, CommandError> {
+        let text = |path: &Path| {
+            let odd = || CommandError::new(Exit::USAGE, format!("`{}` can't be written as text", path.display()));
+            path.to_str().map(str::to_owned).ok_or_else(odd)
+        };
+        let Some(Remote { url, token_file }) = &self.remote else {
+            return Ok(vec!["--state-dir".to_owned(), text(&self.state_dir)?]);
+        };
+        let mut flags = vec!["--server".to_owned(), url.clone()];
+        if let Some(file) = token_file {
+            let file = std::path::absolute(file)
+                .map_err(|error| CommandError::io(format_args!("`{}` is no file", file.display()), &error))?;
+            flags.extend(["--token-file".to_owned(), text(&file)?]);
+        }
+        Ok(flags)
+    }
+
+    /// A folder for what this program keeps for itself: the state folder, or the person's own when the controller
+    /// is on another machine.
+    pub(crate) fn own_folder(&self) -> Result<PathBuf, CommandError> {
+        match self.remote {
+            None => Ok(self.state_dir.clone()),
+            Some(_) => Ok(strategy()?.data_dir().join(FOLDER)),
         }
     }
 
@@ -153,11 +182,16 @@ pub(crate) fn is_held(state_dir: &Path) -> Result<bool, CommandError> {
 }
 
 fn usual_state_dir() -> Result<PathBuf, CommandError> {
-    let strategy = etcetera::base_strategy::choose_native_strategy().map_err(|error| {
+    let strategy = strategy()?;
+    Ok(strategy.state_dir().unwrap_or_else(|| strategy.data_dir()).join(FOLDER))
+}
+
+/// Where the platform keeps what.
+fn strategy() -> Result<impl BaseStrategy, CommandError> {
+    etcetera::base_strategy::choose_native_strategy().map_err(|error| {
         CommandError::new(Exit::USAGE, format!("there is no usual place for the state folder: {error}"))
             .hint("name one with --state-dir")
-    })?;
-    Ok(strategy.state_dir().unwrap_or_else(|| strategy.data_dir()).join("vm-agent"))
+    })
 }
 
 #[cfg(test)]
@@ -172,6 +206,18 @@ mod tests {
         let lock = std::fs::File::create(dir.path().join(LOCK_FILE)).unwrap();
         lock.lock().unwrap();
         assert!(find(dir.path()).await.err().unwrap().to_string().contains("is not understood"));
+    }
+
+    #[test]
+    fn another_run_is_led_to_the_same_controller() {
+        let flags = |server: Option<&str>, token: Option<&str>| {
+            let place = Place::new(Some("/s".into()), server.map(str::to_owned), token.map(PathBuf::from));
+            place.unwrap().flags().unwrap()
+        };
+        assert_eq!(flags(None, None), ["--state-dir", "/s"]);
+        let server = "http://127.0.0.1:9091";
+        assert_eq!(flags(Some(server), None), ["--server", server]);
+        assert_eq!(flags(Some(server), Some("/t")), ["--server", server, "--token-file", "/t"]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod runtime;
 mod schema;
 mod shell;
 mod spec;
+mod ssh;
 mod status;
 mod task;
 mod token;
@@ -85,6 +86,8 @@ pub(crate) enum Command {
     Shell(shell::ShellArgs),
     Cp(cp::CpArgs),
     Forward(forward::ForwardArgs),
+    SshConfig(ssh::SshConfigArgs),
+    SshProxy(ssh::SshProxyArgs),
     Logs(logs::LogsArgs),
     Task(Box<task::TaskArgs>),
     Message(message::MessageArgs),
@@ -130,6 +133,8 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Shell(args) => shell::run(context, args).await,
         Command::Cp(args) => cp::run(context, args).await,
         Command::Forward(args) => forward::run(context, args).await,
+        Command::SshConfig(args) => ssh::config(context, args).await,
+        Command::SshProxy(args) => ssh::proxy(context, args).await.map_err(CommandError::of_exec),
         Command::Logs(args) => logs::run(context, args).await,
         Command::Task(args) => task::run(context, *args).await,
         Command::Message(args) => message::run(context, args).await,
