@@ -73,6 +73,7 @@ kinds! {
     List<Override> => "OverrideList",
     List<Task> => "TaskList",
     List<ApiToken> => "TokenList",
+    List<AuditEntry> => "AuditList",
     NewToken => "Token",
     FleetView => "Fleet",
     PlanView => "Plan",
@@ -629,6 +630,38 @@ pub struct TokenRequest {
     /// How long it works; nothing means until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lasting: Option<Span>,
+}
+
+/// Asks for a token in the place of another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenRotation {
+    /// How long the old token works beside the new one; nothing means [a day](Self::OVERLAP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Span>,
+}
+
+impl TokenRotation {
+    /// How long an old token works beside the new one: whoever uses it has a working day to change over.
+    pub const OVERLAP: Span = Span::from_secs(24 * 60 * 60);
+}
+
+/// A request that changed something, or was to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntry {
+    /// Its place in the order of all of them.
+    pub seq: u64,
+    /// When it was answered.
+    pub at: Timestamp,
+    /// Who made it: a person on the host, or a token by its name.
+    pub actor: String,
+    /// The HTTP method.
+    pub method: String,
+    /// The path.
+    pub path: String,
+    /// The HTTP status of the answer.
+    pub status: u16,
 }
 
 /// What is running.

@@ -1,5 +1,6 @@
 //! The controller as its doors see it: every question and every command that there is.
 
+mod credentials;
 mod exec;
 mod file;
 mod messages;
@@ -12,12 +13,11 @@ use tokio::sync::broadcast;
 use vm_agent_plan::{Inputs, plan};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, Approval, ApproveRequest, ChangeRequest, Changed, ControllerStatus, CreateRequest,
-    DownRequest, FileState, NewToken, Problem, ProblemCode, Resumable, Stats, TokenRequest,
+    DownRequest, FileState, Problem, ProblemCode, Resumable, Stats,
 };
-use vm_agent_schemas::credential::{ApiToken, Role};
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{PowerState, Reconcile};
-use vm_agent_schemas::ids::{Secret, TokenId};
 use vm_agent_schemas::intent::{Override, OverridePath};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
@@ -27,6 +27,7 @@ use crate::core::Core;
 use crate::engine::intent::{self, Intent, Voice};
 use crate::engine::records::{Change, Records};
 use crate::engine::tasks::is_known;
+use crate::metrics::Now;
 use crate::reconciler::Chain;
 use crate::view::{self, Moment};
 
@@ -59,18 +60,6 @@ impl Controller {
         }
     }
 
-    /// Whose token this is.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn authenticate(&self, token: &str) -> Result<Option<Actor>, Problem> {
-        // Looked up by its digest: how long that takes says nothing about how near a guess is.
-        let digest = Secret::from_text(token).digest();
-        let known = self.read(move |conn| store::tokens::find(conn, &digest)).await?;
-        let works = |token: &ApiToken| token.expires_at.is_none_or(|end| Timestamp::now() < end);
-        Ok(known.filter(works).map(|token| Actor { name: token.name, role: token.role }))
-    }
-
     /// The controller itself.
     ///
     /// # Errors
@@ -93,12 +82,25 @@ impl Controller {
     /// # Errors
     /// When the text can't be made.
     pub async fn metrics(&self) -> Result<String, Problem> {
-        let paths: Vec<&'static str> =
-            self.core.ledger.records().overrides.iter().map(|entry| entry.change.path().as_str()).collect();
-        let file = self.core.watch.status(&self.core.ledger.records());
-        let valid = !matches!(file.state, FileState::Invalid | FileState::Missing);
-        let text = self.look(|moment| moment.core.metrics.text(moment.plan, &paths, valid)).await;
-        text.map_err(|error| internal(&error))
+        let records = self.core.ledger.records();
+        let overrides: Vec<&'static str> = records.overrides.iter().map(|entry| entry.change.path().as_str()).collect();
+        let file_valid = !matches!(self.core.watch.status(&records).state, FileState::Invalid | FileState::Missing);
+        let text = self.look(|moment| {
+            moment.core.metrics.text(&Now {
+                plan: moment.plan,
+                overrides: &overrides,
+                file_valid,
+                sessions: moment.sessions,
+                pooled: records.pooled.len(),
+                store: moment.core.ledger.store().stats(),
+            })
+        });
+        text.await.map_err(|error| internal(&error))
+    }
+
+    /// Counts a request that came without a token that works.
+    pub(crate) fn turned_away(&self) {
+        self.core.metrics.turned_away();
     }
 
     /// All agents.
@@ -388,57 +390,6 @@ impl Controller {
     pub fn follow_log(&self, name: &AgentName) -> Result<broadcast::Receiver<String>, Problem> {
         self.known(name)?;
         self.core.logs.follow(name).map_err(|error| internal(&error))
-    }
-
-    /// Makes a token for the API over TCP. It is shown this one time.
-    ///
-    /// # Errors
-    /// When the name is empty, or the store fails.
-    pub async fn create_token(&self, request: TokenRequest, _actor: &Actor) -> Result<NewToken, Problem> {
-        let name = request.name.trim().to_owned();
-        if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
-            return Err(Problem::new(ProblemCode::Invalid, "a token's name has 1 to 100 printable characters"));
-        }
-        let secret = Secret::generate();
-        let now = Timestamp::now();
-        let expires_at = request.lasting.and_then(|lasting| now.checked_add(lasting.get()).ok());
-        let (id, digest, role) = (TokenId::generate(), secret.digest(), request.role);
-        let token = ApiToken { id, name, digest, role, created_at: now, expires_at };
-        let stored = token.clone();
-        self.write(move |conn| store::tokens::put(conn, &stored)).await?;
-        Ok(NewToken { token, secret })
-    }
-
-    /// All tokens, without their secrets.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn tokens(&self) -> Result<Vec<ApiToken>, Problem> {
-        self.read(store::tokens::all).await
-    }
-
-    /// Ends a token.
-    ///
-    /// # Errors
-    /// When there is none with that id, or the store fails.
-    pub async fn revoke_token(&self, id: TokenId, _actor: &Actor) -> Result<(), Problem> {
-        let found = self.write(move |conn| store::tokens::remove(conn, id)).await?;
-        let missing = || Problem::new(ProblemCode::NotFound, format!("there is no token {id}"));
-        found.then_some(()).ok_or_else(missing)
-    }
-
-    /// Writes one line of the audit: who asked for what, and the answer's status.
-    pub async fn audit(&self, actor: &Actor, method: &str, path: &str, status: u16, at: Timestamp) {
-        let (actor, method, path) = (actor.name.clone(), method.to_owned(), path.to_owned());
-        let written = self
-            .core
-            .ledger
-            .store()
-            .write(move |conn| store::audit::append(conn, at, &actor, &method, &path, status))
-            .await;
-        if let Err(error) = written {
-            tracing::error!(error = %Chain(&error), "A line of the audit could not be written");
-        }
     }
 
     /// Shows a moment of the controller to a view.

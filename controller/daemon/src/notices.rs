@@ -41,9 +41,9 @@ fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
     if let Some(agent) = looks_at(&notice) {
         look_at(core, agent);
     }
+    core.metrics.told(&notice);
     let event = event_of(&notice);
     match notice {
-        Notice::Refused { .. } => core.metrics.refused(),
         Notice::Log { agent, lines, dropped } => {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
             log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());

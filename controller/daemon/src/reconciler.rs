@@ -118,11 +118,15 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
                     return Ok(Carried::Overtaken);
                 }
             }
-            Effect::Accept(changes) => match core.ledger.record(changes, now).await {
-                // In a pass whose memory did not learn of it.
-                Err(StoreError::AlreadyExists { .. }) => return Ok(Carried::Out),
-                recorded => recorded?,
-            },
+            Effect::Accept(changes) => {
+                let tasks = changes.iter().filter(|change| matches!(change, Change::Task(_))).count();
+                match core.ledger.record(changes, now).await {
+                    // In a pass whose memory did not learn of it.
+                    Err(StoreError::AlreadyExists { .. }) => return Ok(Carried::Out),
+                    recorded => recorded?,
+                }
+                core.metrics.tasks_accepted(tasks);
+            }
             Effect::Hub(call) => tell(&core.hub, call),
             Effect::Configure(agent, configuration, secrets) => {
                 core.jobs.spawn(core.stop.clone().run_until_cancelled_owned(configure(

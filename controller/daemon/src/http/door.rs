@@ -80,15 +80,23 @@ impl Guard {
 pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let actor = match guard.admit(request.uri(), request.headers()).await {
         Ok(actor) => actor,
-        Err(refusal) => return refusal.into_response(),
+        Err(refusal) => {
+            guard.controller.turned_away();
+            return refusal.into_response();
+        }
     };
-    if let Err(refusal) = permit(&actor, request.method(), request.uri().path()) {
-        return refusal.into_response();
-    }
-    request.extensions_mut().insert(actor.clone());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let changes = changes_something(&method, &path);
+    if let Err(refusal) = permit(&actor, &method, &path) {
+        // Requests without a token that works are counted and not audited: whoever has none could push all
+        // others out of the audit.
+        if changes {
+            guard.controller.audit(&actor, method.as_str(), &path, refusal.0.status, Timestamp::now()).await;
+        }
+        return refusal.into_response();
+    }
+    request.extensions_mut().insert(actor.clone());
     let work = tokio::spawn(async move {
         let response = next.run(request).await;
         if changes {
@@ -122,7 +130,8 @@ fn permit(actor: &Actor, method: &Method, path: &str) -> Result<(), Refusal> {
     if actor.role >= required {
         return Ok(());
     }
-    let reason = format!("`{}` may not do this: it has the role `{}`, and `{required}` is needed", actor.name, actor.role);
+    let reason =
+        format!("`{}` may not do this: it has the role `{}`, and `{required}` is needed", actor.name, actor.role);
     let problem = Problem::new(ProblemCode::Forbidden, reason);
     Err(problem.remedy(format!("`vm-agent token create NAME --role {required}` makes a token that may.")).into())
 }

@@ -15,6 +15,7 @@ use tower::ServiceExt;
 use vm_agent_schemas::api::{Problem, ProblemCode, TokenRequest};
 use vm_agent_schemas::credential::Role;
 
+mod credentials;
 mod tasks;
 
 use super::*;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use vm_agent_schemas::api::FleetSource;
+use vm_agent_schemas::api::{AuditEntry, FleetSource};
 use vm_agent_schemas::credential::{ApiToken, Binding, Credential, JoinToken, Role};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, DriverName, Field, Origin, PowerState, SourceFile};
@@ -508,14 +508,14 @@ fn an_id_is_its_senders_and_goes_to_several_receivers() {
 }
 
 #[test]
-fn what_waits_is_remembered_whole_and_what_was_taken_without_what_it_said() {
+fn what_waits_is_remembered_whole_and_what_is_over_without_what_it_said() {
     let conn = database();
     let (old, waiting, letter) = (taken(&to_agent("web")), to_agent("web"), given_up(&to_agent("web")));
     for message in [&old, &waiting, &letter] {
         messages::put(&conn, message).unwrap();
     }
-    let forgotten = Message { body: serde_json::Value::Null, ..old };
-    assert_eq!(messages::remembered(&conn).unwrap(), [forgotten, waiting]);
+    let emptied = |message: &Message| Message { body: serde_json::Value::Null, ..message.clone() };
+    assert_eq!(messages::remembered(&conn).unwrap(), [emptied(&old), waiting, emptied(&letter)]);
     assert_eq!(messages::dead(&conn, 9).unwrap(), [letter]);
 }
 
@@ -547,7 +547,7 @@ fn the_oldest_messages_go_and_what_waits_stays() {
         messages::put(&conn, message).unwrap();
     }
     assert_eq!(messages::prune(&conn, 1, 2).unwrap(), 3);
-    assert_eq!(messages::remembered(&conn).unwrap().len(), 2);
+    assert_eq!(messages::remembered(&conn).unwrap().len(), 4);
     assert_eq!(messages::dead(&conn, 9).unwrap(), [letters[2].clone(), letters[1].clone()]);
     let other = Address::Agent(agent("db"));
     assert_eq!(messages::drop_dead(&conn, letters[1].id, Some(&other)).unwrap(), 0);
@@ -649,12 +649,22 @@ fn pruned_events_never_lend_their_place() {
 #[test]
 fn the_audit_keeps_who_asked_for_what() {
     let conn = database();
-    audit::append(&conn, at(0), "ann", "POST", "/fleet/apply", 200).unwrap();
-    let row = conn.query_row("SELECT at, actor, method, path, status FROM audit", (), |row| {
-        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-    });
-    let expected = (at(0).to_string(), "ann".to_owned(), "POST".to_owned(), "/fleet/apply".to_owned(), 200);
-    assert_eq!(row.unwrap(), expected);
+    let places = ["/fleet/apply", "/agents/web/stop", "/tokens"];
+    for (second, path) in (0..).zip(places) {
+        audit::append(&conn, at(second), "ann", "POST", path, 200).unwrap();
+    }
+    let all = audit::latest(&conn, 9).unwrap();
+    let first = AuditEntry {
+        seq: all[0].seq,
+        at: at(0),
+        actor: "ann".to_owned(),
+        method: "POST".to_owned(),
+        path: "/fleet/apply".to_owned(),
+        status: 200,
+    };
+    assert_eq!((&all[0], all.len()), (&first, 3));
+    assert_eq!(audit::latest(&conn, 2).unwrap(), all[1..]);
+    assert_eq!(audit::since(&conn, all[0].seq, 1).unwrap(), all[1..2]);
 }
 
 #[test]

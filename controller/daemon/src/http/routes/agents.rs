@@ -13,7 +13,7 @@ use vm_agent_schemas::names::AgentName;
 
 use super::{Asked, By, at_most, usual_page};
 use crate::controller::Controller;
-use crate::http::answer::{Answer, Doc, Refusal};
+use crate::http::answer::{Answer, Doc, Done, Refusal};
 use crate::http::exec::exec;
 use crate::http::extract::{OptionalBody, Query, Segment};
 use crate::http::openapi::{described, operation};
@@ -87,6 +87,19 @@ pub(super) fn routes() -> ApiRouter<Controller> {
             post_with(resume_agent, operation("resumeAgent", TAG, "Look after an agent again")),
         )
         .api_route(
+            "/agents/{name}/rotate",
+            post_with(
+                rotate_key,
+                described(
+                    "rotateKey",
+                    TAG,
+                    "Give an agent's runtime another key",
+                    "Answers when the new key is stored: the runtime uses it from its next connection on. The session \
+                     goes on.",
+                ),
+            ),
+        )
+        .api_route(
             "/agents/{name}/overrides/{path}",
             post_with(
                 extend_override,
@@ -126,6 +139,11 @@ pub(super) fn routes() -> ApiRouter<Controller> {
                 ),
             ),
         )
+}
+
+async fn rotate_key(State(controller): Asked, Segment(name): Segment<AgentName>) -> Result<Done, Refusal> {
+    controller.rotate_key(&name).await?;
+    Ok(Done)
 }
 
 async fn list_agents(State(controller): Asked) -> Answer<List<AgentView>> {
