@@ -409,12 +409,22 @@ fn is_well(agent: &AgentView) -> bool {
 
 /// The program under test: the one that was built beside this test.
 fn program() -> PathBuf {
+    built("vm-agent", "vm-agent-cli")
+}
+
+/// The runtime as a program of its own, by which programs in an agent send and receive messages.
+#[must_use]
+pub fn runtime_program() -> PathBuf {
+    built("vm-agent-runtime", "vm-agent-runtime")
+}
+
+fn built(name: &str, package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
-    let program = profile.join("vm-agent");
+    let program = profile.join(name);
     assert!(
         program.is_file(),
-        "{} is missing: build it with `cargo build -p vm-agent-cli`; `cargo xtask test` does it",
+        "{} is missing: build it with `cargo build -p {package}`; `cargo xtask test` does it",
         program.display()
     );
     program

@@ -3,8 +3,10 @@
 mod fleet;
 mod follow;
 mod process;
+mod proxy;
 mod records;
 
-pub use fleet::{Fleet, HUB, LIMIT, Ran, replace};
+pub use fleet::{Fleet, HUB, LIMIT, Ran, replace, runtime_program};
 pub use process::{Process, send};
+pub use proxy::Proxy;
 pub use records::Records;
