@@ -125,6 +125,8 @@ event_kinds! {
     MessageDead = "MessageDead",
     /// A runtime has another key.
     KeyRotated = "KeyRotated",
+    /// A runtime was replaced by another version.
+    RuntimeUpgraded = "RuntimeUpgraded",
     /// A runtime can't be replaced by another version.
     UpgradeFailed = "UpgradeFailed",
     /// A person overrode the file.

@@ -244,6 +244,8 @@ pub enum DriftClass {
     Task,
     /// The machine runs, and its runtime is not heard.
     RuntimeOffline,
+    /// The runtime is of another version than the one that belongs to the controller.
+    RuntimeVersion,
     /// Too little is known to say.
     Unknown,
 }
@@ -340,6 +342,8 @@ pub enum StepAction {
     Forget,
     /// Hand the runtime its environment and labels.
     Configure,
+    /// Offer the runtime the version that belongs to the controller. It changes over when it has nothing to do.
+    Upgrade,
     /// Run a task of the file.
     Task {
         /// The task.
@@ -360,7 +364,7 @@ impl StepAction {
             Self::Stop => Some(Action::Stop),
             Self::Resize { .. } => Some(Action::Resize),
             Self::Destroy => Some(Action::Destroy),
-            Self::Forget | Self::Configure | Self::Task { .. } => None,
+            Self::Forget | Self::Configure | Self::Upgrade | Self::Task { .. } => None,
         }
     }
 
@@ -375,6 +379,7 @@ impl StepAction {
             Self::Destroy => "destroy",
             Self::Forget => "forget",
             Self::Configure => "configure",
+            Self::Upgrade => "upgrade",
             Self::Task { .. } => "task",
         }
     }
@@ -388,7 +393,7 @@ impl StepAction {
             Self::Start => "^",
             Self::Stop => "v",
             Self::Resize { .. } => "*",
-            Self::Configure | Self::Task { .. } => "~",
+            Self::Configure | Self::Upgrade | Self::Task { .. } => "~",
         }
     }
 }
@@ -397,6 +402,7 @@ impl fmt::Display for StepAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Task { task, .. } => write!(f, "run task {task}"),
+            Self::Upgrade => f.write_str("upgrade the runtime"),
             other => f.write_str(other.word()),
         }
     }

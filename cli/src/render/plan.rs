@@ -88,7 +88,11 @@ impl Line<'_> {
         let style = match self.step.action {
             StepAction::Create | StepAction::Start => GOOD,
             StepAction::Destroy | StepAction::Forget => BAD,
-            StepAction::Stop | StepAction::Resize { .. } | StepAction::Configure | StepAction::Task { .. } => BUSY,
+            StepAction::Stop
+            | StepAction::Resize { .. }
+            | StepAction::Configure
+            | StepAction::Upgrade
+            | StepAction::Task { .. } => BUSY,
         };
         (style, self.step.action.symbol(), self.step.action.to_string())
     }

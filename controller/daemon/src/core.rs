@@ -27,6 +27,7 @@ use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::output::Output;
+use crate::upgrading::{self, Upgrading};
 use crate::watch::Watch;
 
 /// Everything that the parts of the controller share.
@@ -57,6 +58,7 @@ pub(crate) struct Core {
     pub(crate) acted_on: AtomicU64,
     pub(crate) conditions: ConditionBook,
     pub(crate) configuring: Configuring,
+    pub(crate) upgrading: Upgrading,
     /// A person has applied a file.
     pub(crate) applied: Notify,
     pub(crate) watch: Watch,
@@ -83,7 +85,15 @@ impl Core {
             monotonic: self.begun.elapsed(),
             unread: self.unread(records),
         };
-        self.memory().inputs(records, moment)
+        let mut inputs = self.memory().inputs(records, moment);
+        let offers = self.observers.iter().filter(|(_, observer)| observer.driver().runtime().is_some());
+        inputs.runtimes = offers.map(|(name, _)| (*name, upgrading::VERSION.to_owned())).collect();
+        for (agent, reason) in self.upgrading.failures() {
+            if let Some(seen) = inputs.sessions.get_mut(&agent) {
+                seen.stays = Some(reason);
+            }
+        }
+        inputs
     }
 
     /// Agents that lack the secrets that these records want for them, and why.

@@ -33,6 +33,7 @@ mod retention;
 mod run;
 mod secrets;
 pub mod source;
+mod upgrading;
 mod view;
 mod watch;
 mod webhooks;

@@ -48,6 +48,7 @@ fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
             log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());
         }
+        Notice::UpgradeFailed { agent, failed } => core.upgrading.failed(&agent, failed.reason),
         Notice::TaskUnknown { agent, task } => {
             tracing::warn!(agent.name = %agent, task.id = %task.task, "A runtime spoke of a task that is not under way");
         }

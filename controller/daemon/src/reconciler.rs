@@ -22,6 +22,7 @@ use crate::engine::job::{Called, Job, Work, settle};
 use crate::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
 use crate::engine::records::Change;
 use crate::engine::{Effect, HubCall, Sequence};
+use crate::upgrading::upgrade;
 use crate::observer::Observer;
 
 /// The pause after a pass that the store refused: a full disk does not become empty in a millisecond.
@@ -73,7 +74,8 @@ async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
                 continue;
             }
         };
-        core.ledger.record(driver_events(core), now).await?;
+        let upgraded = core.upgrading.upgraded(&inputs.sessions).into_iter().map(Change::Event);
+        core.ledger.record(driver_events(core).into_iter().chain(upgraded).collect(), now).await?;
         for sequence in std::mem::take(&mut act.sequences) {
             if carry_out(core, sequence, now).await? == Carried::Overtaken {
                 continue 'anew;
@@ -135,6 +137,10 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
                     *configuration,
                     secrets,
                 )));
+            }
+            Effect::Upgrade(agent, driver) => {
+                let upgrading = upgrade(Arc::clone(core), agent, driver);
+                core.jobs.spawn(core.stop.clone().run_until_cancelled_owned(upgrading));
             }
             Effect::Begin(job) => {
                 core.metrics.step_began();

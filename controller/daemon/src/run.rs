@@ -326,6 +326,7 @@ impl Running {
             acted_on: AtomicU64::new(0),
             conditions: Default::default(),
             configuring: Default::default(),
+            upgrading: Default::default(),
             applied: Notify::new(),
             watch: Watch::new(config.watch),
         });

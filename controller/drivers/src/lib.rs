@@ -12,6 +12,7 @@ pub mod fake;
 pub mod local;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::{DriverName, Mount};
@@ -59,6 +60,12 @@ pub trait Driver: Send + Sync {
     /// Deletes an instance with all that is in it, running or not, and frees its name. Already gone:
     /// nothing happens, and it succeeds.
     async fn destroy(&self, target: &Target) -> Result<(), DriverError>;
+
+    /// The program on this host that can take the place of the runtimes in its instances: of their
+    /// architecture, and called as they were. Nothing where there is none.
+    fn runtime(&self) -> Option<&Path> {
+        None
+    }
 
     /// Reads the nonce back from inside the instance; nothing where the driver can't.
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError>;

@@ -28,6 +28,7 @@ pub(crate) fn drift_of(situation: &Situation<'_>) -> Vec<Drift> {
     drift.extend(runtime(situation));
     if situation.want == Want::Running {
         drift.extend(configuration(situation));
+        drift.extend(version(situation));
         services(situation, &mut drift);
         tasks(situation, &mut drift);
     }
@@ -54,9 +55,11 @@ fn policy(situation: &Situation<'_>, class: DriftClass) -> DriftPolicy {
         DriftClass::Mounts => situation.policy(DriftField::Mounts),
         DriftClass::Provisioning | DriftClass::Service => situation.policy(DriftField::Provisioning),
         DriftClass::Task => situation.policy(DriftField::Tasks),
-        DriftClass::Missing | DriftClass::Unexpected | DriftClass::RuntimeOffline | DriftClass::Unknown => {
-            DriftPolicy::Correct
-        }
+        DriftClass::Missing
+        | DriftClass::Unexpected
+        | DriftClass::RuntimeOffline
+        | DriftClass::RuntimeVersion
+        | DriftClass::Unknown => DriftPolicy::Correct,
     }
 }
 
@@ -197,6 +200,20 @@ fn configuration(situation: &Situation<'_>) -> Option<Drift> {
     let problems = &session.problems;
     (!problems.is_empty())
         .then(|| entry(DriftClass::Provisioning, "provisioning", "without problems", json!(problems), Cost::Wait))
+}
+
+/// A runtime of another version than the one that it may be offered.
+fn version(situation: &Situation<'_>) -> Option<Drift> {
+    let session = situation.session.filter(|_| situation.is_reachable())?;
+    let wanted = situation.inputs.runtimes.get(&situation.claim?.driver)?;
+    if session.version == *wanted {
+        return None;
+    }
+    let (observed, cost) = match &session.stays {
+        None => (session.version.clone(), Cost::Live),
+        Some(reason) => (format!("{}: {reason}", session.version), Cost::Wait),
+    };
+    Some(entry(DriftClass::RuntimeVersion, "runtime", wanted.as_str(), observed, cost))
 }
 
 /// What the runtime of an agent should work with, but for the values of its secrets: a plan knows only

@@ -30,6 +30,9 @@ pub struct Inputs {
     pub drivers: BTreeMap<DriverName, DriverView>,
     /// The runtimes heard of, of whatever incarnation.
     pub sessions: BTreeMap<AgentName, SessionSeen>,
+    /// The version of the runtime that may be offered to the machines of a driver; none for a driver whose
+    /// machines are given theirs in another way.
+    pub runtimes: BTreeMap<DriverName, String>,
     /// The tasks of the file that were accepted, in the order in which they were: of each wording of each on
     /// each machine the latest [`RUNS_KNOWN`](crate::RUNS_KNOWN).
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
@@ -131,6 +134,10 @@ pub struct SessionSeen {
     pub connected_at: Timestamp,
     /// When it was last heard.
     pub last_seen: Timestamp,
+    /// Its version.
+    pub version: String,
+    /// Why it can't be replaced by the version that it was offered.
+    pub stays: Option<String>,
     /// The digest of the configuration that it said it works with.
     pub configured: Option<Digest>,
     /// What of its configuration it could not bring about, in sentences.
@@ -185,6 +192,7 @@ impl Inputs {
             operations: BTreeMap::new(),
             drivers: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            runtimes: BTreeMap::new(),
             tasks: BTreeMap::new(),
             work: BTreeSet::new(),
             approvals: BTreeMap::new(),

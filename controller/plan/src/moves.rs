@@ -245,11 +245,27 @@ fn live(situation: &Situation<'_>, drift: &[Drift], moves: &mut Moves) {
     if drift.iter().any(|d| d.class == DriftClass::Provisioning && d.cost == Cost::Live && is_corrected(d)) {
         moves.push(StepAction::Configure, "what its runtime works with changed", Cost::Live);
     }
+    if let Some(version) = drift.iter().find(|d| d.class == DriftClass::RuntimeVersion) {
+        upgrade(version, moves);
+    }
     if situation.policy(DriftField::Provisioning) == DriftPolicy::Correct {
         problems(situation, moves);
     }
     if situation.policy(DriftField::Tasks) == DriftPolicy::Correct {
         tasks(situation, moves);
+    }
+}
+
+fn upgrade(version: &Drift, moves: &mut Moves) {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let (wanted, observed) = (text(&version.wanted), text(&version.observed));
+    if version.cost == Cost::Live {
+        let reason = format!("its runtime is version {observed}, and version {wanted} belongs to the controller");
+        moves.push(StepAction::Upgrade, reason, Cost::Live);
+    } else {
+        moves.wait(WaitsFor::Problem {
+            what: format!("its runtime can't become version {wanted} and stays {observed}"),
+        });
     }
 }
 

@@ -122,6 +122,8 @@ impl Memory {
                 connected: true,
                 connected_at: session.connected_at,
                 last_seen: session.last_seen,
+                version: session.runtime_version.clone(),
+                stays: None,
                 configured: session.configured.clone(),
                 problems: session.problems.clone(),
                 ailing: session.health.as_ref().is_some_and(is_ailing),

@@ -48,7 +48,7 @@ use jiff::Timestamp;
 use vm_agent_hub::{Directory, OutputKnown};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::SecretSource;
+use vm_agent_schemas::fleet::{DriverName, SecretSource};
 use vm_agent_schemas::ids::{ClaimId, TaskId};
 use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::AgentName;
@@ -78,6 +78,9 @@ pub enum Effect {
     /// Find out what the agent's secrets are, beside everything else, and give it this configuration
     /// with them.
     Configure(AgentName, Box<Configuration>, BTreeMap<String, SecretSource>),
+    /// Offer the agent's runtime the version that belongs to the controller, beside everything else and one
+    /// agent at a time.
+    Upgrade(AgentName, DriverName),
     /// Carry a step out, beside everything else.
     Begin(Box<Job>),
     /// Remember that a step which began then brought a machine up.

@@ -180,6 +180,7 @@ fn steps(
                 let wanted = planned.agent(&step.agent).and_then(|agent| agent.wanted.as_ref());
                 first.extend(wanted.map(|agent| configure(&step.agent, agent)));
             }
+            (StepAction::Upgrade, _) => first.push(Effect::Upgrade(step.agent.clone(), step.driver)),
             (_, None) => {}
         }
     }

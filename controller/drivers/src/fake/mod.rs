@@ -14,6 +14,7 @@ mod script;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -50,6 +51,8 @@ pub enum NonceSight {
 pub struct Fake {
     name: DriverName,
     capabilities: Capabilities,
+    /// What takes the place of the runtimes in its machines.
+    program: Option<PathBuf>,
     world: Arc<Mutex<State>>,
 }
 
@@ -99,7 +102,13 @@ impl Fake {
             on_up: None,
             on_down: None,
         };
-        Self { name, capabilities, world: Arc::new(Mutex::new(state)) }
+        Self { name, capabilities, program: None, world: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The same fake with a program that takes the place of the runtimes in its machines.
+    #[must_use]
+    pub fn with_runtime(self, program: PathBuf) -> Self {
+        Self { program: Some(program), ..self }
     }
 
     /// What a plain driver of machines can do: images, sizes that need a stop and are taken of this
@@ -431,6 +440,10 @@ impl Driver for Fake {
 
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
+    }
+
+    fn runtime(&self) -> Option<&Path> {
+        self.program.as_deref()
     }
 
     async fn list(&self) -> Result<Vec<Instance>, DriverError> {

@@ -142,6 +142,11 @@ impl Driver for Local {
         DriverName::Local
     }
 
+    fn runtime(&self) -> Option<&Path> {
+        // One that is looked up in `PATH` may be another one each time.
+        Some(self.program.path.as_path()).filter(|path| path.is_absolute())
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             sizes: false,

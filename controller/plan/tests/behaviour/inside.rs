@@ -46,6 +46,26 @@ fn a_service_that_ended_well_and_is_not_to_start_again_is_no_drift() {
 }
 
 #[test]
+fn a_runtime_of_another_version_is_offered_the_controllers_and_one_that_can_not_take_it_says_why() {
+    let mut inputs = settled("agents: {web: {}}");
+    assert_eq!(words(&steps(&inputs, "web")), "", "its driver has no runtime to offer");
+    inputs.runtimes.insert(world::DRIVER, "0.2.0".to_owned());
+    let web = agent(&inputs, "web");
+    let drift = &web.drift[0];
+    assert_eq!((drift.class, drift.path.as_str(), web.sync), (DriftClass::RuntimeVersion, "runtime", Sync::Drifted));
+    assert_eq!((drift.wanted.as_str(), drift.observed.as_str()), (Some("0.2.0"), Some("0.1.0")));
+    assert_eq!(words(&steps(&inputs, "web")), "upgrade");
+
+    world::session(&mut inputs, "web").stays = Some("it does not start".to_owned());
+    let web = agent(&inputs, "web");
+    assert_eq!((web.drift[0].observed.as_str(), web.sync), (Some("0.1.0: it does not start"), Sync::Blocked));
+    assert_eq!(words(&steps(&inputs, "web")), "");
+
+    world::session(&mut inputs, "web").version = "0.2.0".to_owned();
+    assert_eq!(agent(&inputs, "web").sync, Sync::Synced);
+}
+
+#[test]
 fn what_the_runtime_could_not_bring_about_is_drift() {
     let mut inputs = settled("agents: {web: {files: {notes: hello}}}");
     world::session(&mut inputs, "web").problems = vec!["notes: the disk is full".into()];

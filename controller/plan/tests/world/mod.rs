@@ -126,6 +126,10 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
             inputs.sessions.remove(&step.agent);
         }
         (StepAction::Configure, Some(agent)) => connect(inputs, &step.agent, &agent),
+        (StepAction::Upgrade, _) => {
+            let version = inputs.runtimes[&step.driver].clone();
+            session(inputs, step.agent.as_str()).version = version;
+        }
         (StepAction::Task { task, due }, Some(agent)) => {
             let claim = inputs.claims.get(&step.agent).expect("only what is claimed runs tasks");
             let digest = agent.spec.tasks.get(task).expect("the task is in the spec").digest();
@@ -187,6 +191,8 @@ pub fn connect(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent) {
         connected: true,
         connected_at: known.map_or(inputs.now, |known| known.connected_at),
         last_seen: inputs.now,
+        version: known.map_or_else(|| "0.1.0".to_owned(), |known| known.version.clone()),
+        stays: None,
         configured: Some(configuration_for(agent).digest),
         problems: Vec::new(),
         ailing: false,

@@ -499,6 +499,8 @@ impl World {
             Do::Effect(Effect::Configure(agent, configuration, _)) => {
                 self.tell_hub(HubCall::Configure(agent, *configuration));
             }
+            // No driver here has a runtime to offer.
+            Do::Effect(Effect::Upgrade(..)) => {}
             Do::Effect(Effect::Begin(job)) => {
                 let life = self.life_mut();
                 life.last_job += 1;
