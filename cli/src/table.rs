@@ -16,8 +16,7 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) fn new(text: &impl ToString, style: Style) -> Self {
-        // A line end inside a cell would break the row.
-        Self { text: text.to_string().replace('\n', " "), style }
+        Self { text: printable(&text.to_string()), style }
     }
 }
 
@@ -70,6 +69,19 @@ impl Table {
     }
 }
 
+/// A text on one line, with what a terminal would obey written out: it may come from inside a machine.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => shown.push(' '),
+            _ if character.is_control() => shown.extend(character.escape_default()),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
 /// The beginning of a line that fits into `width` columns. Styles are dropped from a line that is
 /// cut: half a sequence is worse than none.
 pub(crate) fn truncate(line: &str, width: usize) -> String {
@@ -101,6 +113,12 @@ mod tests {
         web     Healthy  -
         データ  Failed   two lines
         ");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_written_out() {
+        assert_eq!(printable("it\tis\nfine"), "it is fine");
+        assert_eq!(printable("\u{1b}]0;owned\u{7} \u{9b}2J é"), r"\u{1b}]0;owned\u{7} \u{9b}2J é");
     }
 
     #[test]

@@ -133,6 +133,11 @@ impl Client {
         read_document(self.send(Method::POST, path, JSON, Bytes::new()).await?).await
     }
 
+    /// Asks for something that needs no words; the answer has nothing to say either.
+    pub(crate) async fn post_quiet(&self, path: &str) -> Result<(), CommandError> {
+        self.send(Method::POST, path, JSON, Bytes::new()).await.map(drop)
+    }
+
     /// Copies what is no document, byte by byte.
     pub(crate) async fn copy(&self, path: &str, mut to: impl AsyncWrite + Unpin) -> Result<(), CommandError> {
         let mut body = self.send(Method::GET, path, ANYTHING, Bytes::new()).await?.into_body();

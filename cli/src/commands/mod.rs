@@ -2,6 +2,7 @@
 
 mod apply;
 mod approvals;
+mod audit;
 mod controller;
 mod cp;
 mod create;
@@ -24,6 +25,7 @@ mod pause;
 mod plan;
 mod power;
 mod rollback;
+mod rotate;
 mod run;
 mod runtime;
 mod schema;
@@ -93,6 +95,8 @@ pub(crate) enum Command {
     Message(message::MessageArgs),
     Dead(dead::DeadArgs),
     Token(token::TokenArgs),
+    Rotate(rotate::RotateArgs),
+    Audit(audit::AuditArgs),
     Schema(schema::SchemaArgs),
     Version(version::VersionArgs),
     Controller(controller::ControllerArgs),
@@ -140,6 +144,8 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Message(args) => message::run(context, args).await,
         Command::Dead(args) => dead::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Rotate(args) => rotate::run(context, args).await,
+        Command::Audit(args) => audit::run(context, args).await,
         Command::Schema(args) => schema::run(context, args),
         Command::Version(args) => version::run(context, args).await,
         Command::Controller(args) => controller::run(context, args).await,

@@ -1,15 +1,16 @@
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use vm_agent_schemas::api::{List, NewToken, TokenRequest};
+use vm_agent_schemas::api::{List, NewToken, TokenRequest, TokenRotation};
 use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
+use crate::client::Fetched;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::ui::{Format, OutputArgs};
 
-/// Make, list and revoke tokens for the API over TCP
+/// Make, list, rotate and revoke tokens for the API over TCP
 #[derive(Debug, Args)]
 pub(crate) struct TokenArgs {
     #[command(subcommand)]
@@ -27,7 +28,7 @@ enum TokenCommand {
         #[arg(long, default_value = "admin", value_parser = role)]
         role: Role,
         /// How long it works [default: until it is revoked]
-        #[arg(long = "for", value_name = "SPAN")]
+        #[arg(long = "for", alias = "lasting", value_name = "SPAN")]
         lasting: Option<Span>,
         #[command(flatten)]
         output: OutputArgs,
@@ -35,6 +36,19 @@ enum TokenCommand {
     /// List the tokens
     #[command(visible_alias = "list")]
     Ls {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make a token in the place of another and print it: the one time that it is shown
+    ///
+    /// It has the name and the role of the old one, and works for as long.
+    Rotate {
+        /// The old token's id, or its name
+        #[arg(value_name = "TOKEN")]
+        token: String,
+        /// How long the old one works beside it [default: 24h]
+        #[arg(long, value_name = "SPAN")]
+        overlap: Option<Span>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -51,9 +65,16 @@ pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult
     match args.command {
         TokenCommand::Create { name, role, lasting, output } => {
             let answer = client.post::<NewToken>("/tokens", &TokenRequest { name, role, lasting }).await?;
-            let NewToken { token, secret } = &answer.content;
-            context.ui.document(output.output, &answer.raw, || secret.expose().to_owned())?;
-            context.ui.status(format_args!("token {} for {}; it is not shown again", token.id, token.name))?;
+            show(context, &answer, output.output)?;
+        }
+        TokenCommand::Rotate { token, overlap, output } => {
+            let tokens = client.get::<List<ApiToken>>("/tokens").await?.content.items;
+            let found = named(&tokens, &token)?;
+            let path = format!("/tokens/{}/rotate", found.id);
+            let answer = client.post::<NewToken>(&path, &TokenRotation { overlap }).await?;
+            show(context, &answer, output.output)?;
+            let overlap = overlap.unwrap_or(TokenRotation::OVERLAP);
+            context.ui.status(format_args!("the old one, {}, works {overlap} more at most", found.id))?;
         }
         TokenCommand::Ls { output } => {
             let answer = client.get::<List<ApiToken>>("/tokens").await?;
@@ -72,6 +93,13 @@ pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult
         }
     }
     Ok(Exit::SUCCESS)
+}
+
+fn show(context: &mut Context, answer: &Fetched<NewToken>, format: Format) -> Result<(), CommandError> {
+    let NewToken { token, secret } = &answer.content;
+    context.ui.document(format, &answer.raw, || secret.expose().to_owned())?;
+    context.ui.status(format_args!("token {} for {}; it is not shown again", token.id, token.name))?;
+    Ok(())
 }
 
 fn role(word: &str) -> Result<Role, String> {

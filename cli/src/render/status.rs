@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use vm_agent_schemas::api::{AgentDrift, Approval, ControllerStatus, FileState, FileStatus};
+use vm_agent_schemas::api::{AgentDrift, Approval, AuditEntry, ControllerStatus, FileState, FileStatus};
 use vm_agent_schemas::credential::ApiToken;
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::intent::Override;
@@ -11,7 +11,7 @@ use vm_agent_schemas::plan::{ConditionStatus, Fuse};
 
 use super::plan::transition_values;
 use super::{ago, change, coarse, count, diagnostic, left, time_left, word};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, printable};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 /// The controller.
@@ -181,11 +181,25 @@ pub(crate) fn token_table(tokens: &[ApiToken], now: Timestamp) -> String {
     table.render()
 }
 
+pub(crate) fn audit_table(entries: &[AuditEntry]) -> String {
+    let mut table = Table::new(&["SEQ", "AT", "WHO", "STATUS", "WHAT"]);
+    for entry in entries {
+        table.row(vec![
+            entry.seq.into(),
+            entry.at.strftime("%Y-%m-%dT%H:%M:%SZ").into(),
+            (&entry.actor).into(),
+            entry.status.into(),
+            format!("{} {}", entry.method, entry.path).into(),
+        ]);
+    }
+    table.render()
+}
+
 /// One event, on one line.
 pub(crate) fn event(event: &Event) -> String {
     let about = event.agent.as_ref().map_or_else(String::new, |agent| format!(" {STRONG}{agent}{STRONG:#}"));
     let at = event.at.strftime("%Y-%m-%dT%H:%M:%SZ");
-    format!("{FAINT}{at}{FAINT:#} {}{about}: {}", event.kind, event.message.replace('\n', " "))
+    format!("{FAINT}{at}{FAINT:#} {}{about}: {}", event.kind, printable(&event.message))
 }
 
 #[cfg(test)]
