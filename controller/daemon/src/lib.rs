@@ -33,6 +33,8 @@ mod retention;
 mod run;
 mod secrets;
 pub mod source;
+#[doc(hidden)]
+pub mod storing;
 mod upgrading;
 mod view;
 mod watch;

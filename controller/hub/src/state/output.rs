@@ -53,8 +53,10 @@ pub(super) struct Taken {
 impl Output {
     /// So much of the attempt's output was stored before.
     pub(super) fn of(task: &Task, known: OutputKnown) -> Self {
-        let bound = task.job.output.bytes();
-        let progress = |known: u64| Progress { known, kept: known.min(bound), ..Progress::default() };
+        // A runtime leaves out what lies between the first half and the last, and nobody remembers how much
+        // that was: what is known beyond the first half may be a single byte of the last one.
+        let half = task.job.output.bytes() / 2;
+        let progress = |known: u64| Progress { known, kept: known.min(half), ..Progress::default() };
         Self { stdout: progress(known.stdout), stderr: progress(known.stderr) }
     }
 
@@ -93,6 +95,7 @@ impl Output {
         self.stored(channel, len);
         if let Some(progress) = self.channel(channel) {
             progress.known = progress.known.min(offset);
+            progress.kept = progress.kept.saturating_sub(len);
         }
     }
 
@@ -157,6 +160,11 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use vm_agent_schemas::ids::TaskId;
+    use vm_agent_schemas::task::{Job, TaskSource, Terms};
+    use vm_agent_schemas::units::ByteSize;
+
     use super::*;
 
     const BOUND: u64 = 1000;
@@ -219,6 +227,22 @@ mod tests {
             output.receive(&frame, u64::MAX).unwrap().tell
         });
         assert_eq!(told.collect::<Vec<_>>(), [None, Some(65536), None, Some(131_072)]);
+    }
+
+    #[test]
+    fn what_was_left_out_or_could_not_be_stored_takes_no_room() {
+        let source = TaskSource::Request { author: "test".to_owned(), key: None };
+        let job = Job { output: ByteSize::from_bytes(8), ..Job::exec(["true"]) };
+        let task = Task::new(TaskId::generate(), None, source, job, Terms::default(), Timestamp::UNIX_EPOCH);
+        let mut output = Output::of(&task, OutputKnown { stdout: 97, stderr: 0 });
+        output.resume();
+        let take = |output: &mut Output, frame: Frame| output.receive(&frame, 8).unwrap().news.is_some();
+        assert!(take(&mut output, frame(97, "xyz", false)), "only the first half and a byte are stored");
+        let mut output = Output::default();
+        assert!(take(&mut output, frame(0, "12345678", false)));
+        output.not_stored(Channel::Stdout, 0, 8);
+        output.begin();
+        assert!(take(&mut output, frame(0, "12345678", false)), "it is not stored");
     }
 
     #[test]

@@ -37,14 +37,14 @@ pub fn get(conn: &Connection, id: MessageId, from: Option<&Address>) -> Result<V
     rows(conn, sql, (id.to_string(), from.map(ToString::to_string)), |row| json::decode(TABLE, row))
 }
 
-/// Every message that waits for its receiver, and those that were taken and are kept, without what they said;
-/// in the order in which they were accepted.
+/// Every message that waits for its receiver, and those that are over and kept, without what they said: a sender
+/// that was not told so sends them again. In the order in which they were accepted.
 ///
 /// # Errors
 /// When the database fails.
 pub fn remembered(conn: &Connection) -> Result<Vec<Message>, StoreError> {
     let sql = "SELECT iif(state = 'waiting', record, json_set(record, '$.body', NULL)) AS record
-               FROM messages WHERE state <> 'dead' ORDER BY seq";
+               FROM messages ORDER BY seq";
     rows(conn, sql, (), |row| json::decode(TABLE, row))
 }
 
