@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_daemon::engine::records::{Change, Records};
-use vm_agent_hub::Record;
+use vm_agent_hub::{Directory, Record};
 use vm_agent_plan::Inputs;
 use vm_agent_schemas::fleet::DriverName;
-use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Incarnation, Nonce, OperationId};
+use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Incarnation, MessageId, Nonce, OperationId};
+use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::{AgentName, InstanceName};
 use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{ApprovalRequest, Plan};
 use vm_agent_schemas::task::Task;
-use vm_agent_schemas::wire::TaskRef;
+use vm_agent_schemas::wire::{RefusalCode, TaskRef};
+use vm_agent_store::output::OutputRecord;
 
 /// Who had something written down.
 #[derive(Debug, Clone)]
@@ -101,7 +103,54 @@ pub enum Deed {
         claim: Option<ClaimId>,
     },
     /// A runtime runs a task.
-    Ran(TaskRef),
+    Ran {
+        /// Which attempt.
+        task: TaskRef,
+        /// The other attempts of it that run.
+        others: Vec<TaskRef>,
+    },
+    /// A runtime is told that an attempt is settled; so the task stands on the disk.
+    Acknowledged {
+        /// The attempt.
+        task: TaskRef,
+        /// The task.
+        stored: Option<Box<Task>>,
+    },
+    /// The hub means to store this. Memory is as far as that, and the disk is not.
+    Meant {
+        /// What.
+        records: Vec<Record>,
+        /// When.
+        at: Timestamp,
+    },
+    /// What the hub meant to store was not.
+    NotStored(Vec<Record>),
+    /// The end of an attempt is durable.
+    AttemptOver {
+        /// Which.
+        task: TaskRef,
+        /// As it is stored.
+        stored: Box<Task>,
+        /// How much it has written to each channel, where anybody still knows.
+        written: Option<[u64; 2]>,
+        /// What is durable of its output.
+        output: Vec<OutputRecord>,
+    },
+    /// The hub was told that a task is to be delivered.
+    Submitted(Box<Task>),
+    /// The hub was told who is declared.
+    Declared(Directory),
+    /// A runtime is told that its message is accepted; so it stands on the disk.
+    MessageAccepted {
+        /// Which.
+        message: MessageId,
+        /// For each receiver.
+        stored: Vec<Message>,
+    },
+    /// A program was given a message, in this machine.
+    Given(Box<Message>, Nonce),
+    /// A runtime that had joined was refused, in its machine.
+    Refused(RefusalCode),
     /// A life of the controller began.
     Began {
         /// What the life before left in memory.
@@ -134,8 +183,12 @@ pub struct Rest {
     pub inputs: Arc<Inputs>,
     /// What is planned.
     pub plan: Arc<Plan>,
-    /// The agents that have a task which is not over.
-    pub unfinished: Vec<AgentName>,
+    /// The tasks that are not over.
+    pub unfinished: Vec<Task>,
+    /// The messages that wait for their receivers.
+    pub waiting: Vec<Message>,
+    /// The agents whose programs wait for word of a message that they sent.
+    pub unsent: Vec<AgentName>,
     /// Every machine that was made for an agent and is there, with its nonce.
     pub machines: Vec<(InstanceName, Nonce)>,
 }

@@ -16,7 +16,8 @@
 //!
 //! - [`world`]: the queue of events, and what they lead to
 //! - [`controller`]: one life of a controller, which carries the engine's effects out
-//! - [`driver`]: drivers and machines; [`runtime`]: what runs in them; [`net`]: connections
+//! - [`driver`]: drivers and machines; [`runtime`]: what runs in them; [`net`]: connections;
+//!   [`output`]: what tasks write
 //! - [`people`]: who edits files and says things
 //! - [`invariants`]: what must always hold; [`deed`]: what it is judged by
 //! - [`run`]: one seed, or many; [`trace`]: what happens, line by line
@@ -27,6 +28,7 @@ pub mod deed;
 pub mod driver;
 pub mod invariants;
 pub mod net;
+pub mod output;
 pub mod people;
 pub mod run;
 pub mod runtime;

@@ -1,6 +1,10 @@
 //! One seed, or many.
 
 use std::fmt;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::invariants::Broken;
@@ -68,20 +72,43 @@ pub fn traced(seed: u64) -> (Result<(), Broken>, Vec<String>) {
     (result, world.lines().to_vec())
 }
 
-/// Runs seed after seed, for as long as it may take.
+/// Runs seed after seed, on all processors, for as long as it may take.
 ///
 /// # Errors
 /// With the first that broke a promise.
 pub fn many(from: u64, seeds: u64, limit: Option<Duration>) -> Result<Tally, Box<Failure>> {
     let begun = Instant::now();
-    let mut tally = Tally::default();
-    for seed in from..from.saturating_add(seeds) {
-        if limit.is_some_and(|limit| begun.elapsed() > limit) {
-            break;
+    let (next, end) = (AtomicU64::new(from), from.saturating_add(seeds));
+    let failed = Mutex::new(None::<Box<Failure>>);
+    let work = || {
+        let mut tally = Tally::default();
+        while limit.is_none_or(|limit| begun.elapsed() <= limit) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                break;
+            }
+            match one(seed) {
+                Ok(events) => (tally.events, tally.seeds) = (tally.events + events, tally.seeds + 1),
+                Err(failure) => {
+                    next.store(end, Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    if failed.as_ref().is_none_or(|other| other.seed > seed) {
+                        *failed = Some(failure);
+                    }
+                }
+            }
         }
-        tally.events += one(seed)?;
-        tally.seeds += 1;
-    }
+        tally
+    };
+    let mut tally = Tally::default();
+    thread::scope(|scope| {
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            let done = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (tally.events, tally.seeds) = (tally.events + done.events, tally.seeds + done.seeds);
+        }
+    });
     tally.took = begun.elapsed();
-    Ok(tally)
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(tally), Err)
 }

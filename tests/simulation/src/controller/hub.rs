@@ -6,9 +6,12 @@ use vm_agent_daemon::disk;
 use vm_agent_daemon::engine::HubCall;
 use vm_agent_daemon::engine::notices::{event_of, looks_at, matters};
 use vm_agent_daemon::engine::records::Change;
-use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent};
-use vm_agent_schemas::wire::FromHub;
-use vm_agent_store as store;
+use vm_agent_daemon::storing::{Sorted, sorted};
+use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Record};
+use vm_agent_schemas::message::{Message, Post};
+use vm_agent_schemas::wire::{Address, Envelope, FromHub, TaskRef};
+use vm_agent_store::output::OutputRecord;
+use vm_agent_store::{self as store, StoreError};
 
 use crate::controller::{Held, Within};
 use crate::deed::{By, Deed};
@@ -16,6 +19,11 @@ use crate::world::World;
 
 impl World {
     pub(super) fn tell_hub(&mut self, call: HubCall) {
+        match &call {
+            HubCall::Submit(task, _) => self.tell(&Deed::Submitted(task.clone())),
+            HubCall::Directory(directory) => self.tell(&Deed::Declared(directory.clone())),
+            _ => {}
+        }
         self.hub(match call {
             HubCall::Enroll(credential, configuration) => HubEvent::Enroll(*credential, configuration),
             HubCall::Claimed(agent, claim) => HubEvent::Claimed(agent, claim),
@@ -35,7 +43,13 @@ impl World {
         let Some(life) = &mut self.life else { return };
         let mut at_once = Vec::new();
         let mut depends = false;
-        let mut effects = life.hub.handle(event, now).into_iter().peekable();
+        let effects = life.hub.handle(event, now);
+        let meant: Vec<Record> = effects.iter().filter_map(stored_by).cloned().collect();
+        if !meant.is_empty() {
+            self.tell(&Deed::Meant { records: meant, at: now });
+        }
+        let life = self.life.as_mut().expect("it was just looked at");
+        let mut effects = effects.into_iter().peekable();
         while let Some(effect) = effects.next() {
             if let HubEffect::Store(record) = effect {
                 let mut records = vec![record];
@@ -65,15 +79,15 @@ impl World {
             return;
         };
         let now = self.clock.wall();
-        let stored = self.transaction(|conn| disk::note(conn, &records));
-        let event = if stored.is_ok() {
+        let event = if self.keep(&records).is_ok() {
             let known = Arc::make_mut(&mut self.life_mut().records);
             known.note(&records);
             self.tell(&Deed::Stored(records.clone()));
+            self.attempts_are_over(&records);
             HubEvent::Stored(records)
         } else {
-            dependent
-                .retain(|it| !matches!(it, HubEffect::Send { .. } | HubEffect::SendData { .. } | HubEffect::Notify(_)));
+            dependent.retain(|effect| !effect.grants());
+            self.tell(&Deed::NotStored(records.clone()));
             HubEvent::StoreFailed(records)
         };
         let answer = self.life_mut().hub.handle(event, now);
@@ -84,6 +98,39 @@ impl World {
             self.life_mut().storing = false;
         } else {
             self.soon(Within::Store);
+        }
+    }
+
+    /// Stores records, as the real storage does.
+    fn keep(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        let Sorted { output, records, over } = sorted(records.to_vec());
+        let kept = self.keep_sorted(&output, &records, &over);
+        let holes = &mut self.life_mut().holes;
+        match kept {
+            Ok(()) => holes.stored(&output, &over),
+            Err(_) => holes.failed(&output),
+        }
+        kept
+    }
+
+    fn keep_sorted(&mut self, output: &[OutputRecord], records: &[Record], over: &[TaskRef]) -> Result<(), StoreError> {
+        let full = self.disk_full_until > self.clock.mono;
+        if !self.life_mut().holes.admit(output) || (full && !output.is_empty()) {
+            return Err(StoreError::Panicked);
+        }
+        self.log.append(output);
+        if !over.is_empty() {
+            self.log.flush();
+        }
+        self.transaction(|conn| disk::note(conn, records))
+    }
+
+    fn attempts_are_over(&mut self, records: &[Record]) {
+        for record in records {
+            let Some(task) = sorted(vec![record.clone()]).over.first().copied() else { continue };
+            let Record::Task(stored) = record else { continue };
+            let (written, output) = (self.spooled(task), self.log.durable(task));
+            self.tell(&Deed::AttemptOver { task, stored: Box::new(stored.clone()), written, output });
         }
     }
 
@@ -101,9 +148,26 @@ impl World {
                             let claim = agent.and_then(|agent| claims.get(agent)).map(|claim| claim.id);
                             self.tell(&Deed::Ordered { stored: stored.map(Box::new), claim });
                         }
+                        FromHub::TaskAck(task) => {
+                            let stored = store::tasks::get(&self.disk, task.task);
+                            let stored = stored.expect("the database in memory reads").map(Box::new);
+                            self.tell(&Deed::Acknowledged { task: *task, stored });
+                        }
+                        FromHub::MessageAccepted(accepted) => {
+                            let stored = store::messages::get(&self.disk, accepted.message, None);
+                            let stored = stored.expect("the database in memory reads");
+                            self.tell(&Deed::MessageAccepted { message: accepted.message, stored });
+                        }
                         _ => {}
                     }
-                    self.send_to_runtime(conn, body);
+                    let envelope = Envelope::new(Address::Host, Address::Broadcast, self.clock.wall(), body);
+                    self.send_to_runtime(conn, envelope);
+                }
+                HubEffect::Deliver { conn, message } => {
+                    let Message { id, from, to, subject, body, in_reply_to, .. } = message;
+                    let post = FromHub::Message(Post { subject, body, in_reply_to, ttl_ms: None });
+                    let envelope = Envelope { id, ..Envelope::new(from, to, self.clock.wall(), post) };
+                    self.send_to_runtime(conn, envelope);
                 }
                 HubEffect::Close { conn } => self.close_from_hub(conn),
                 HubEffect::Notify(notice) => {
@@ -133,5 +197,12 @@ impl World {
         if wakes {
             self.wake();
         }
+    }
+}
+
+const fn stored_by(effect: &HubEffect) -> Option<&Record> {
+    match effect {
+        HubEffect::Store(record) => Some(record),
+        _ => None,
     }
 }

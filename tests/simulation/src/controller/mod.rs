@@ -18,10 +18,13 @@ use vm_agent_daemon::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
 use vm_agent_daemon::engine::sight::Sight;
 use vm_agent_daemon::engine::{Effect, HubCall, Sequence, life};
-use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, OutputKnown, Record};
+use vm_agent_daemon::storing::Holes;
+use vm_agent_hub::state::{Effect as HubEffect, Event as HubEvent, Hub, Notice, Record};
 use vm_agent_plan::{Inputs, Listing, plan};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::task::Task;
+use vm_agent_schemas::wire::TaskRef;
 use vm_agent_store::{self as store, StoreError};
 
 use crate::clock::{Millis, SECOND};
@@ -55,6 +58,7 @@ pub struct Life {
     last_job: u64,
     held: VecDeque<Held>,
     storing: bool,
+    holes: Holes,
     notices: Vec<Notice>,
 }
 
@@ -206,10 +210,12 @@ impl World {
             last_job: 0,
             held: VecDeque::new(),
             storing: false,
+            holes: Holes::default(),
             notices: Vec::new(),
         });
         let unfinished = store::tasks::unfinished(&self.disk).expect("the database in memory reads");
-        let unfinished = unfinished.into_iter().map(|task| (task, OutputKnown::default())).collect();
+        let known = |task: &Task| self.log.known(TaskRef { task: task.id, attempt: task.attempt });
+        let unfinished = unfinished.into_iter().map(|task| (task.clone(), known(&task))).collect();
         let waiting = store::messages::remembered(&self.disk).expect("the database in memory reads");
         for call in life::first_words(&records, unfinished, waiting, now) {
             self.tell_hub(call);
@@ -238,6 +244,11 @@ impl World {
             }
         }
         self.left = Some(life.records);
+        // The program ends more often than the host goes down.
+        if self.rng.u8(..3) == 0 {
+            self.log.crash(&mut self.rng);
+        }
+        self.log.flush();
         self.cut_all();
     }
 

@@ -2,7 +2,10 @@
 //! judges by its own lights and not by the product's, and remembers what it needs. A new one is a type
 //! and a line in [`all`].
 
+mod attempts;
 mod machines;
+mod messages;
+mod output;
 mod rest;
 mod said;
 mod steps;
@@ -19,10 +22,16 @@ use crate::deed::{By, Deed};
 
 pub use rest::is_at_rest;
 
+use attempts::{
+    AttemptsFollowEachOther, DeadlinesHold, EndsAreStoredFirst, KeysKeepTheirOrder, PoolsGoToTheirOwn,
+    RepeatsAreGranted, SlotsAreKept, WhatIsCanceledIsNotBegun,
+};
 use machines::{
     AnAgentHasOneMachine, ClaimsComeFirst, IgnoranceActsOnNothing, IncarnationsAreNew, NothingForeignIsTouched,
     NothingGoesByAccident,
 };
+use messages::{KeysAreNotLost, MessagesAreGivenOnce, MessagesEndOnce, MessagesKeepTheirOrder, OnlyWhoMayWrites};
+use output::OutputIsWhole;
 use rest::{APassComesToAnEnd, ItComesToRest, NothingIsLeftBehind, RestIsRest, WhatIsRecordedIsNotForgotten};
 use said::{OverridesWinAndEnd, PausesAreRespected};
 use steps::{BackoffsAreKept, DependenciesComeFirst, LanesAreKept, OneStepAtATime, StepsAreAnnounced, TheFuseHolds};
@@ -35,6 +44,8 @@ const ORDER: &str = "what a plan says is what is done";
 const UNKNOWN: &str = "unknown is not absent";
 const SAID: &str = "what people say wins, visibly, and ends";
 const ONCE: &str = "a task has one outcome, and only who should speaks";
+const POST: &str = "a message is never lost unsaid, and goes only where it may";
+const DOORS: &str = "every door has a lock, and who should is let in";
 const LOOP: &str = "one sick agent or driver never wedges the loop";
 
 /// Something that must always hold.
@@ -85,6 +96,20 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(TasksEndOnce::default()),
         Box::new(TasksRunOnce::default()),
         Box::new(TasksAreStoredFirst),
+        Box::new(AttemptsFollowEachOther::default()),
+        Box::new(RepeatsAreGranted::default()),
+        Box::new(KeysKeepTheirOrder::default()),
+        Box::new(SlotsAreKept::default()),
+        Box::new(DeadlinesHold::default()),
+        Box::new(PoolsGoToTheirOwn::default()),
+        Box::new(WhatIsCanceledIsNotBegun::default()),
+        Box::new(EndsAreStoredFirst),
+        Box::new(OutputIsWhole::default()),
+        Box::new(MessagesEndOnce::default()),
+        Box::new(MessagesAreGivenOnce::default()),
+        Box::new(MessagesKeepTheirOrder::default()),
+        Box::new(OnlyWhoMayWrites::default()),
+        Box::new(KeysAreNotLost),
         Box::new(OnlyTheNewestSpeaks::default()),
         Box::new(IncarnationsAreNew::default()),
         Box::new(StepsAreAnnounced),

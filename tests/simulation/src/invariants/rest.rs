@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::SignedDuration;
 use vm_agent_daemon::engine::records::{Change, Records};
-use vm_agent_schemas::fleet::{DriftPolicy, PowerState};
+use vm_agent_schemas::fleet::{DriftPolicy, PowerState, TaskWhen};
 use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::InstanceState;
 use vm_agent_schemas::plan::{AgentPlan, DriftClass, Health, WaitsFor};
+use vm_agent_schemas::wire::Address;
 
 use crate::deed::{By, Deed, Rest};
 
 use super::{ACCIDENT, Invariant, LEVEL, hold, invariant};
+
+/// How long a task may take when nothing goes wrong any more: all its attempts, and all before it.
+const TASK_WITHIN: SignedDuration = SignedDuration::from_mins(20);
 
 /// A life finds all that the one before it knew.
 #[derive(Debug)]
@@ -96,7 +102,9 @@ impl Invariant for RestIsRest {
                 let awaits = plan.agents.iter().any(|agent| agent.waits_for.contains(&WaitsFor::Runtime));
                 let timed = plan.agents.iter().filter_map(|agent| agent.wanted.as_ref());
                 let timed = timed.map(|agent| &agent.spec).any(|spec| spec.idle.is_some() || spec.ttl.is_some());
-                self.quiet = !ends && !awaits && unfinished.is_empty();
+                let tasks = inputs.fleet.agents.values().flat_map(|agent| agent.spec.tasks.values());
+                let recurs = tasks.map(|task| &task.when).any(|when| !matches!(when, TaskWhen::Once));
+                self.quiet = !ends && !awaits && !recurs && unfinished.is_empty();
                 self.resting = self.quiet && !timed && inputs.fleet.windows.is_empty();
                 Ok(())
             }
@@ -147,17 +155,43 @@ pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
             && agent.drift.iter().any(|drift| drift.class == DriftClass::Power && drift.policy != DriftPolicy::Correct);
         let waits = left_down || by_a_person(agent);
         // What the file says to leave alone is left alone.
-        let corrected = agent.drift.iter().any(|drift| drift.policy == DriftPolicy::Correct);
+        // A task that comes again and again may be under way: whether it ends is asked below.
+        let at_work = agent.waits_for.iter().any(|reason| matches!(reason, WaitsFor::TaskRunning { .. }));
+        let corrected = agent.drift.iter().any(|drift| {
+            drift.policy == DriftPolicy::Correct && !(at_work && drift.class == DriftClass::Task)
+        });
         hold(!corrected || waits, || {
             format!("{} drifts ({:?}) and waits for {:?}", agent.name, agent.drift, agent.waits_for)
         })?;
     }
     hold(rest.inputs.operations.is_empty(), || format!("under way: {:?}", rest.inputs.operations))?;
-    rest.unfinished.iter().try_for_each(|name| {
+    let can_work = |name: &AgentName| {
         let agent = rest.plan.agent(name);
-        let waits = agent.is_some_and(|agent| agent.health != Health::Healthy || by_a_person(agent));
-        hold(waits, || format!("a task of {name} never ends: {agent:?}"))
-    })
+        agent.is_some_and(|agent| agent.health == Health::Healthy && !by_a_person(agent))
+    };
+    rest.unfinished.iter().try_for_each(|task| {
+        // What comes again and again may have come just now.
+        let is_new = rest.inputs.now.duration_since(task.created_at) < TASK_WITHIN;
+        let stuck = match (&task.agent, &task.pool) {
+            (Some(name), _) => can_work(name),
+            (None, Some(selector)) => rest.inputs.fleet.agents.iter().any(|(name, agent)| {
+                let is_at_work = rest.unfinished.iter().any(|other| other.agent.as_ref() == Some(name));
+                selector.matches(&agent.spec.labels) && can_work(name) && !is_at_work
+            }),
+            (None, None) => true,
+        };
+        hold(is_new || !stuck, || format!("a task never ends: {task:?}"))
+    })?;
+    let waiting = rest.waiting.iter().filter_map(|message| match &message.to {
+        Address::Agent(name) => Some((name, message)),
+        Address::Host | Address::Broadcast => None,
+    });
+    for (name, message) in waiting {
+        let has_left = rest.plan.agent(name).is_none();
+        hold(!has_left && !can_work(name), || format!("a message waits for ever: {message:?}"))?;
+    }
+    let unanswered = rest.unsent.iter().find(|name| can_work(name));
+    hold(unanswered.is_none(), || format!("nobody says to {unanswered:?} what became of its message"))
 }
 
 /// Whether what is waited for comes by itself.

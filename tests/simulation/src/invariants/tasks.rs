@@ -43,7 +43,7 @@ pub(super) struct TasksRunOnce {
 impl Invariant for TasksRunOnce {
     invariant!(TasksRunOnce, ONCE);
     fn see(&mut self, deed: &Deed) -> Result<(), String> {
-        let Deed::Ran(task) = deed else { return Ok(()) };
+        let Deed::Ran { task, .. } = deed else { return Ok(()) };
         hold(self.ran.insert(*task), || "a task runs a second time".to_owned())
     }
 }

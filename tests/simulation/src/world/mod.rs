@@ -2,6 +2,7 @@
 
 mod machines;
 mod nature;
+mod programs;
 mod runtimes;
 mod wires;
 
@@ -11,11 +12,12 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use vm_agent_daemon::engine::records::Records;
-use vm_agent_hub::state::{ConnId, Event as HubEvent};
+use vm_agent_hub::state::{ConnId, Event as HubEvent, Inbound};
 use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::message::MessageState;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::InstanceState;
-use vm_agent_schemas::wire::{FromHub, FromRuntime, TaskOutcome, TaskRef};
+use vm_agent_schemas::wire::{Envelope, FromHub, TaskOutcome, TaskRef};
 
 use crate::clock::{Clock, MINUTE, Millis, SECOND};
 use crate::controller::{Life, Within};
@@ -23,6 +25,7 @@ use crate::deed::{Deed, Rest};
 use crate::driver::{Driver, Machine};
 use crate::invariants::{Broken, Invariant, all};
 use crate::net::{Net, Peer};
+use crate::output::Log;
 use crate::people::People;
 use crate::runtime::Runtime;
 use crate::trace::Trace;
@@ -47,6 +50,8 @@ pub struct World {
     pub calm: bool,
     /// What survives.
     pub disk: rusqlite::Connection,
+    /// The output log.
+    pub log: Log,
     /// The disk takes nothing before this.
     pub disk_full_until: Millis,
     /// The life of the controller that goes on, if any does.
@@ -63,6 +68,8 @@ pub struct World {
     pub people: People,
     /// The number of the last driver's call.
     pub last_call: u64,
+    /// How often a program or a person said something to a program.
+    pub words_said: u64,
     /// How many events there were.
     pub events: u64,
     queue: BinaryHeap<Reverse<Entry>>,
@@ -91,14 +98,20 @@ pub enum Event {
     Heartbeat(Peer),
     /// A runtime has come to the end of a task.
     TaskOver(Peer, TaskRef, TaskOutcome),
+    /// A task writes so much to a channel.
+    Writes(Peer, TaskRef, usize, u64),
+    /// A program in a machine looks for a message.
+    Program(Peer),
+    /// Somebody has something to say to a program, or a program to another.
+    Talk,
     /// The hub gets a connection.
     Opened(ConnId),
     /// The hub gets a message.
-    ToHub(ConnId, Box<FromRuntime>),
+    ToHub(ConnId, Box<Inbound>),
     /// The hub learns that a connection is gone.
     ClosedToHub(ConnId),
     /// A runtime gets a message.
-    ToRuntime(ConnId, Box<FromHub>),
+    ToRuntime(ConnId, Box<Envelope<FromHub>>),
     /// A runtime learns that its connection is gone.
     ClosedToRuntime(ConnId),
     /// A life begins.
@@ -157,6 +170,7 @@ impl World {
             rng,
             calm: false,
             disk: vm_agent_store::in_memory().expect("a database in memory is made"),
+            log: Log::default(),
             disk_full_until: 0,
             life: None,
             left: None,
@@ -165,6 +179,7 @@ impl World {
             ghosts: Vec::new(),
             people,
             last_call: 0,
+            words_said: 0,
             events: 0,
             queue: BinaryHeap::new(),
             last_entry: 0,
@@ -175,6 +190,7 @@ impl World {
         world.after(0, Event::Begin);
         world.after(100, Event::Person);
         world.after(SECOND, Event::Nature);
+        world.after(SECOND, Event::Talk);
         world
     }
 
@@ -205,10 +221,14 @@ impl World {
     fn rest(&mut self) -> Option<Rest> {
         let (inputs, plan) = self.present()?;
         let unfinished = vm_agent_store::tasks::unfinished(&self.disk).expect("the database in memory reads");
-        let unfinished = unfinished.into_iter().filter_map(|task| task.agent).collect();
+        let messages = vm_agent_store::messages::remembered(&self.disk).expect("the database in memory reads");
+        let waiting = messages.into_iter().filter(|message| message.state == MessageState::Waiting).collect();
+        let runtimes = self.drivers.values().flat_map(|driver| driver.machines.values());
+        let runtimes = runtimes.filter_map(|machine| machine.runtime.as_ref()).filter(|it| it.up);
+        let unsent = runtimes.filter(|it| !it.boxes.outbox.is_empty()).map(|it| it.seed.agent.clone()).collect();
         let machines = self.drivers.values().flat_map(|driver| &driver.machines).filter(|(_, it)| !it.unexpected);
         let machines = machines.filter_map(|(name, it)| Some((name.clone(), it.nonce.clone()?))).collect();
-        Some(Rest { inputs, plan, unfinished, machines })
+        Some(Rest { inputs, plan, unfinished, waiting, unsent, machines })
     }
 
     fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
@@ -317,6 +337,9 @@ impl World {
             Event::Connect(peer) => self.connect(peer),
             Event::Heartbeat(peer) => self.heartbeat(peer),
             Event::TaskOver(peer, task, outcome) => self.task_over(&peer, task, outcome),
+            Event::Writes(peer, task, channel, len) => self.writes(&peer, task, channel, len),
+            Event::Program(peer) => self.program(&peer),
+            Event::Talk => self.talk(),
             Event::Opened(conn) => self.opened(conn),
             Event::ToHub(conn, body) => self.hub_hears(conn, *body),
             Event::ClosedToHub(conn) => {

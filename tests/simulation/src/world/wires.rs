@@ -1,11 +1,11 @@
 //! Frames that pass, late and in order, or are lost.
 
 use vm_agent_hub::state::{ConnId, Event as HubEvent, Inbound};
-use vm_agent_schemas::ids::{Nonce, SessionId};
-use vm_agent_schemas::wire::{Address, Envelope, FromHub, FromRuntime};
+use vm_agent_schemas::ids::{MessageId, Nonce, SessionId};
+use vm_agent_schemas::wire::{Address, Envelope, Frame, FromHub, FromRuntime};
 
 use crate::clock::{MINUTE, Millis, SECOND};
-use crate::net::Peer;
+use crate::runtime::Outbound;
 use crate::world::{Event, World};
 
 impl World {
@@ -14,22 +14,43 @@ impl World {
     }
 
     pub(super) fn send_to_hub(&mut self, conn: ConnId, body: FromRuntime) {
+        self.send_envelope(conn, MessageId::generate(), Address::Host, body);
+    }
+
+    /// A program's message goes out under its own id.
+    pub(super) fn send_letter(&mut self, conn: ConnId, Outbound { id, to, post }: Outbound) {
+        self.send_envelope(conn, id, to, FromRuntime::Message(post));
+    }
+
+    fn send_envelope(&mut self, conn: ConnId, id: MessageId, to: Address, body: FromRuntime) {
+        let Some(peer) = self.net.open(conn).map(|conn| conn.peer.clone()) else { return };
+        let Some(agent) = self.peer(&peer).map(|runtime| runtime.seed.agent.clone()) else { return };
+        let envelope = Envelope { id, ..Envelope::new(Address::Agent(agent), to, self.clock.wall(), body) };
+        self.send_inbound(conn, Inbound::Message(envelope));
+    }
+
+    /// Output goes out.
+    pub(super) fn send_data(&mut self, conn: ConnId, frame: Frame) {
+        self.send_inbound(conn, Inbound::Data(frame));
+    }
+
+    fn send_inbound(&mut self, conn: ConnId, inbound: Inbound) {
         let at = self.clock.mono + self.frame_latency();
         if let Some(entry) = self.net.open(conn) {
             entry.to_hub = entry.to_hub.max(at) + 1;
             let at = entry.to_hub;
-            self.at(at, Event::ToHub(conn, Box::new(body)));
+            self.at(at, Event::ToHub(conn, Box::new(inbound)));
             self.maybe_cut(conn);
         }
     }
 
     /// The hub sends a message.
-    pub(crate) fn send_to_runtime(&mut self, conn: ConnId, body: FromHub) {
+    pub(crate) fn send_to_runtime(&mut self, conn: ConnId, envelope: Envelope<FromHub>) {
         let at = self.clock.mono + self.frame_latency();
         if let Some(entry) = self.net.open(conn) {
             entry.to_runtime = entry.to_runtime.max(at) + 1;
             let at = entry.to_runtime;
-            self.at(at, Event::ToRuntime(conn, Box::new(body)));
+            self.at(at, Event::ToRuntime(conn, Box::new(envelope)));
             self.maybe_cut(conn);
         }
     }
@@ -80,22 +101,10 @@ impl World {
         self.hub(HubEvent::Opened { conn, peer, since, challenge, session });
     }
 
-    pub(super) fn hub_hears(&mut self, conn: ConnId, body: FromRuntime) {
-        if self.net.open(conn).is_none() || !self.leads_here(conn) {
-            return;
+    pub(super) fn hub_hears(&mut self, conn: ConnId, inbound: Inbound) {
+        if self.net.open(conn).is_some() && self.leads_here(conn) {
+            self.hub(HubEvent::Received { conn, inbound });
         }
-        let peer = self.net.conns[&conn].peer.clone();
-        let now = self.clock.wall();
-        // Whoever has been replaced by another run may still have said this.
-        let agent = match &peer {
-            Peer::Machine { driver, instance, .. } => {
-                self.runtime_in(*driver, instance).map(|it| it.seed.agent.clone())
-            }
-            Peer::Ghost(index) => self.ghosts.get(*index).map(|it| it.seed.agent.clone()),
-        };
-        let Some(agent) = agent else { return };
-        let envelope = Envelope::new(Address::Agent(agent), Address::Host, now, body);
-        self.hub(HubEvent::Received { conn, inbound: Inbound::Message(envelope) });
     }
 
     pub(super) fn closed_to_runtime(&mut self, conn: ConnId) {

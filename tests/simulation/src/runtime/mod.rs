@@ -1,5 +1,11 @@
-//! What runs in a machine: a runtime with a disk of its own (seed, key, journal), which speaks the
+//! What runs in a machine: a runtime with a disk of its own (seed, keys, journal, boxes), which speaks the
 //! protocol as `agent/` does.
+
+mod attempts;
+mod post;
+
+pub use attempts::{Attempt, Known, Told};
+pub use post::{Boxes, Outbound};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +15,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fastrand::Rng;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use vm_agent_schemas::ids::{Boot, Digest};
-use vm_agent_schemas::task::Report;
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
-    Challenge, ChallengeProof, Configuration, Configured, FromRuntime, HealthReport, Hello, PROTOCOL, Seed, TaskEnded,
-    TaskOutcome, TaskRef,
+    Challenge, ChallengeProof, Configuration, Configured, FromRuntime, HealthReport, Hello, PROTOCOL, Rotated, Seed,
+    TaskOutcome, TaskRef, rotation_bytes,
 };
 
 use crate::net::Wire;
@@ -24,13 +29,17 @@ pub struct Runtime {
     /// The seed that the driver handed over last.
     pub seed: Seed,
     key: Arc<Ed25519KeyPair>,
+    /// Another key, that takes the place of the first once it was accepted.
+    next: Option<NextKey>,
     machine_id: Digest,
     /// Which start this is.
     pub boot: Boot,
     /// Whether a hub has bound its key.
     pub joined: bool,
-    /// What is known of each task, in the order in which they came.
-    pub journal: Vec<(TaskRef, Known)>,
+    /// The attempts, in the order in which they came.
+    pub journal: Vec<Attempt>,
+    /// Messages.
+    pub boxes: Boxes,
     /// Which run of the process this is: what was meant for an earlier one comes too late.
     pub run: u64,
     /// Whether the process runs.
@@ -43,17 +52,6 @@ pub struct Runtime {
     pub configuration: Option<Configuration>,
     /// The way to the hub.
     pub wire: Option<Wire>,
-}
-
-/// What is known of a task.
-#[derive(Debug, Clone)]
-pub enum Known {
-    /// It has begun.
-    Started,
-    /// It has ended, and the hub may not know.
-    Ended(TaskOutcome),
-    /// The hub knows.
-    Settled(TaskOutcome),
 }
 
 impl Runtime {
@@ -71,7 +69,9 @@ impl Runtime {
             machine_id,
             boot: Boot(0),
             joined: false,
+            next: None,
             journal: Vec::new(),
+            boxes: Boxes::default(),
             run: 0,
             up: false,
             given_up: false,
@@ -99,9 +99,10 @@ impl Runtime {
         self.run += 1;
         self.boot = self.boot.next();
         (self.up, self.given_up, self.silent, self.wire) = (true, false, false, None);
-        for (_, known) in &mut self.journal {
-            if matches!(known, Known::Started) {
-                *known = Known::Ended(TaskOutcome::Interrupted);
+        for attempt in &mut self.journal {
+            attempt.detach();
+            if matches!(attempt.known, Known::Started) {
+                attempt.known = Known::Ended(TaskOutcome::Interrupted);
             }
         }
     }
@@ -123,7 +124,7 @@ impl Runtime {
             nonce: self.seed.nonce.clone(),
             machine_id: self.machine_id.clone(),
             boot: self.boot,
-            public_key: URL_SAFE_NO_PAD.encode(self.key.public_key()),
+            public_key: encoded(self.key_in_use()),
             join_token: (!self.joined).then(|| self.seed.join_token.clone()),
             runtime_version: "0.1.0".to_owned(),
         }
@@ -132,7 +133,7 @@ impl Runtime {
     /// The answer to a challenge.
     #[must_use]
     pub fn prove(&self, challenge: &Challenge) -> FromRuntime {
-        let signature = URL_SAFE_NO_PAD.encode(self.key.sign(&challenge.signed_bytes(&self.hello())));
+        let signature = URL_SAFE_NO_PAD.encode(self.key_in_use().sign(&challenge.signed_bytes(&self.hello())));
         FromRuntime::Proof(ChallengeProof { signature })
     }
 
@@ -143,23 +144,71 @@ impl Runtime {
         FromRuntime::Configured(Configured { digest, problems: Vec::new() })
     }
 
-    /// What a new session has to be told.
-    #[must_use]
-    pub fn unsettled(&self) -> Vec<FromRuntime> {
-        let open = self.journal.iter().filter(|(_, known)| !matches!(known, Known::Settled(_)));
-        open.map(|(task, _)| FromRuntime::TaskStarted(*task)).collect()
+    /// The attempts that a new session has to be told of.
+    pub fn unsettled(&mut self) -> Vec<FromRuntime> {
+        self.journal.iter_mut().for_each(Attempt::detach);
+        let open = self.journal.iter().filter(|attempt| attempt.is_open());
+        open.map(|attempt| FromRuntime::TaskStarted(attempt.task)).collect()
     }
 
-    /// What is known of a task.
-    pub fn known(&mut self, task: TaskRef) -> Option<&mut Known> {
-        self.journal.iter_mut().find(|(known, _)| *known == task).map(|(_, known)| known)
+    /// What is known of an attempt.
+    pub fn attempt(&mut self, task: TaskRef) -> Option<&mut Attempt> {
+        self.journal.iter_mut().find(|attempt| attempt.task == task)
+    }
+
+    /// The attempts that are being made now.
+    pub fn running(&self) -> impl Iterator<Item = TaskRef> {
+        self.journal.iter().filter(|attempt| matches!(attempt.known, Known::Started)).map(|attempt| attempt.task)
+    }
+
+    // Keys.
+
+    /// Makes another key, and proves that it is held.
+    pub fn rotate(&mut self, challenge: &Challenge, rng: &mut Rng) -> FromRuntime {
+        let key = new_key(rng);
+        let public_key = encoded(&key);
+        let bytes = rotation_bytes(challenge, &self.seed.agent, self.seed.incarnation, &public_key);
+        let signature = URL_SAFE_NO_PAD.encode(key.sign(&bytes));
+        self.next = Some(NextKey { key, acknowledged: false });
+        FromRuntime::Rotated(Rotated { public_key, signature })
+    }
+
+    /// The hub holds the other key.
+    pub fn rotated(&mut self, public_key: &str) {
+        if let Some(next) = self.next.as_mut().filter(|next| encoded(&next.key) == public_key) {
+            next.acknowledged = true;
+        }
+    }
+
+    /// A session was accepted with the key in use: the one before it is void.
+    pub fn welcome(&mut self) {
+        self.joined = true;
+        if let Some(next) = self.next.take_if(|next| next.acknowledged) {
+            self.key = next.key;
+        }
+    }
+
+    fn key_in_use(&self) -> &Ed25519KeyPair {
+        self.next.as_ref().filter(|next| next.acknowledged).map_or(&self.key, |next| &next.key)
     }
 }
 
-/// The word that a task is over.
-#[must_use]
-pub fn ended(task: TaskRef, outcome: TaskOutcome) -> FromRuntime {
-    FromRuntime::TaskEnded(TaskEnded { task, outcome, report: Report::default() })
+/// A key that is to take another's place.
+#[derive(Debug, Clone)]
+struct NextKey {
+    key: Arc<Ed25519KeyPair>,
+    /// The hub has said that it holds it.
+    acknowledged: bool,
+}
+
+fn new_key(rng: &mut Rng) -> Arc<Ed25519KeyPair> {
+    let mut bytes = [0; 32];
+    rng.fill(&mut bytes);
+    Arc::new(Ed25519KeyPair::from_seed_unchecked(&bytes).expect("any 32 bytes are the seed of a key"))
+}
+
+fn encoded(key: &Ed25519KeyPair) -> String {
+    URL_SAFE_NO_PAD.encode(key.public_key())
 }
 
 /// A report that all is well.

@@ -1,23 +1,23 @@
 //! People: they edit the fleet file and apply it, say things beside it, say yes to what is shown, and
 //! change their minds. Everything that a file can say is drawn in one place, [`File::edit`].
 
+mod asking;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use fastrand::Rng;
+use vm_agent_daemon::engine::Effect;
 use vm_agent_daemon::engine::file::{self, Cause, OnDisk, Terms, Verdict, judge};
 use vm_agent_daemon::engine::intent::{self, Intent, Voice};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
-use vm_agent_daemon::engine::{Effect, accept};
 use vm_agent_plan::plan;
-use vm_agent_schemas::api::{ChangeRequest, CreateRequest, FleetSource, Problem, TaskRequest};
+use vm_agent_schemas::api::{ChangeRequest, CreateRequest, FleetSource, Problem};
 use vm_agent_schemas::fleet::{self, PowerState, Reconcile, SourceFile};
-use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::ApprovalRequest;
-use vm_agent_schemas::task::{self, Job};
 use vm_agent_schemas::units::Span;
 
 use crate::clock::{MINUTE, SECOND};
@@ -45,6 +45,8 @@ struct File {
     memory: Option<u32>,
     /// When what runs may be disturbed.
     window: Option<&'static str>,
+    /// Who may write to whom.
+    allow: Vec<(&'static str, &'static str)>,
     agents: BTreeMap<&'static str, Agent>,
 }
 
@@ -60,7 +62,11 @@ struct Agent {
     protect: bool,
     env: u32,
     after: Option<(&'static str, &'static str)>,
+    team: Option<&'static str>,
+    slots: u32,
     task: Option<Task>,
+    /// More tasks: when they run, and on which terms.
+    more: BTreeMap<&'static str, String>,
     idle: Option<u64>,
     ttl: Option<u64>,
     drift: &'static str,
@@ -85,7 +91,10 @@ impl Agent {
             protect: false,
             env: 0,
             after: None,
+            team: pick(rng, &[None, Some("a"), Some("a"), Some("b")]),
+            slots: 1,
             task: None,
+            more: BTreeMap::new(),
             idle: None,
             ttl: None,
             drift: "",
@@ -96,8 +105,32 @@ impl Agent {
         agent
     }
 
+    /// Tasks that run for each session, after another, or at moments.
+    fn edit_more(&mut self, rng: &mut Rng) {
+        let (name, when) = pick(
+            rng,
+            &[
+                ("c", "connect"),
+                ("a", "{after: t}"),
+                ("k", "{cron: \"*/3 * * * *\"}"),
+                ("k", "{cron: \"* * * * *\", overlap: queue, missed: once}"),
+            ],
+        );
+        if rng.u8(..3) == 0 {
+            self.more.remove(name);
+            return;
+        }
+        let terms = pick(rng, &["", ", idempotent: true", ", retry: 2", ", key: x", ", output: 1K"]);
+        let argv = asking::argv(rng);
+        let entry = format!("{{exec: {argv:?}, timeout: 20s, when: {when}{terms}}}");
+        self.more.insert(name, entry);
+    }
+
     fn edit(&mut self, rng: &mut Rng) {
-        match rng.u8(..18) {
+        match rng.u8(..24) {
+            18 | 19 => self.team = pick(rng, &[Some("a"), Some("b"), None]),
+            20 => self.slots = rng.u32(1..4),
+            21..24 => self.edit_more(rng),
             0 => self.driver = pick(rng, &[None, None, Some("qemu"), Some("multipass")]),
             1 => self.cpus = rng.u32(1..4),
             2 => self.disk = rng.u32(8..14),
@@ -136,7 +169,11 @@ fn pick<T: Copy>(rng: &mut Rng, among: &[T]) -> T {
 impl File {
     /// One more edit.
     fn edit(&mut self, rng: &mut Rng) {
-        match rng.u8(..18) {
+        match rng.u8(..20) {
+            18 | 19 => {
+                let parties = ["{labels: team=a}", "{labels: team=b}", "{labels: team}"];
+                self.allow = (0..rng.u8(..4)).map(|_| (pick(rng, &parties), pick(rng, &parties))).collect();
+            }
             0 => self.prune = pick(rng, &["never", "confirm", "auto", "auto"]),
             1 => self.parallelism = rng.bool().then(|| rng.u32(1..4)),
             16 => self.memory = rng.bool().then(|| rng.u32(1..8)),
@@ -170,6 +207,10 @@ impl File {
         if let Some(cron) = self.window {
             let _ = writeln!(text, "windows: [{{cron: \"{cron}\", lasts: 30s}}]");
         }
+        if !self.allow.is_empty() {
+            let rules = self.allow.iter().map(|(from, to)| format!("{{from: {from}, to: {to}}}"));
+            let _ = writeln!(text, "messages: {{allow: [{}]}}", rules.collect::<Vec<_>>().join(", "));
+        }
         text.push_str(if self.agents.is_empty() { "agents: {}\n" } else { "agents:\n" });
         for (name, agent) in &self.agents {
             let Agent { cpus, disk, image, power, reconcile, restart, protect, env, .. } = agent;
@@ -194,8 +235,18 @@ impl File {
             if !agent.drift.is_empty() {
                 let _ = write!(text, ", drift: {{{}}}", agent.drift);
             }
-            if let Some(Task { code, millis }) = &agent.task {
-                let _ = write!(text, ", tasks: {{t: {{exec: [run, \"{code}\", \"{millis}\"], timeout: 60s}}}}");
+            let _ = write!(text, ", slots: {}", agent.slots);
+            if let Some(team) = agent.team {
+                let _ = write!(text, ", labels: {{team: {team}}}");
+            }
+            let once = agent.task.as_ref().map(|Task { code, millis }| {
+                ("t", format!("{{exec: [run, \"{code}\", \"{millis}\", \"90\"], timeout: 60s}}"))
+            });
+            let more = agent.more.iter().filter(|(name, _)| **name != "a" || once.is_some());
+            let more: Vec<_> = more.map(|(name, entry)| (*name, entry.clone())).collect();
+            let tasks: Vec<String> = once.into_iter().chain(more).map(|(name, it)| format!("{name}: {it}")).collect();
+            if !tasks.is_empty() {
+                let _ = write!(text, ", tasks: {{{}}}", tasks.join(", "));
             }
             text.push_str("}\n");
         }
@@ -208,6 +259,9 @@ impl People {
     #[must_use]
     pub fn draw(rng: &mut Rng) -> Self {
         let mut file = File { prune: pick(rng, &["confirm", "confirm", "auto", "never"]), ..File::default() };
+        if rng.bool() {
+            file.allow.push(("{labels: team}", "{labels: team=a}"));
+        }
         for _ in 0..rng.u8(1..12) {
             file.edit(rng);
         }
@@ -241,7 +295,7 @@ impl World {
             return self.apply(&records);
         }
         let name: AgentName = self.people.some_name(&mut self.rng).parse().expect("it is a name");
-        match self.rng.u8(..24) {
+        match self.rng.u8(..26) {
             0..8 => {
                 for _ in 0..self.rng.u8(1..4) {
                     self.people.file.edit(&mut self.rng);
@@ -277,7 +331,8 @@ impl World {
                     }
                 });
             }
-            20..23 => self.ask_for_task(&records, &name),
+            20..24 => self.ask_for_task(&records, &name),
+            24 => self.cancel_some_task(),
             _ => self.down(&records),
         }
     }
@@ -359,20 +414,6 @@ impl World {
         let voice = Voice { author: "ana", reason: None, now: self.clock.wall() };
         let (changes, _) = intent::pause_fleet(records, records.pause.is_none(), &request, voice);
         self.said("pause, or go on", changes);
-    }
-
-    fn ask_for_task(&mut self, records: &Records, name: &AgentName) {
-        let now = self.clock.wall();
-        let effective = vm_agent_plan::effective(&records.fleet, &records.overrides, now);
-        if !effective.wanted.contains_key(name) && !records.claims.contains_key(name) {
-            return;
-        }
-        let argv = vec!["run".to_owned(), u32::from(self.rng.bool()).to_string(), length(&mut self.rng).to_string()];
-        let terms = task::Terms { timeout: Span::from_secs(60), ..task::Terms::default() };
-        let request = TaskRequest { job: Job::exec(argv), terms, id: None, key: None };
-        let task = intent::task(name, TaskId::generate(), request, "ana", now);
-        self.trace(|| format!("somebody asks {name} for a task"));
-        self.carry_out(accept(task, "a task is queued").into_iter().map(Do::Effect).collect());
     }
 
     fn down(&mut self, records: &Records) {
