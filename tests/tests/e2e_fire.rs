@@ -310,7 +310,11 @@ fn leftovers(fleet: &Fleet) -> Vec<String> {
     for agent in AGENTS {
         for folder in ["tasks", "messages/inbox", "messages/outbox"] {
             let entries = std::fs::read_dir(fleet.instance(agent).join(folder)).into_iter().flatten().flatten();
-            left.extend(entries.map(|entry| entry.path().display().to_string()));
+            // What tells a task from one that is ordered again is kept; what it wrote is not.
+            let written = entries
+                .map(|entry| entry.path())
+                .filter(|path| folder != "tasks" || path.extension() != Some("json".as_ref()));
+            left.extend(written.map(|path| path.display().to_string()));
         }
     }
     left
