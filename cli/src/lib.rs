@@ -93,7 +93,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     });
     let exit = match parsed {
         // A runtime is a whole program of its own, and begins before any thread does.
-        Ok((Cli { command: Command::Runtime(args), .. }, _)) => return vm_agent_runtime::main(&args.folder),
+        Ok((Cli { command: Command::Runtime(args), .. }, _)) => return vm_agent_runtime::program(&args.arguments),
         Ok((cli, format)) => run(cli, format),
         Err(error) => {
             // Help and version come this way too, and they are no errors. If nobody reads what is

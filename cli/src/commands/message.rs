@@ -22,7 +22,8 @@ use crate::ui::{Format, OutputArgs};
 
 /// Send messages to programs in agents, and read theirs
 ///
-/// In an agent `vm-agent-runtime message receive` takes messages out, and `message send` sends some.
+/// Programs in an agent take their messages with `vm-agent-runtime message receive` and send some with `message
+/// send`; where the driver is `local` that program is called `vm-agent runtime`.
 #[derive(Debug, Args)]
 pub(crate) struct MessageArgs {
     #[command(subcommand)]
