@@ -133,9 +133,15 @@ fn a_terminal_that_was_left_goes_on_and_is_come_back_to() {
     let mut shell = Terminal::open(&fleet, &["shell", "web", "--", "/bin/sh"]);
     shell.types(b"kept=it; echo be$((3 + 0))gun\n");
     shell.shows("be3gun");
-    shell.types(b"\n~.");
+    // A terminal says `\r` for Enter, and only after that a `~` is not typed.
+    shell.types(b"\r~.");
     assert_eq!(shell.end(), 0);
+    // Which terminals are kept comes with the runtime's report.
+    let is_kept = || fleet.ok(&["shell", "ls", "web"]).contains("detached").then_some(());
+    fleet.wait_for("the terminal to be told of", is_kept);
     let mut again = Terminal::open(&fleet, &["shell", "web", "--attach"]);
+    again.shows("leaves this terminal running");
+    again.shows("be3gun");
     again.types(b"echo \"still-$kept\"; exit 5\n");
     again.shows("still-it");
     assert_eq!(again.end(), 5);
