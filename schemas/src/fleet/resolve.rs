@@ -25,6 +25,10 @@ use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::task::{Job, Terms};
 use crate::units::{ByteSize, Span};
 
+/// Most agents of a fleet, replicas counted one by one: far more than anybody runs on one controller. Without
+/// a bound a slip of the pen in `replicas` would fill the memory before anybody could say so.
+const AGENTS_MAX: usize = 10_000;
+
 /// How many tasks an agent may do at a time when nobody says how many.
 pub const SLOTS: u32 = 4;
 
@@ -326,6 +330,14 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
         let agent = stack(&layers);
         check_agent(&agent.spec, &path, &mut findings);
         let replicas = layers.iter().rev().find_map(|(_, layer)| layer.replicas);
+        let room = AGENTS_MAX - agents.len().min(AGENTS_MAX);
+        if replicas.map_or(1, |count| usize::try_from(count).unwrap_or(usize::MAX)) > room {
+            findings.push(Finding::at(
+                &path,
+                format!("a fleet has at most {AGENTS_MAX} agents, replicas counted one by one"),
+            ));
+            continue;
+        }
         let names = match replicas {
             None => Ok(vec![declared.clone()]),
             Some(count) => (1..=count).map(|index| declared.replica(index)).collect(),

@@ -188,6 +188,16 @@ limits: {parallelism: 0x}
     }
 
     #[test]
+    fn a_fleet_has_a_bounded_number_of_agents() {
+        for replicas in ["10001", "4294967295"] {
+            let said = complaint(&format!("agents: {{web: {{replicas: {replicas}}}}}"));
+            assert!(said.contains("a fleet has at most 10000 agents"), "{said}");
+        }
+        let said = complaint("agents: {web: {replicas: 6000}, db: {replicas: 6000}}");
+        assert!(said.contains("a fleet has at most 10000 agents"), "{said}");
+    }
+
+    #[test]
     fn a_planned_key_is_refused_as_planned() {
         insta::assert_snapshot!(complaint_of_agent("packages: []\nsudo: {}"), @"
         fleet.yaml:3:5: agents.web.packages: this key is planned: nothing acts on it yet, so it is refused rather than ignored
@@ -1120,7 +1130,7 @@ webhooks:
         fleet.yaml:5:9: webhooks[1].url: `example.com` is no address of a webhook: write one such as https://example.com/hooks/fleet
          5 | - {url: example.com, events: [TaskEnd]}
            |         ^
-        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
+        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, RuntimeUpgraded, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
          5 | - {url: example.com, events: [TaskEnd]}
            |                               ^
         hint: did you mean `TaskEnded`?
