@@ -74,7 +74,7 @@ pub async fn start_with(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>
 /// When it does not start.
 pub async fn start_on(state: &Path, drivers: &[&Fake], heartbeat: Option<Span>, host: Option<Host>) -> Running {
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
-    let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat };
+    let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat, advertise: None };
     let config =
         Config { state_dir: state.to_owned(), hub, fleet: None, up: true, expects_file: false, watch: true, host };
     let drivers = drivers.iter().map(|fake| Arc::new(Fake::clone(fake)) as Arc<dyn Driver>).collect();

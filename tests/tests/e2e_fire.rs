@@ -213,6 +213,8 @@ fn lines(fleet: &Fleet, agent: &str, name: &str) -> Vec<String> {
 
 fn check_outcome(fleet: &Fleet, given: &Given, task: &Task, runs: usize) {
     let told = || format!("{given:?}: {task:?}, {runs} runs");
+    let asked = (task.agent.as_ref().map(|agent| agent.as_str()), task.terms.key.as_deref());
+    assert_eq!(asked, (Some(given.agent), given.key), "{}", told());
     match task.outcome() {
         Some(TaskOutcome::Exited { code: 0 }) if given.idempotent => assert!(runs >= 1, "{}", told()),
         Some(TaskOutcome::Exited { code: 0 }) => assert_eq!(runs, 1, "{}", told()),

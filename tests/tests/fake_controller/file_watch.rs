@@ -542,7 +542,7 @@ async fn without_a_watch_a_changed_file_stays_where_it_is() {
 
 async fn unwatched(state: &Path, fake: &Fake) -> Running {
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
-    let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: None };
+    let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, ..HubSettings::default() };
     let config = Config {
         state_dir: state.to_owned(),
         hub,

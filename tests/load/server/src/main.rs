@@ -55,7 +55,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Whoever does not listen any more has closed stdin as well, which ends this program.
     fake.on_up(Arc::new(move |seed| drop(seeds.send(json!(seed)))));
     let free = Some(Listen::At(([127, 0, 0, 1], 0).into()));
-    let hub = HubSettings { listen: free, api_listen: free, dashboard_listen: free, heartbeat: Some(args.heartbeat) };
+    let hub = HubSettings {
+        listen: free,
+        api_listen: free,
+        dashboard_listen: free,
+        heartbeat: Some(args.heartbeat),
+        advertise: None,
+    };
     let config =
         Config { state_dir: args.state_dir, hub, fleet: None, up: true, expects_file: false, watch: false, host: None };
     let state_dir = config.state_dir.clone();
