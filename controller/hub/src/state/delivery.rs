@@ -82,8 +82,7 @@ impl Hub {
 
     fn end_if_stranded(&mut self, id: TaskId, present: ClaimId, now: Timestamp) {
         let Some(Entry { task, .. }) = self.tasks.get(id) else { return };
-        let is_stranded = matches!(task.source, TaskSource::File { claim, .. } if claim != present);
-        if is_stranded && task.handed_to().is_none() {
+        if is_for_another(&task.source, present) && task.handed_to().is_none() {
             let over = self.tasks.abandon(id, MACHINE_GONE, now);
             self.finish(over, now);
         }
@@ -110,8 +109,13 @@ impl Hub {
     /// The incarnations that an agent's tasks were sent to are over, except for this one.
     pub(super) fn end_incarnations(&mut self, agent: &AgentName, except: Option<Incarnation>, now: Timestamp) {
         let ended = self.tasks.under_way(agent).filter(|entry| entry.task.handed_to() != except);
-        for id in ended.map(|entry| entry.task.id).collect::<Vec<_>>() {
-            let change = self.tasks.conclude(id, TaskOutcome::Interrupted, None, now);
+        for Task { id, source, .. } in ended.map(|entry| entry.task.clone()).collect::<Vec<_>>() {
+            let present = self.claims.get(agent);
+            let change = if present.is_some_and(|present| is_for_another(&source, *present)) {
+                self.tasks.abandon(id, MACHINE_GONE, now)
+            } else {
+                self.tasks.conclude(id, TaskOutcome::Interrupted, None, now)
+            };
             self.finish(change, now);
         }
     }
@@ -433,6 +437,11 @@ impl Hub {
         self.tasks.get(task.task).filter(|entry| entry.task.attempt == task.attempt)?;
         self.tasks.output_mut(task.task)
     }
+}
+
+/// Whether a task of the file is for another machine than that of the present claim.
+fn is_for_another(source: &TaskSource, present: ClaimId) -> bool {
+    matches!(source, TaskSource::File { claim, .. } if *claim != present)
 }
 
 /// Whether an agent makes the present attempt of a task, or made a former one.

@@ -42,7 +42,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vm_agent_schemas::credential::Credential;
+use vm_agent_schemas::credential::{Binding, Credential, JoinToken};
 use vm_agent_schemas::ids::{ClaimId, SessionId, TaskId};
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::units::Span;
@@ -91,6 +91,9 @@ pub struct Hub {
 #[derive(Debug)]
 struct Enrolled {
     credential: Credential,
+    /// The join token and the binding that are durable. What was told to nobody because its record failed is
+    /// taken back: the machine may be made anew before its runtime comes back.
+    durable: (Option<JoinToken>, Option<Binding>),
     /// What its runtime works with; nothing while that is not known, or holds secrets: those go to the
     /// runtime and stay nowhere else.
     configuration: Option<Configuration>,
@@ -246,6 +249,11 @@ impl Hub {
                 Record::Output { task, channel, data, .. } => self.output_stored(*task, *channel, data),
                 Record::Message(message) => self.message_stored(message),
                 Record::Credential(credential) => {
+                    if let Some(agent) = self.agents.get_mut(&credential.agent)
+                        && agent.credential.nonce == credential.nonce
+                    {
+                        agent.durable = (credential.join.clone(), credential.binding.clone());
+                    }
                     let conn = self.live(&credential.agent);
                     let session = conn.and_then(|conn| self.session_mut(conn));
                     if let Some(session) = session.filter(|session| session.epoch == credential.epoch) {

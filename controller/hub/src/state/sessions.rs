@@ -221,7 +221,8 @@ impl Hub {
         else {
             return;
         };
-        let joined = agent.credential.binding.is_none();
+        // Of one whose record is under way nobody may ever hear.
+        let joined = agent.durable.1.is_none();
         let credential = handshake::accepted(&agent.credential, &hello);
         agent.credential = credential.clone();
         agent.live = Some(conn);
@@ -334,11 +335,18 @@ impl Hub {
                     self.output_not_stored(*task, *channel, *offset, data);
                 }
                 Record::Message(message) => self.message_not_stored(message),
-                Record::Credential(_) => {}
+                Record::Credential(credential) => self.credential_not_stored(credential),
             }
         }
         for conn in agents.into_iter().filter_map(|agent| self.live(&agent)).collect::<Vec<_>>() {
             self.refuse(conn, Refusal::new(RefusalCode::Internal, "the controller could not store what it must"));
+        }
+    }
+
+    /// The epoch and the start stay: they only ever rise. A later record, if there is one, is whole.
+    fn credential_not_stored(&mut self, credential: &Credential) {
+        if let Some(agent) = self.agents.get_mut(&credential.agent).filter(|agent| agent.credential == *credential) {
+            (agent.credential.join, agent.credential.binding) = agent.durable.clone();
         }
     }
 
@@ -354,13 +362,14 @@ impl Hub {
 
     pub(super) fn enroll(&mut self, credential: Credential, configuration: Option<Configuration>, now: Timestamp) {
         let agent = credential.agent.clone();
-        if let Some(known) = self.agents.get_mut(&agent).map(|agent| &mut agent.credential)
+        if let Some(Enrolled { credential: known, durable, .. }) = self.agents.get_mut(&agent)
             && known.nonce == credential.nonce
             && known.incarnation >= credential.incarnation
         {
             // What is known here is ahead of what the caller read; only the join token can be newer.
             if known.incarnation == credential.incarnation && known.binding.is_none() {
                 known.join = credential.join;
+                durable.0.clone_from(&known.join);
             }
             return configuration.into_iter().for_each(|configuration| self.configure(&agent, configuration));
         }
@@ -373,7 +382,8 @@ impl Hub {
         let former = self.agents.get(&agent).map_or(Epoch(0), |known| known.credential.epoch);
         let credential = Credential { epoch: credential.epoch.max(former), ..credential };
         let configuration = configuration.filter(may_be_kept);
-        let replaced = self.agents.insert(agent.clone(), Enrolled { credential, configuration, live: None });
+        let durable = (credential.join.clone(), credential.binding.clone());
+        let replaced = self.agents.insert(agent.clone(), Enrolled { credential, durable, configuration, live: None });
         // Numbers of incarnations begin anew with a new claim: what took another's place is new whatever its
         // number.
         self.end_incarnations(&agent, replaced.is_none().then_some(incarnation), now);

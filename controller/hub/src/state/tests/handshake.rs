@@ -289,6 +289,21 @@ fn a_session_that_could_not_be_stored_ends_and_the_runtime_can_come_back() {
 }
 
 #[test]
+fn a_join_that_could_not_be_stored_leaves_the_door_to_a_machine_that_is_made_anew() {
+    let mut world = World::new();
+    world.open(1);
+    world.say(1, "web", FromRuntime::Hello(hello("web", 1)));
+    let challenge = vm_agent_schemas::wire::Challenge { challenge: Nonce::from_text("challenge 1") };
+    let proof = message("web", sign(&key(1), &challenge, &hello("web", 1)));
+    let effects = world.hub.handle(Event::Received { conn: ConnId(1), inbound: proof }, at(0));
+    world.hub.handle(Event::StoreFailed(stored(&effects)), at(0));
+    world.tell(Event::Enroll(credential("web", 1), None));
+    let joined = world.join(2, &hello("web", 2), 2);
+    assert_eq!(welcome(&joined).unwrap().epoch, Epoch(2));
+    assert!(notices(&joined).iter().any(|notice| matches!(notice, Notice::Joined { .. })));
+}
+
+#[test]
 fn going_down_refuses_everyone_and_those_who_come_later() {
     let mut world = World::joined();
     world.open(2);

@@ -61,6 +61,21 @@ fn a_task_of_the_file_that_was_not_sent_ends_with_the_machine_that_it_was_for() 
 }
 
 #[test]
+fn a_task_of_the_file_that_was_lost_is_not_repeated_on_the_next_machine() {
+    let (former, present) = (ClaimId::generate(), ClaimId::generate());
+    let source =
+        TaskSource::File { name: "setup".parse().unwrap(), digest: Digest::of(b"setup"), claim: former, due: None };
+    let mut repeatable = Task { source, ..task("web") };
+    repeatable.terms.idempotent = Some(true);
+    let mut world = World::joined();
+    world.tell(Event::Claimed(name("web"), former));
+    assert!(order(&world.tell(submit(&repeatable)), 1).is_some());
+    world.tell(Event::Claimed(name("web"), present));
+    let ended = world.tell(Event::Enroll(credential("web", 2), None));
+    assert!(matches!(end_of(&ended), Some((TaskOutcome::Interrupted, _))), "{ended:?}");
+}
+
+#[test]
 fn a_task_runs_and_its_end_is_stored_before_it_is_acknowledged() {
     let (mut world, task) = with_task();
     world.now = 5;
