@@ -1,4 +1,5 @@
 //! Delivery under fire: tasks and messages, while controllers and runtimes are killed and connections are cut.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "this is a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -1,4 +1,5 @@
 //! Sessions by hand: terminals that outlive their controller, copies, ports, logs, and answers to messages.
+#![expect(clippy::unwrap_used, reason = "this is a test")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};

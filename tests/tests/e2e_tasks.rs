@@ -1,4 +1,5 @@
 //! Tasks of every kind, from the command line to the process and back.
+#![expect(clippy::unwrap_used, reason = "this is a test")]
 
 use std::path::Path;
 use std::process::Command;
@@ -160,7 +161,7 @@ fn what_fails_is_tried_again_and_what_keeps_failing_is_a_dead_letter() {
     let again = fleet.ok(&["task", "replay", &id]).trim().to_owned();
     assert_eq!(ended(&fleet, &again).replay_of.map(|id| id.to_string()), Some(id));
     let left = letters();
-    assert_eq!(left.iter().map(|task| task.id.to_string()).collect::<Vec<_>>(), [again.clone()]);
+    assert_eq!(left.iter().map(|task| task.id.to_string()).collect::<Vec<_>>(), std::slice::from_ref(&again));
     fleet.ok(&["task", "drop", &again]);
     assert_eq!(letters(), []);
     fleet.finish();
@@ -235,7 +236,7 @@ fn the_value_of_a_secret_is_never_shown() {
 fn a_task_wakes_an_agent_that_sleeps() {
     let fleet = up("defaults: {driver: local}\nagents:\n  web: {idle: 1s}\n");
     fleet.wait_for("web to sleep", || fleet.runtimes().is_empty().then_some(()));
-    fleet.wait_for_agent("web", "Stopped", |agent| agent.health == Health::Stopped);
+    fleet.wait_for_agent("web", "Suspended", |agent| agent.health == Health::Suspended);
     assert_eq!(fleet.ok(&["task", "web", "--wait", "--", "echo awake"]), "awake\n");
     fleet.finish();
 }

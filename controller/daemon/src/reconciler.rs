@@ -22,8 +22,8 @@ use crate::engine::job::{Called, Job, Work, settle};
 use crate::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
 use crate::engine::records::Change;
 use crate::engine::{Effect, HubCall, Sequence};
-use crate::upgrading::upgrade;
 use crate::observer::Observer;
+use crate::upgrading::upgrade;
 
 /// The pause after a pass that the store refused: a full disk does not become empty in a millisecond.
 const STORE_PAUSE: Duration = Duration::from_secs(1);

@@ -42,6 +42,8 @@ pub struct Inputs {
     pub approvals: BTreeMap<Digest, AgentName>,
     /// Agents that no runtime has joined for yet, and none can: their join token no longer works.
     pub unjoined: BTreeSet<AgentName>,
+    /// Agents that a runtime has joined for, in the present life of their machine: it has shown the claim's nonce.
+    pub joined: BTreeSet<AgentName>,
     /// What failed, and when it may be tried again.
     pub backoffs: BTreeMap<AgentName, Backoff>,
     /// The fuse as the last plan left it.
@@ -197,6 +199,7 @@ impl Inputs {
             work: BTreeSet::new(),
             approvals: BTreeMap::new(),
             unjoined: BTreeSet::new(),
+            joined: BTreeSet::new(),
             backoffs: BTreeMap::new(),
             fuse: Fuse::Closed { since: now },
             last_success: None,

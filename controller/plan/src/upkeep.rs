@@ -165,8 +165,10 @@ fn learnt(inputs: &Inputs, plan: Option<&AgentPlan>, claim: &Claim, asleep: Opti
     let read_back = observed.is_some_and(|observed| observed.instance.nonce.is_some());
     // A runtime is heard only after it has shown the claim's nonce, and an incarnation is one life.
     let heard = inputs.sessions.get(&claim.agent).is_some_and(|session| session.incarnation == claim.incarnation);
+    // Nobody may have been there to take note of it when it was.
+    let joined = inputs.joined.contains(&claim.agent);
     let proof = match claim.proof {
-        _ if read_back || heard => Some(Proof::Confirmed),
+        _ if read_back || heard || joined => Some(Proof::Confirmed),
         // Whoever looked away, or did not see it, has not watched.
         Proof::Watched { life } if life != inputs.life || observed.is_none() => Some(Proof::Pending),
         _ => None,

@@ -3,7 +3,7 @@
 mod world;
 
 use jiff::Timestamp;
-use vm_agent_plan::{Inputs, plan, wake_at};
+use vm_agent_plan::{Inputs, Upkeep, plan, upkeep, wake_at};
 use vm_agent_schemas::ids::{Life, OperationId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{Action, InstanceState, Operation, Proof};
@@ -77,4 +77,13 @@ fn what_is_half_made_and_not_wanted_is_not_deleted_without_proof() {
     let plan = plan(&inputs);
     let [step] = plan.steps.as_slice() else { panic!("{:?}", plan.steps) };
     assert_eq!((&step.action, step.waits_for.as_slice()), (&StepAction::Destroy, [WaitsFor::Proof].as_slice()));
+}
+
+#[test]
+fn a_join_that_nobody_took_note_of_proves_what_is_half_made() {
+    let mut inputs = half_made();
+    inputs.joined.insert(web());
+    let kept = upkeep(&inputs, &plan(&inputs));
+    let proves = |it: &Upkeep| matches!(it, Upkeep::Learnt(_, learnt) if learnt.proof == Some(Proof::Confirmed));
+    assert!(kept.iter().any(proves), "{kept:?}");
 }

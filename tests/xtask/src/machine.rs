@@ -26,12 +26,8 @@ pub(crate) const C_COMPILER: Tool = Tool {
 };
 
 /// Tasks that clone, pull and push are tested with the real one.
-pub(crate) const GIT: Tool = Tool {
-    name: "git",
-    programs: &["git"],
-    packages: &["git"],
-    elsewhere: "elsewhere by the package of that name",
-};
+pub(crate) const GIT: Tool =
+    Tool { name: "git", programs: &["git"], packages: &["git"], elsewhere: "elsewhere by the package of that name" };
 
 /// Scripts and terminals are tested with a real interpreter.
 pub(crate) const PYTHON: Tool = Tool {

@@ -194,6 +194,7 @@ impl Records {
             work: self.work.keys().cloned().collect(),
             approvals: self.approvals.clone(),
             unjoined: self.unjoined(now),
+            joined: self.joined(),
             mode: self.mode,
             backoffs: self.backoffs.clone(),
             fuse: self.fuse.clone(),
@@ -210,6 +211,16 @@ impl Records {
             credential.binding.is_none() && credential.join.as_ref().is_none_or(|join| join.expires_at <= now)
         };
         self.credentials.values().filter(closed).map(|credential| credential.agent.clone()).collect()
+    }
+
+    /// Agents that a runtime has joined for, in the present life of their machine.
+    fn joined(&self) -> BTreeSet<AgentName> {
+        let joined = self.credentials.values().filter(|credential| {
+            let claim = self.claims.get(&credential.agent);
+            let fits = |claim: &Claim| claim.incarnation == credential.incarnation && claim.nonce == credential.nonce;
+            credential.binding.is_some() && claim.is_some_and(fits)
+        });
+        joined.map(|credential| credential.agent.clone()).collect()
     }
 
     /// The claims with the protection that a file gives their agents: it holds from the file's

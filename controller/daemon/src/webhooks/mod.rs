@@ -17,7 +17,6 @@ use tokio_util::task::AbortOnDropHandle;
 use vm_agent_schemas::event::{Event, EventKind, NewEvent};
 use vm_agent_schemas::fleet::Webhook;
 use vm_agent_schemas::ids::{Digest, Secret};
-use vm_agent_schemas::names::FleetName;
 use vm_agent_store as store;
 use vm_agent_store::StoreError;
 
@@ -169,7 +168,7 @@ impl Courier {
     async fn attempt(&self, event: &Event) -> Result<Answer, String> {
         let secret = self.secret().await?;
         let records = self.core.ledger.records();
-        let fleet = records.owner.clone().unwrap_or_else(FleetName::default);
+        let fleet = records.owner.clone().unwrap_or_default();
         let request = request(&fleet, event, secret.as_ref(), Timestamp::now());
         let mut call = self.client.post(self.webhook.url.url().clone()).body(request.body);
         for (name, value) in request.headers {

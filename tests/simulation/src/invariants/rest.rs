@@ -157,9 +157,10 @@ pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
         // What the file says to leave alone is left alone.
         // A task that comes again and again may be under way: whether it ends is asked below.
         let at_work = agent.waits_for.iter().any(|reason| matches!(reason, WaitsFor::TaskRunning { .. }));
-        let corrected = agent.drift.iter().any(|drift| {
-            drift.policy == DriftPolicy::Correct && !(at_work && drift.class == DriftClass::Task)
-        });
+        let corrected = agent
+            .drift
+            .iter()
+            .any(|drift| drift.policy == DriftPolicy::Correct && !(at_work && drift.class == DriftClass::Task));
         hold(!corrected || waits, || {
             format!("{} drifts ({:?}) and waits for {:?}", agent.name, agent.drift, agent.waits_for)
         })?;
