@@ -1,0 +1,164 @@
+//! The SSH client of this machine, in an agent that has no SSH server.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "in a test it is the message that something is wrong")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use ring::digest::{SHA256, digest};
+use vm_agent_tests::e2e::Fleet;
+
+/// How much goes through a pipe both ways, in bytes: some windows of all that are on the way.
+const MUCH: usize = 10 * 1024 * 1024;
+
+/// A fleet of one agent, and how SSH reaches it.
+struct Reached {
+    fleet: Fleet,
+}
+
+impl Reached {
+    /// Nothing where there is no SSH client.
+    fn new() -> Option<Self> {
+        if Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
+            println!("skipped: there is no ssh on this machine");
+            return None;
+        }
+        let fleet = Fleet::new("defaults: {driver: local}\nagents:\n  web: {}\n");
+        fleet.up();
+        fs::write(fleet.path().join("ssh.conf"), fleet.ok(&["ssh-config"])).unwrap();
+        Some(Self { fleet })
+    }
+
+    /// A program that speaks SSH, with the settings of this fleet and of nobody else.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-F").arg(self.fleet.path().join("ssh.conf")).current_dir(self.fleet.path());
+        command.env("HOME", self.fleet.path()).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    fn ssh(&self, arguments: &[&str]) -> Output {
+        self.command("ssh").args(arguments).output().unwrap()
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn an_ssh_client_runs_commands_with_their_input_output_and_exit_codes() {
+    let Some(reached) = Reached::new() else { return };
+    let ran = reached.ssh(&["web.vm-agent", "echo $VM_AGENT_INSTANCE; echo other >&2; exit 7"]);
+    let instance = reached.fleet.exec("web", "echo $VM_AGENT_INSTANCE");
+    assert_eq!((ran.status.code(), text(&ran.stdout)), (Some(7), instance.as_str()), "{}", text(&ran.stderr));
+    assert!(!instance.trim().is_empty());
+    assert!(text(&ran.stderr).contains("other"), "{}", text(&ran.stderr));
+
+    let mut command = reached.command("ssh");
+    command.args(["-o", "SetEnv=GREETING=hello", "web.vm-agent", "echo $GREETING; kill -TERM $$"]);
+    let ran = command.output().unwrap();
+    assert_eq!((ran.status.code(), text(&ran.stdout)), (Some(143), "hello\n"));
+
+    let ran = reached.ssh(&["-tt", "web.vm-agent", "stty size; tty >/dev/null && echo terminal"]);
+    assert!(text(&ran.stdout).contains("terminal"), "{ran:?}");
+    assert_eq!(ran.status.code(), Some(0));
+
+    let bytes: Vec<u8> = (0..MUCH).map(|place| ((place * 31) >> 7) as u8).collect();
+    let mut child = reached
+        .command("ssh")
+        .args(["web.vm-agent", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let ran = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            stdin.write_all(&bytes).unwrap();
+            drop(stdin);
+        });
+        child.wait_with_output().unwrap()
+    });
+    assert_eq!((ran.status.code(), ran.stdout.len()), (Some(0), MUCH));
+    assert_eq!(digest(&SHA256, &ran.stdout).as_ref(), digest(&SHA256, &bytes).as_ref());
+    reached.fleet.finish();
+}
+
+#[test]
+fn an_ssh_client_reaches_ports_of_the_machine() {
+    let Some(reached) = Reached::new() else { return };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    // Answers with what came, backwards, and only once the other direction has ended.
+    std::thread::spawn(move || {
+        for client in server.incoming() {
+            let mut client = client.unwrap();
+            std::thread::spawn(move || {
+                let mut question = String::new();
+                client.read_to_string(&mut question).unwrap();
+                let answer: String = question.chars().rev().collect();
+                client.write_all(answer.as_bytes()).unwrap();
+            });
+        }
+    });
+    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let forward = format!("{local}:127.0.0.1:{port}");
+    let mut command = reached.command("ssh");
+    command.args(["-o", "ExitOnForwardFailure=yes", "-L", &forward, "web.vm-agent", "echo ready; cat"]);
+    let mut ssh = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It listens before it asks for a command.
+    let mut ready = [0; 6];
+    ssh.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let mut clients = [0, 1].map(|_| TcpStream::connect(("127.0.0.1", local)).unwrap());
+    for (number, client) in clients.iter_mut().enumerate().rev() {
+        client.write_all(format!("hello {number}").as_bytes()).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, format!("{number} olleh"));
+    }
+    drop((clients, ssh.stdin.take()));
+    assert_eq!(ssh.wait().unwrap().code(), Some(0));
+
+    let refused = reached.ssh(&["-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "web.vm-agent", "true"]);
+    assert_eq!(refused.status.code(), Some(255), "{}", text(&refused.stderr));
+    reached.fleet.finish();
+}
+
+#[test]
+fn files_are_copied_by_scp() {
+    let Some(reached) = Reached::new() else { return };
+    let (here, there) = (reached.fleet.path().join("here"), reached.fleet.path().join("there"));
+    let has_server = ["/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec"]
+        .iter()
+        .any(|folder| Path::new(folder).join("sftp-server").exists());
+    if !has_server {
+        println!("without SFTP: there is no sftp-server on this machine");
+    }
+    for protocol in if has_server { &["-O", "-s"][..] } else { &["-O"] } {
+        fs::write(&here, protocol).unwrap();
+        let ran = reached.command("scp").arg(protocol).arg(&here).arg("web.vm-agent:there").output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{protocol}: {}", text(&ran.stderr));
+        let ran = reached.command("scp").arg(protocol).arg("web.vm-agent:there").arg(&there).output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{protocol}: {}", text(&ran.stderr));
+        assert_eq!(fs::read_to_string(&there).unwrap(), *protocol);
+    }
+    reached.fleet.finish();
+}
+
+#[test]
+fn an_agent_that_can_not_be_reached_gets_a_sentence() {
+    let Some(reached) = Reached::new() else { return };
+    let ran = reached.fleet.run(&["ssh-proxy", "wb"]);
+    assert_eq!(ran.code, 255);
+    assert!(ran.stderr.contains("there is no agent `wb`") && ran.stdout.is_empty(), "{ran:?}");
+    reached.fleet.ok(&["stop", "web"]);
+    let ran = reached.ssh(&["web.vm-agent", "true"]);
+    assert_eq!(ran.status.code(), Some(255));
+    assert!(text(&ran.stderr).contains("error: "), "{}", text(&ran.stderr));
+    reached.fleet.finish();
+}
