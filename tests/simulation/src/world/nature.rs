@@ -158,7 +158,11 @@ impl World {
             if let Some(runtime) = self.runtime_in(driver, &instance).filter(|runtime| runtime.joined) {
                 let mut ghost = if other { runtime.copy(&mut rng) } else { runtime.clone() };
                 (ghost.wire, ghost.up) = (None, true);
-                self.ghosts.push(ghost);
+                // Of one start of one machine there is one disk, and no two that go on from it.
+                let twin = |it: &Runtime| it.is_same_machine(&ghost) && it.boot == ghost.boot;
+                if !self.ghosts.iter().any(twin) {
+                    self.ghosts.push(ghost);
+                }
             }
         }
         if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len())) {
