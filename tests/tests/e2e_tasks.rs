@@ -219,6 +219,15 @@ fn who_waits_sees_both_channels_apart_and_ends_with_the_code() {
 }
 
 #[test]
+fn of_more_output_than_may_be_kept_the_beginning_and_the_end_are() {
+    let fleet = up(ONE);
+    let said = fleet.ok(&["task", "web", "--wait", "--output-limit", "64K", "--", "seq 1 200000"]);
+    assert!(said.starts_with("1\n2\n3\n") && said.ends_with("\n199999\n200000\n"), "{} bytes", said.len());
+    assert!(said.len() < 80_000, "{} bytes", said.len());
+    fleet.finish();
+}
+
+#[test]
 fn the_value_of_a_secret_is_never_shown() {
     let fleet = Fleet::new(
         "defaults: {driver: local}\nagents:\n  web: {secrets: {TOKEN: {file: token}, OTHER: {file: token}}}\n",
