@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use vm_agent_hub::{Directory, Record};
 use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::task::{LOSSES_MAX, RetryOn, Task};
+use vm_agent_schemas::task::{ATTEMPTS_KEPT, LOSSES_MAX, RetryOn, Task};
 use vm_agent_schemas::wire::{TaskOutcome, TaskRef};
 
 use crate::deed::Deed;
@@ -92,6 +92,11 @@ impl Invariant for RepeatsAreGranted {
         match deed {
             Deed::Submitted(task) => drop(self.terms.entry(task.id).or_insert_with(|| (**task).clone())),
             Deed::AttemptOver { task, stored, .. } => {
+                let lost = stored.former.iter().filter(|former| former.outcome == TaskOutcome::Interrupted).count();
+                let is_whole = stored.former.len() < ATTEMPTS_KEPT;
+                hold(!is_whole || u32::try_from(lost) == Ok(stored.losses), || {
+                    format!("a task was lost {lost} times, and counts {}", stored.losses)
+                })?;
                 let former = stored.former.iter().find(|former| former.attempt == task.attempt);
                 let outcome = former.map(|former| &former.outcome).or(stored.outcome());
                 self.ended.extend(outcome.map(|outcome| (*task, outcome.clone())));
