@@ -1,9 +1,10 @@
 //! The files that a task was asked to make: found by patterns, measured, and summed up.
 //!
-//! `*` and `?` stand for what a name can have in one folder, `**` as a whole part of a path for any folders. As in
-//! a shell, none of them stands for names that begin with a dot. Folders are no files; symbolic links to files are.
+//! `*` and `?` stand for what a name can have in one folder, `**` as a whole part of a path for any folders, and at
+//! its end for all that is in them. As in a shell, none of them stands for names that begin with a dot. Folders are
+//! no files; symbolic links to files are, as long as they lead to no place outside.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -23,45 +24,91 @@ const READ: usize = 64 * 1024;
 const OPTIONS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// The patterns of a job, checked, from this folder on.
-pub(super) fn patterns(folder: &Path, patterns: &[String]) -> Result<Vec<(String, String)>, String> {
-    let folder = Pattern::escape(&folder.to_string_lossy());
-    let absolute = |pattern: &String| {
-        // Brackets have no meaning here.
-        let plain: String =
-            pattern.chars().map(|it| if "[]".contains(it) { format!("[{it}]") } else { it.into() }).collect();
-        let whole = if pattern.starts_with('/') { plain } else { format!("{folder}/{plain}") };
-        match Pattern::new(&whole) {
-            Ok(_) if !pattern.is_empty() => Ok((pattern.clone(), whole)),
-            _ => Err(format!("`{pattern}` is no pattern of artifacts: `**` stands for folders, alone between slashes")),
-        }
-    };
-    patterns.iter().map(absolute).collect()
+/// What a job has to make.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Each pattern as it was written, and from the root on.
+    patterns: Vec<(String, String)>,
+    /// Where the files of patterns that are not absolute have to lie: the job's folder, and the work folder.
+    inside: [PathBuf; 2],
 }
 
-/// Finds the files, and what is in them. A pattern that finds none is an error.
-pub(super) fn collect(patterns: &[(String, String)]) -> Result<Vec<Artifact>, String> {
-    let (mut paths, mut len) = (Vec::<PathBuf>::new(), 0);
-    for (pattern, whole) in patterns {
-        let found = glob_with(whole, OPTIONS).map_err(|error| format!("`{pattern}` is no pattern: {error}"))?;
-        let before = paths.len();
-        // What can't be listed has no files for this user.
-        for path in found.filter_map(Result::ok).filter(|path| path.is_file()) {
-            len += path.as_os_str().len();
-            paths.push(path);
-            if paths.len() > FILES_MAX || len > PATHS_MAX {
-                return Err(format!(
-                    "there are more than {FILES_MAX} artifacts, or their paths are too long; pack them"
-                ));
+impl Wanted {
+    /// The patterns of a job, checked, from its folder on.
+    pub(super) fn new(folder: &Path, work: &Path, patterns: &[String]) -> Result<Self, String> {
+        let patterns = patterns.iter().map(|pattern| Ok((pattern.clone(), whole(folder, pattern)?)));
+        let patterns = patterns.collect::<Result<_, String>>()?;
+        Ok(Self { patterns, inside: [folder.to_owned(), work.to_owned()] })
+    }
+
+    /// Whether there is nothing to look for.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// Finds the files, and what is in them. A pattern that finds none is an error.
+    pub(super) fn collect(&self) -> Result<Vec<Artifact>, String> {
+        let (mut paths, mut len) = (Vec::<PathBuf>::new(), 0);
+        for (pattern, whole) in &self.patterns {
+            let found = glob_with(whole, OPTIONS).map_err(|error| format!("`{pattern}` is no pattern: {error}"))?;
+            let before = paths.len();
+            // What can't be listed has no files for this user.
+            for path in found.filter_map(Result::ok).filter(|path| path.is_file()) {
+                if !pattern.starts_with('/') {
+                    self.hold_inside(pattern, &path)?;
+                }
+                len += told_len(&path);
+                paths.push(path);
+                if paths.len() > FILES_MAX || len > PATHS_MAX {
+                    return Err(format!(
+                        "there are more than {FILES_MAX} artifacts, or their paths are too long; pack them"
+                    ));
+                }
+            }
+            if paths.len() == before {
+                return Err(format!("the artifact `{pattern}` is missing: no such file was made"));
             }
         }
-        if paths.len() == before {
-            return Err(format!("the artifact `{pattern}` is missing: no such file was made"));
-        }
+        paths.sort_unstable();
+        paths.dedup();
+        paths.iter().map(|path| measure(path).map_err(|error| format!("{}: {error}", path.display()))).collect()
     }
-    paths.sort_unstable();
-    paths.dedup();
-    paths.iter().map(|path| measure(path).map_err(|error| format!("{}: {error}", path.display()))).collect()
+
+    /// Refuses a file that a link has led to from inside.
+    fn hold_inside(&self, pattern: &str, path: &Path) -> Result<(), String> {
+        let real = fs::canonicalize(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let within = |place: &PathBuf| fs::canonicalize(place).is_ok_and(|place| real.starts_with(place));
+        if self.inside.iter().any(within) {
+            return Ok(());
+        }
+        let (path, real) = (path.display(), real.display());
+        Err(format!("the artifact `{pattern}` leads out of its folder: {path} is a link to {real}; copy what is meant"))
+    }
+}
+
+/// A pattern of a job in this folder, checked, from the root on.
+fn whole(folder: &Path, pattern: &str) -> Result<String, String> {
+    if pattern.split('/').any(|part| part == "..") {
+        return Err(format!("the artifact `{pattern}` leads out of its folder; name it without `..`"));
+    }
+    // Brackets have no meaning here.
+    let plain: String =
+        pattern.chars().map(|it| if "[]".contains(it) { format!("[{it}]") } else { it.into() }).collect();
+    let folder = Pattern::escape(&folder.to_string_lossy());
+    let mut whole = if pattern.starts_with('/') { plain } else { format!("{folder}/{plain}") };
+    // Folders alone are never meant, however deep.
+    if whole.ends_with("/**") {
+        whole.push_str("/*");
+    }
+    match Pattern::new(&whole) {
+        Ok(_) if !pattern.is_empty() => Ok(whole),
+        _ => Err(format!("`{pattern}` is no pattern of artifacts: `**` stands for folders, alone between slashes")),
+    }
+}
+
+/// How long a path is when it is told, in bytes: where it holds odd characters, longer than it is.
+fn told_len(path: &Path) -> usize {
+    serde_json::to_string(&path.to_string_lossy()).map_or(usize::MAX, |text| text.len())
 }
 
 fn measure(path: &Path) -> io::Result<Artifact> {
@@ -97,7 +144,7 @@ mod tests {
             fs::write(path, file).unwrap();
         }
         let asked: Vec<String> = asked.iter().map(|&it| it.to_owned()).collect();
-        let artifacts = collect(&patterns(&folder, &asked)?)?;
+        let artifacts = Wanted::new(&folder, &folder, &asked)?.collect()?;
         artifacts.iter().for_each(|it| assert_eq!(it.sha256, Digest::of(&fs::read(&it.path).unwrap())));
         let name = |it: &Artifact| Path::new(&it.path).strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
         Ok(artifacts.iter().map(name).collect())
@@ -110,6 +157,51 @@ mod tests {
         assert_eq!(found(&files, &["**/*.log"]).unwrap(), ["out/a.log", "out/deep/b.log"]);
         assert_eq!(found(&files, &["x[1]"]).unwrap(), ["x[1]"]);
         assert_eq!(found(&files, &["*"]).unwrap(), ["app.sig", "app.tar", "x[1]"]);
+    }
+
+    #[test]
+    fn two_stars_stand_for_all_that_is_below_at_any_depth() {
+        let files = ["a.txt", "out/b.txt", "out/c.bin", "out/deep/er/d.txt", "out/.x/e.txt"];
+        assert_eq!(found(&files, &["out/**"]).unwrap(), ["out/b.txt", "out/c.bin", "out/deep/er/d.txt"]);
+        assert_eq!(found(&files, &["**"]).unwrap().len(), 4);
+        assert_eq!(found(&files, &["**/*.txt"]).unwrap(), ["a.txt", "out/b.txt", "out/deep/er/d.txt"]);
+        assert_eq!(found(&files, &["out/**/*.txt"]).unwrap(), ["out/b.txt", "out/deep/er/d.txt"]);
+        assert_eq!(found(&files, &["out/*"]).unwrap(), ["out/b.txt", "out/c.bin"]);
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_folder() {
+        for pattern in ["../x", "out/../../x", "..", "**/../x"] {
+            let refused = found(&["x"], &[pattern]).unwrap_err();
+            assert_eq!(refused, format!("the artifact `{pattern}` leads out of its folder; name it without `..`"));
+        }
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (work, folder) = (place.join("work"), place.join("work/project"));
+        fs::create_dir_all(work.join("cache")).unwrap();
+        fs::create_dir_all(folder.join("out")).unwrap();
+        fs::write(place.join("secret"), "").unwrap();
+        fs::write(work.join("cache/kept"), "").unwrap();
+        let collect = |pattern: &str| Wanted::new(&folder, &work, &[pattern.to_owned()])?.collect();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, folder.join(name)).unwrap();
+        link("../../cache/kept", "out/inside");
+        assert_eq!(collect("out/*").unwrap().len(), 1);
+        link("../../../secret", "out/link");
+        link("../..", "way");
+        for pattern in ["out/**", "out/link", "way/secret"] {
+            let refused = collect(pattern).unwrap_err();
+            assert!(refused.starts_with(&format!("the artifact `{pattern}` leads out of its folder: ")), "{refused}");
+        }
+        let absolute = place.join("secret").display().to_string();
+        assert_eq!(collect(&absolute).unwrap().len(), 1, "a file elsewhere is named from the root on");
+    }
+
+    #[test]
+    fn paths_count_as_they_are_told() {
+        let odd = "\u{1}".repeat(200);
+        let names: Vec<String> = (0..60).map(|number| format!("{odd}{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(found(&names, &["*"]).unwrap_err().ends_with("their paths are too long; pack them"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use vm_agent_schemas::task::{Job, Report};
 use vm_agent_schemas::wire::{Channel, Run, TaskEnded, TaskOutcome, TaskRef};
 
 use super::TASK_VARIABLE;
-use super::artifacts;
+use super::artifacts::Wanted;
 use super::output::Output;
 use super::usage::{Meter, Table};
 use super::work::script::ScriptFile;
@@ -72,7 +72,7 @@ struct Ready {
     surroundings: Surroundings,
     folder: PathBuf,
     account: Option<Account>,
-    artifacts: Vec<(String, String)>,
+    artifacts: Wanted,
     way: Way,
 }
 
@@ -112,7 +112,7 @@ impl Attempt {
         let surroundings = self.surroundings.with_secrets(self.job.secrets.as_ref())?;
         let folder = surroundings.folder(cwd.as_deref()).map_err(|error| error.to_string())?;
         let account = user.as_deref().map(Account::find).transpose().map_err(|error| error.to_string())?;
-        let artifacts = artifacts::patterns(&folder, artifacts)?;
+        let artifacts = Wanted::new(&folder, &surroundings.work, artifacts)?;
         let way = way(work, &folder)?;
         Ok(Ready { surroundings, folder, account, artifacts, way })
     }
@@ -125,7 +125,7 @@ impl Attempt {
             Way::Write(path, content, mode) => self.write(path, content, mode, account.clone(), due).await?.into(),
         };
         if done.outcome.is_success() && !artifacts.is_empty() {
-            let found = self.deed(account, due, move || artifacts::collect(&artifacts)).await?;
+            let found = self.deed(account, due, move || artifacts.collect()).await?;
             match found {
                 Ok(Ok(found)) => done.report.artifacts = found,
                 Ok(Err(reason)) => {
