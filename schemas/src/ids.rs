@@ -69,6 +69,15 @@ uuid_type! {
     SessionId
 }
 uuid_type! {
+    /// The id of a request to a guest.
+    RequestId
+}
+uuid_type! {
+    /// The id that a guest's kernel gave to its present boot. A machine that went on from a saved memory has
+    /// that of the machine which was saved.
+    BootId
+}
+uuid_type! {
     /// The id of an API token. The token itself is a secret and is not this.
     TokenId
 }

@@ -1,5 +1,5 @@
 //! The types that cross a boundary of VM Agent System: the fleet file, what is observed and planned,
-//! the wire protocol between runtime and hub, the HTTP API, and events.
+//! the wire protocol between runtime and hub, the channel to a guest, the HTTP API, and events.
 //!
 //! Nothing here does I/O or knows of an async runtime. A value of one of these types is valid: what
 //! can be refused is refused while it is parsed.
@@ -8,6 +8,7 @@ pub mod api;
 pub mod credential;
 pub mod event;
 pub mod fleet;
+pub mod guest;
 pub mod ids;
 pub mod intent;
 pub mod layout;
