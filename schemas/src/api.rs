@@ -605,7 +605,7 @@ pub struct Stats {
     pub steps: u64,
     /// Steps that failed or timed out.
     pub failures: u64,
-    /// Hellos refused.
+    /// Connections of runtimes that the hub refused or ended, and told why.
     pub refusals: u64,
 }
 

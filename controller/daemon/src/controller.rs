@@ -91,6 +91,7 @@ impl Controller {
                 overrides: &overrides,
                 file_valid,
                 sessions: moment.sessions,
+                closings: moment.core.hub.closings(),
                 pooled: records.pooled.len(),
                 store: moment.core.ledger.store().stats(),
             })

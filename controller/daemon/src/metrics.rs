@@ -7,7 +7,7 @@ use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use vm_agent_hub::{Notice, SessionInfo};
+use vm_agent_hub::{Closings, Notice, SessionInfo};
 use vm_agent_schemas::message::{MessageState, RefusedCode};
 use vm_agent_schemas::plan::Plan;
 use vm_agent_schemas::wire::TaskOutcome;
@@ -91,6 +91,7 @@ struct HubMetrics {
     sessions: IntGauge,
     streams: IntGauge,
     refusals: IntCounterVec,
+    turned_away: IntCounterVec,
     tasks_accepted: IntCounter,
     tasks_started: IntCounter,
     tasks_retried: IntCounter,
@@ -109,7 +110,17 @@ impl HubMetrics {
         Ok(Self {
             sessions: to.gauge("vmagent_hub_sessions", "Runtimes that are connected.")?,
             streams: to.gauge("vmagent_hub_streams", "Streams of clients that are open: shells, commands, copies.")?,
-            refusals: to.counters("vmagent_hub_refusals_total", "code", "Connections that the hub refused, by why.")?,
+            refusals: to.counters(
+                "vmagent_hub_refusals_total",
+                "code",
+                "Connections that the hub refused or ended, in a session or before it, by what it told them.",
+            )?,
+            turned_away: to.counters(
+                "vmagent_hub_turned_away_total",
+                "reason",
+                "Connections that ended before the hub could tell them anything, by why: slow, crowded, plain, tls, \
+                 upgrade, lost, shutdown.",
+            )?,
             tasks_accepted: to.counter("vmagent_tasks_accepted_total", "Tasks that were accepted.")?,
             tasks_started: to.counter("vmagent_tasks_started_total", "Attempts of tasks that began.")?,
             tasks_retried: to
@@ -139,7 +150,6 @@ impl HubMetrics {
 
     fn told(&self, notice: &Notice) {
         match notice {
-            Notice::Refused { code, .. } => self.refusals.with_label_values(&[code.as_str()]).inc(),
             Notice::TaskStarted(_) => self.tasks_started.inc(),
             Notice::TaskRetried(_) => self.tasks_retried.inc(),
             Notice::TaskEnded(task) => {
@@ -157,7 +167,13 @@ impl HubMetrics {
         }
     }
 
-    fn seen(&self, sessions: &[SessionInfo], pooled: usize) {
+    fn seen(&self, sessions: &[SessionInfo], pooled: usize, closings: &Closings) {
+        let count = |counters: &IntCounterVec, word: &str, count: u64| {
+            let counter = counters.with_label_values(&[word]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        };
+        closings.refused.iter().for_each(|(code, it)| count(&self.refusals, code.as_str(), *it));
+        closings.turned_away.iter().for_each(|(why, it)| count(&self.turned_away, why.as_str(), *it));
         let sum = |of: fn(&SessionInfo) -> u32| sessions.iter().map(|session| i64::from(of(session))).sum::<i64>();
         let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.sessions.set(whole(sessions.len()));
@@ -175,6 +191,8 @@ pub(crate) struct Now<'a> {
     pub(crate) overrides: &'a [&'static str],
     pub(crate) file_valid: bool,
     pub(crate) sessions: &'a [SessionInfo],
+    /// Connections that the hub has closed.
+    pub(crate) closings: Closings,
     /// Tasks that wait for any agent of a pool.
     pub(crate) pooled: usize,
     pub(crate) store: StoreStats,
@@ -254,12 +272,6 @@ impl Metrics {
         self.failures.get()
     }
 
-    pub(crate) fn refusals(&self) -> u64 {
-        let families = self.hub.refusals.collect();
-        let values = families.iter().flat_map(|family| family.get_metric());
-        values.map(|metric| metric.get_counter().get_value() as u64).sum()
-    }
-
     /// The text format of Prometheus.
     pub(crate) fn text(&self, now: &Now<'_>) -> Result<String, prometheus::Error> {
         self.file_valid.set(i64::from(now.file_valid));
@@ -273,7 +285,7 @@ impl Metrics {
         for path in now.overrides {
             self.overrides.with_label_values(&[path]).inc();
         }
-        self.hub.seen(now.sessions, now.pooled);
+        self.hub.seen(now.sessions, now.pooled, &now.closings);
         for (counter, count) in [(&self.store_commits, now.store.commits), (&self.store_writes, now.store.writes)] {
             counter.inc_by(count.saturating_sub(counter.get()));
         }

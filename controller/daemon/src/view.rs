@@ -99,7 +99,7 @@ impl Moment<'_> {
             passes: self.core.passes.load(Ordering::Relaxed),
             steps: self.core.metrics.steps(),
             failures: self.core.metrics.failures(),
-            refusals: self.core.metrics.refusals(),
+            refusals: self.core.hub.closings().refused.values().sum(),
         }
     }
 }

@@ -10,7 +10,7 @@ mod identity;
 pub mod state;
 mod stream;
 
-pub use adapter::{HubHandle, Options, ServeError, Storage, serve};
+pub use adapter::{Closings, HubHandle, Options, ServeError, Storage, TurnedAway, serve};
 pub use identity::{Identity, IdentityError};
 pub use state::{
     CloseReason, Directory, Member, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo,

@@ -10,10 +10,11 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use futures::{SinkExt as _, StreamExt as _};
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message, error::ProtocolError};
 
+use super::crowd::Place;
 use super::door::Transport;
 use crate::state::{ConnId, Inbound};
 
@@ -28,6 +29,13 @@ const MESSAGE_COST: usize = 64;
 /// end. Closing earlier could take the refusal from a peer that is still sending.
 const LINGER: Duration = Duration::from_secs(3);
 
+/// The same when many connections have been closed already and are not gone: those that are refused again and
+/// again would hold all file descriptors.
+const LINGER_CROWDED: Duration = Duration::from_millis(200);
+
+/// How many closed connections have all of that time.
+static LINGERING: Semaphore = Semaphore::const_new(256);
+
 type Socket = WebSocketStream<Box<dyn Transport>>;
 
 /// What a connection tells the owner.
@@ -41,7 +49,7 @@ pub(super) enum Input {
 /// the peer has had its time.
 pub(super) struct Outgoing {
     queue: Arc<Queue>,
-    unproven: Option<OwnedSemaphorePermit>,
+    unproven: Option<Place>,
 }
 
 /// The peer does not read.
@@ -132,11 +140,11 @@ pub(super) fn run(
     conn: ConnId,
     peer: SocketAddr,
     since: Timestamp,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     inputs: mpsc::Sender<Input>,
 ) -> impl Future<Output = ()> + Send {
     let queue = Arc::new(Queue::default());
-    let outgoing = Outgoing { queue: queue.clone(), unproven: Some(permit) };
+    let outgoing = Outgoing { queue: queue.clone(), unproven: Some(place) };
     let opened = Input::Opened { conn, peer, since, outgoing };
     let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, deaf: false };
     async move {
@@ -144,7 +152,9 @@ pub(super) fn run(
             return;
         }
         link.serve(conn, &inputs).await;
-        let _ = tokio::time::timeout(LINGER, Box::pin(link.finish())).await;
+        let turn = LINGERING.try_acquire();
+        let linger = if turn.is_ok() { LINGER } else { LINGER_CROWDED };
+        let _ = tokio::time::timeout(linger, Box::pin(link.finish())).await;
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{StatusCode, header};
@@ -18,12 +18,10 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config, tungsteni
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::wire::{HANDSHAKE_LIMIT, HUB_PATH, TEXT_MAX};
 
+use super::closings::{Tally, TurnedAway};
 use super::connection::{self, Input};
+use super::crowd::{Crowd, Place};
 use crate::state::ConnId;
-
-/// Connections that have not proven yet who they are. More wait in the kernel; each has its handshake
-/// limit, so that the door never stays shut. A fleet that reconnects at once passes in a few turns.
-const UNPROVEN_MAX: usize = 256;
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -68,29 +66,55 @@ enum Turned {
     Tls(#[source] io::Error),
     #[error("the upgrade to a WebSocket failed")]
     Upgrade(#[source] Box<tungstenite::Error>),
+    #[error("its handshake took too long")]
+    Slow,
+    #[error("others came while its handshake took its time, and there was no more room")]
+    Crowded,
+    #[error("the hub goes down")]
+    Shutdown,
+}
+
+impl Turned {
+    const fn kind(&self) -> TurnedAway {
+        match self {
+            Self::Lost(_) => TurnedAway::Lost,
+            Self::Plain => TurnedAway::Plain,
+            Self::Tls(_) => TurnedAway::Tls,
+            Self::Upgrade(_) => TurnedAway::Upgrade,
+            Self::Slow => TurnedAway::Slow,
+            Self::Crowded => TurnedAway::Crowded,
+            Self::Shutdown => TurnedAway::Shutdown,
+        }
+    }
 }
 
 pub(super) struct Door {
     tls: TlsAcceptor,
     inputs: mpsc::Sender<Input>,
     tasks: TaskTracker,
-    unproven: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
+    tally: Tally,
     counter: AtomicU64,
 }
 
 impl Door {
-    pub(super) fn new(tls: TlsAcceptor, inputs: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
-        let unproven = Arc::new(Semaphore::new(UNPROVEN_MAX));
-        Self { tls, inputs, tasks, unproven, counter: AtomicU64::new(1) }
+    pub(super) fn new(
+        tls: TlsAcceptor,
+        inputs: mpsc::Sender<Input>,
+        tasks: TaskTracker,
+        crowd: Arc<Crowd>,
+        tally: Tally,
+    ) -> Self {
+        Self { tls, inputs, tasks, crowd, tally, counter: AtomicU64::new(1) }
     }
 
     /// Accepts connections, for ever.
     pub(super) async fn listen(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let permit = self.unproven.clone().acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((tcp, peer)) => {
-                    self.tasks.spawn(self.clone().admit(tcp, peer, permit));
+                    let place = self.crowd.enter(peer.ip());
+                    self.tasks.spawn(self.clone().admit(tcp, peer, place));
                 }
                 Err(error) => {
                     // Most often there are no file descriptors left; connections that end give some back.
@@ -101,27 +125,29 @@ impl Door {
         }
     }
 
-    async fn admit(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    async fn admit(self: Arc<Self>, tcp: TcpStream, peer: SocketAddr, place: Place) {
         let since = Timestamp::now();
         // In a box of its own, which is gone before the long life of the connection begins.
         let upgraded = Box::pin(async {
-            tokio::select! {
-                upgraded = tokio::time::timeout(HANDSHAKE_LIMIT.get(), self.upgrade(tcp, peer)) => Some(upgraded),
-                () = self.inputs.closed() => None,
-            }
+            let upgraded = tokio::select! {
+                upgraded = tokio::time::timeout(HANDSHAKE_LIMIT.get(), self.upgrade(tcp, peer)) => upgraded,
+                () = place.taken() => Ok(Err(Turned::Crowded)),
+                () = self.inputs.closed() => Ok(Err(Turned::Shutdown)),
+            };
+            let socket = upgraded.unwrap_or(Err(Turned::Slow))?;
+            let conn = ConnId(self.counter.fetch_add(1, Ordering::Relaxed));
+            if place.inside(conn) { Ok((socket, conn)) } else { Err(Turned::Crowded) }
         });
-        let Some(upgraded) = upgraded.await else { return };
-        match upgraded {
-            Ok(Ok(socket)) => {
-                let conn = ConnId(self.counter.fetch_add(1, Ordering::Relaxed));
+        match upgraded.await {
+            Ok((socket, conn)) => {
                 // On its own: what it took to get here is gone then.
-                self.tasks.spawn(connection::run(socket, conn, peer, since, permit, self.inputs.clone()));
+                self.tasks.spawn(connection::run(socket, conn, peer, since, place, self.inputs.clone()));
             }
-            Ok(Err(turned)) => {
+            Err(turned) => {
+                self.tally.turned_away(turned.kind());
                 let error: &(dyn std::error::Error + 'static) = &turned;
-                tracing::warn!(%peer, error, "Turned a connection away");
+                tracing::debug!(%peer, error, "Turned a connection away");
             }
-            Err(_) => tracing::warn!(%peer, "Turned a connection away: its handshake took too long"),
         }
     }
 

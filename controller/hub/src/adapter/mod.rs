@@ -10,7 +10,9 @@
 //! One task owns the [`Hub`](crate::state::Hub) and never waits for a peer: what can't be sent at once
 //! is queued within a bound, and who fills the bound is closed.
 
+mod closings;
 mod connection;
+mod crowd;
 mod door;
 mod notices;
 mod owner;
@@ -40,6 +42,9 @@ use vm_agent_schemas::wire::{Configuration, StreamTarget};
 use crate::identity::Identity;
 use crate::state::{Directory, Event, Hub, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo};
 use crate::stream::{Stream, StreamEvent};
+use closings::Tally;
+pub use closings::{Closings, TurnedAway};
+use crowd::Crowd;
 use door::Door;
 use owner::Owner;
 
@@ -124,6 +129,7 @@ pub struct HubHandle {
     addresses: Arc<[SocketAddr]>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    tally: Tally,
 }
 
 /// Starts a hub.
@@ -144,12 +150,14 @@ pub async fn serve(options: Options) -> Result<HubHandle, ServeError> {
     let (inputs, from_connections) = mpsc::channel(INPUTS);
     let (commands, from_handles) = mpsc::unbounded_channel();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let door = Arc::new(Door::new(tls, inputs, tasks.clone()));
+    let tally = Tally::default();
+    let crowd = Crowd::new(commands.downgrade());
+    let door = Arc::new(Door::new(tls, inputs, tasks.clone(), crowd, tally.clone()));
     for listener in listeners {
         tasks.spawn(stop.clone().run_until_cancelled_owned(door.clone().listen(listener)));
     }
     let hub = Hub::new(options.fleet, options.heartbeat);
-    let owner = Owner::new(hub, options.heartbeat, options.storage, options.notices);
+    let owner = Owner::new(hub, options.heartbeat, options.storage, options.notices, tally.clone());
     tasks.spawn({
         let stop = stop.clone();
         async move {
@@ -158,7 +166,7 @@ pub async fn serve(options: Options) -> Result<HubHandle, ServeError> {
         }
     });
     tasks.close();
-    Ok(HubHandle { commands, addresses: addresses.into(), stop, tasks })
+    Ok(HubHandle { commands, addresses: addresses.into(), stop, tasks, tally })
 }
 
 impl HubHandle {
@@ -175,6 +183,12 @@ impl HubHandle {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         *self.addresses.first().expect("a hub listens somewhere")
+    }
+
+    /// How many connections the hub has closed by its own decision, and why.
+    #[must_use]
+    pub fn closings(&self) -> Closings {
+        self.tally.closings()
     }
 
     /// Lets the agent's runtime speak with this credential, which is stored already: at the controller's

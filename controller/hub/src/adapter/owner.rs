@@ -13,6 +13,7 @@ use vm_agent_schemas::message::{self, Post};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Envelope, FromHub};
 
+use super::closings::Tally;
 use super::connection::{Input, Outgoing};
 use super::notices::Notices;
 use super::release::{Released, Releases};
@@ -43,6 +44,7 @@ pub(super) struct Owner {
     tick: Duration,
     releases: Releases,
     notices: Notices,
+    tally: Tally,
     connections: HashMap<ConnId, Outgoing>,
     opening: HashMap<StreamKey, Opening>,
     clients: HashMap<StreamKey, ClientSender>,
@@ -52,7 +54,13 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(hub: Hub, heartbeat: Span, storage: Arc<dyn Storage>, notices: mpsc::Sender<Notice>) -> Self {
+    pub(super) fn new(
+        hub: Hub,
+        heartbeat: Span,
+        storage: Arc<dyn Storage>,
+        notices: mpsc::Sender<Notice>,
+        tally: Tally,
+    ) -> Self {
         // An interval of zero panics.
         let tick = (heartbeat.get() / TICKS_PER_HEARTBEAT).clamp(Duration::from_millis(1), TICK);
         Self {
@@ -60,6 +68,7 @@ impl Owner {
             tick,
             releases: Releases::new(storage),
             notices: Notices::new(notices),
+            tally,
             connections: HashMap::new(),
             opening: HashMap::new(),
             clients: HashMap::new(),
@@ -165,7 +174,10 @@ impl Owner {
                 Effect::Close { conn } => {
                     self.connections.remove(&conn);
                 }
-                Effect::Notify(notice) => self.notices.push(notice),
+                Effect::Notify(notice) => {
+                    self.tally.told(&notice);
+                    self.notices.push(notice);
+                }
                 Effect::Opening { key, answer } => self.opened(key, answer),
                 Effect::Posted { message, to, answer } => {
                     for asking in self.posting.remove(&(message, to)).unwrap_or_default() {

@@ -607,10 +607,11 @@ async fn a_connection_that_waits_is_small() {
     let stream: Box<dyn Transport> = Box::new(TcpStream::connect(tcp.local_addr().unwrap()).await.unwrap());
     let role = tokio_tungstenite::tungstenite::protocol::Role::Server;
     let socket = WebSocketStream::from_raw_socket(stream, role, None).await;
-    let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+    let (commands, _owner) = mpsc::unbounded_channel();
+    let peer: std::net::SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let place = Crowd::new(commands.downgrade()).enter(peer.ip());
     let (inputs, _receiver) = mpsc::channel(1);
-    let peer = "127.0.0.1:1".parse().unwrap();
-    let waiting = connection::run(socket, crate::state::ConnId(1), peer, jiff::Timestamp::now(), permit, inputs);
+    let waiting = connection::run(socket, crate::state::ConnId(1), peer, jiff::Timestamp::now(), place, inputs);
     assert!(size_of_val(&waiting) <= 1536, "{} bytes", size_of_val(&waiting));
     let session = crate::state::session_size();
     assert!(session <= 1024, "{session} bytes");

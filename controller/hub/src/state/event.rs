@@ -59,6 +59,12 @@ pub enum Event {
         /// The connection.
         conn: ConnId,
     },
+    /// Others wait to come in, there is no more room for connections that have not proven who they are, and
+    /// this one is next to go.
+    Crowded {
+        /// The connection.
+        conn: ConnId,
+    },
     /// The connection is gone.
     Closed {
         /// The connection.
@@ -348,6 +354,9 @@ pub enum OpenError {
     /// The session has as many streams as it may.
     #[error("{STREAMS_MAX} processes are connected to the agent, and there can be no more: end one of them first")]
     TooMany,
+    /// What is to be at its other end is longer than anything that could be there.
+    #[error("{0} longer than can be sent to an agent; put what is long into a file there")]
+    TooLarge(&'static str),
 }
 
 /// Something that the controller should know.

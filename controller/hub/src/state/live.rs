@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::wire::{Address, Envelope, Frame, FromRuntime, MessageRef};
+use vm_agent_schemas::wire::{Address, Envelope, Frame, FromRuntime, LogLines, MessageRef};
 
 use super::handshake::Refusal;
 use super::reports::{check_configured, check_health, services_differ};
@@ -55,7 +55,11 @@ impl Hub {
                     self.notify(Notice::Activity { agent });
                 }
             }
-            FromRuntime::Log(log) => self.notify(Notice::Log { agent, lines: log.lines, dropped: log.dropped }),
+            FromRuntime::Log(log) => {
+                if let Some(LogLines { lines, dropped }) = session.log.pass(log, now) {
+                    self.notify(Notice::Log { agent, lines, dropped });
+                }
+            }
             FromRuntime::Configured(configured) => {
                 check_configured(&configured)?;
                 session.told = true;

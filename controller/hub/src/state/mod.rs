@@ -24,6 +24,7 @@ mod directory;
 mod event;
 mod handshake;
 mod live;
+mod log;
 mod messages;
 mod output;
 mod pool;
@@ -165,6 +166,7 @@ impl Hub {
             }
             Event::Received { conn, inbound } => self.received(conn, inbound, now),
             Event::Overflowed { conn } => self.overflowed(conn),
+            Event::Crowded { conn } => self.crowded(conn),
             Event::Closed { conn } => self.forget(conn, &CloseReason::Disconnected),
             Event::Tick => self.tick(now),
             Event::Stored(records) => self.stored(&records),

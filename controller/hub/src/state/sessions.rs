@@ -13,6 +13,7 @@ use vm_agent_schemas::wire::{
 };
 
 use super::handshake::{self, Refusal};
+use super::log::LogMeter;
 use super::streams::Streams;
 use super::{
     CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed,
@@ -43,6 +44,7 @@ pub(super) struct Session {
     /// Whether it has said that.
     pub(super) told: bool,
     pub(super) problems: Vec<String>,
+    pub(super) log: LogMeter,
     pub(super) streams: Streams,
     /// What its runtime has to sign with a new key, while it is asked for one.
     pub(super) rotating: Option<Challenge>,
@@ -68,6 +70,7 @@ impl Session {
             configured: None,
             told: false,
             problems: Vec::new(),
+            log: LogMeter::default(),
             streams: Streams::default(),
             rotating: None,
             busy: false,
@@ -262,7 +265,9 @@ impl Hub {
 
     /// A connection is no more, and with it its session and the streams of that.
     pub(super) fn forget(&mut self, conn: ConnId, why: &CloseReason) {
-        let Some(Connection { phase: Phase::Live(session), .. }) = self.connections.remove(&conn) else { return };
+        let Some(Connection { phase: Phase::Live(mut session), .. }) = self.connections.remove(&conn) else {
+            return;
+        };
         if let Some(agent) = self.agents.get_mut(&session.agent) {
             agent.live = None;
         }
@@ -270,13 +275,30 @@ impl Hub {
             self.clients.remove(&key);
             self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_string()) });
         }
+        let left_out = session.log.rest();
         let (agent, epoch) = (session.agent, session.epoch);
         self.watch(&agent, self.clock);
+        self.tell_left_out(left_out.map(|lines| (agent.clone(), lines)));
         self.notify(Notice::SessionClosed { agent, epoch, why: why.clone() });
     }
 
     pub(super) fn overflowed(&mut self, conn: ConnId) {
         self.refuse(conn, Refusal::flow("the runtime does not read what it is sent"));
+    }
+
+    /// Who has proven who it is stays.
+    pub(super) fn crowded(&mut self, conn: ConnId) {
+        if self.session(conn).is_none() {
+            let message = "the handshake took longest of all, and others wait at the door";
+            self.refuse(conn, Refusal::new(RefusalCode::Silence, message));
+        }
+    }
+
+    /// Tells how many lines of logs were left out, where no other line follows that tells it.
+    fn tell_left_out(&mut self, left_out: impl IntoIterator<Item = (AgentName, u64)>) {
+        for (agent, dropped) in left_out {
+            self.notify(Notice::Log { agent, lines: Vec::new(), dropped });
+        }
     }
 
     pub(super) fn tick(&mut self, now: Timestamp) {
@@ -292,6 +314,12 @@ impl Hub {
         if now >= self.grace_until {
             self.judge_silence(now);
         }
+        let untold = self.connections.values_mut().filter_map(|connection| match &mut connection.phase {
+            Phase::Live(session) => Some((session.agent.clone(), session.log.untold(now)?)),
+            Phase::AwaitingHello | Phase::AwaitingProof(_) => None,
+        });
+        let untold: Vec<_> = untold.collect();
+        self.tell_left_out(untold);
         self.tick_tasks(now);
         self.tick_messages(now);
     }
