@@ -14,6 +14,7 @@ use vm_agent_schemas::names::FleetName;
 use vm_agent_schemas::plan::ApprovalRequest;
 use vm_agent_store::{self as store, StoreError};
 
+use crate::engine::notices::news_of;
 use crate::engine::records::{AcceptedFile, Change, NEVER_BLOWN, NewFile, Records};
 
 const FUSE_KEY: &str = "fuse";
@@ -140,12 +141,29 @@ pub fn belong_to(conn: &rusqlite::Connection, fleet: &FleetName) -> Result<(), S
     store::meta::set(conn, FLEET_KEY, fleet.as_str())
 }
 
-/// Writes what the hub wants to survive.
+/// Writes what the hub wants to survive, with the events that follow from it: what is told of a task is stored
+/// together with what it tells of, and so neither lost nor told twice.
 ///
 /// # Errors
 /// When the database fails, or a record contradicts what is stored.
-pub fn note(conn: &rusqlite::Connection, records: &[Record]) -> Result<(), StoreError> {
-    records.iter().try_for_each(|record| match record {
+pub fn note(conn: &rusqlite::Connection, records: &[Record], now: Timestamp) -> Result<Vec<Event>, StoreError> {
+    let mut events = Vec::new();
+    for record in records {
+        if let Record::Task(task) = record {
+            let before = store::tasks::get(conn, task.id)?;
+            store::tasks::put(conn, task)?;
+            for event in news_of(before.as_ref(), task) {
+                events.push(store::events::append(conn, &event, now)?);
+            }
+        } else {
+            note_one(conn, record)?;
+        }
+    }
+    Ok(events)
+}
+
+fn note_one(conn: &rusqlite::Connection, record: &Record) -> Result<(), StoreError> {
+    match record {
         // The loop stores a credential first and drops it last: one that is gone, or of another life of
         // the machine, is not brought back.
         Record::Credential(credential) => {
@@ -153,11 +171,10 @@ pub fn note(conn: &rusqlite::Connection, records: &[Record]) -> Result<(), Store
             let same = known.is_some_and(|known| known.incarnation == credential.incarnation);
             if same { store::credentials::put(conn, credential) } else { Ok(()) }
         }
-        Record::Task(task) => store::tasks::put(conn, task),
         Record::Message(message) => store::messages::put(conn, message),
         // It goes to the output log, where there is one.
-        Record::Output { .. } => Ok(()),
-    })
+        Record::Task(_) | Record::Output { .. } => Ok(()),
+    }
 }
 
 fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use vm_agent_hub::{Record, Storage};
 
@@ -87,9 +88,9 @@ async fn write(ledger: &Ledger, output: &Output, holes: &mut Holes, records: Vec
     }
     if !records.is_empty() {
         let written = records.clone();
-        let stored = ledger.store().write(move |conn| disk::note(conn, &records)).await;
-        stored.map_err(|error| Chain(&error).to_string())?;
-        ledger.note(&written);
+        let now = Timestamp::now();
+        let stored = ledger.store().write(move |conn| disk::note(conn, &records, now)).await;
+        ledger.note(&written, stored.map_err(|error| Chain(&error).to_string())?);
     }
     holes.stored(&pieces, &over);
     over.into_iter().for_each(|task| output.settled(task));
@@ -99,7 +100,7 @@ async fn write(ledger: &Ledger, output: &Output, holes: &mut Holes, records: Vec
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use jiff::Timestamp;
+    use vm_agent_schemas::event::EventKind;
     use vm_agent_schemas::ids::TaskId;
     use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
     use vm_agent_schemas::wire::{Channel, TaskOutcome, TaskRef};
@@ -145,6 +146,30 @@ mod tests {
         let page = output.read(wanted, Position::default(), usize::MAX).await.unwrap();
         let text: Vec<&[u8]> = page.pieces.iter().map(|piece| &piece.data[..]).collect();
         assert_eq!(text.concat(), b"one two");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_task_is_one_event_however_often_it_is_stored_and_in_however_many_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Arc::new(Output::open(&folder.path().join("output")).unwrap());
+        let began = task();
+        for _ in 0..2 {
+            let ledger = Ledger::open(Store::open(&folder.path().join("state.db")).unwrap()).await.unwrap();
+            let ledger = Arc::new(ledger);
+            let mut heard = ledger.subscribe();
+            let storage = HubStorage::start(Arc::clone(&ledger), Arc::clone(&output));
+            for _ in 0..2 {
+                storage.store(vec![Record::Task(ended(&began))]).await.unwrap();
+            }
+            let events = ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap();
+            let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
+            assert_eq!(kinds, [EventKind::TaskEnded], "it is stored with what it tells of");
+            if let Ok(event) = heard.try_recv() {
+                assert_eq!(event, events[0]);
+                assert!(heard.try_recv().is_err(), "and told once");
+            }
+            ledger.store().close().await;
+        }
     }
 
     #[test]

@@ -152,9 +152,11 @@ impl Ledger {
         Ok(revision)
     }
 
-    /// Takes note of records that the hub has stored by itself.
-    pub(crate) fn note(&self, stored: &[Record]) {
+    /// Takes note of records that the hub has stored by itself, and tells of the events that were stored with
+    /// them.
+    pub(crate) fn note(&self, stored: &[Record], events: Vec<Event>) {
         Arc::make_mut(&mut self.lock()).note(stored);
+        self.tell(events);
     }
 
     fn tell(&self, events: Vec<Event>) {

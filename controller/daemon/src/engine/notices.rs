@@ -30,13 +30,10 @@ pub const fn looks_at(notice: &Notice) -> Option<&AgentName> {
     }
 }
 
-/// What there is to tell people, if anything.
+/// What there is to tell people, if anything. What becomes of a task is told with its record: see [`news_of`].
 #[must_use]
 pub fn event_of(notice: &Notice) -> Option<NewEvent> {
     let (agent, kind, message) = match notice {
-        Notice::TaskStarted(task) => return Some(of_task(task, EventKind::TaskStarted, "began")),
-        Notice::TaskRetried(task) => return Some(of_task(task, EventKind::TaskRetried, &retried(task))),
-        Notice::TaskEnded(task) => return Some(of_task(task, EventKind::TaskEnded, &ended(task))),
         Notice::Message(message) => return of_message(message),
         Notice::Rotated { agent } => {
             (agent, EventKind::KeyRotated, "its runtime has another key from its next connection on".to_owned())
@@ -65,11 +62,37 @@ pub fn event_of(notice: &Notice) -> Option<NewEvent> {
         | Notice::Configured { .. }
         | Notice::Activity { .. }
         | Notice::Log { .. }
+        | Notice::TaskStarted(_)
+        | Notice::TaskRetried(_)
+        | Notice::TaskEnded(_)
         | Notice::TaskOutput { .. }
         | Notice::TaskUnknown { .. }
         | Notice::MessageRefused { .. } => return None,
     };
     Some(NewEvent::of(agent, kind, message))
+}
+
+/// What there is to tell people of a task that is to be stored, beside what was stored of it before: that an
+/// attempt began, that it is followed by another, and how the task ended. That something began may be stored
+/// only with its end.
+#[must_use]
+pub fn news_of(before: Option<&Task>, task: &Task) -> Vec<NewEvent> {
+    let told = before.map_or((1, false, false), |it| (it.attempt, it.started_at.is_some(), it.outcome().is_some()));
+    let (attempt, begun, over) = told;
+    if over {
+        return Vec::new();
+    }
+    let retried_now = task.attempt > attempt;
+    let begins = if retried_now {
+        let former = task.former.iter().find(|former| former.attempt == attempt);
+        former.is_some_and(|former| former.started_at.is_some())
+    } else {
+        task.started_at.is_some()
+    };
+    let began = (begins && !begun).then(|| of_task(task, EventKind::TaskStarted, "began"));
+    let again = retried_now.then(|| of_task(task, EventKind::TaskRetried, &retried(task)));
+    let end = task.outcome().map(|_| of_task(task, EventKind::TaskEnded, &ended(task)));
+    [began, again, end].into_iter().flatten().collect()
 }
 
 /// An event about a task. One of a pool may have no agent.
@@ -105,4 +128,54 @@ fn of_message(message: &Message) -> Option<NewEvent> {
     let Message { id, from, to, .. } = message;
     let message = format!("message {id} from {from} to {to} is a dead letter: {reason}");
     Some(NewEvent { kind: EventKind::MessageDead, agent, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use vm_agent_schemas::ids::{Incarnation, TaskId};
+    use vm_agent_schemas::task::{Attempt, Job, TaskState, Terms};
+    use vm_agent_schemas::wire::TaskOutcome;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn kinds(before: Option<&Task>, task: &Task) -> Vec<EventKind> {
+        news_of(before, task).into_iter().map(|event| event.kind).collect()
+    }
+
+    #[test]
+    fn each_thing_that_becomes_of_a_task_is_told_once_and_in_order() {
+        let source = TaskSource::Request { author: "ann".to_owned(), key: None };
+        let queued = Task::new(
+            TaskId::generate(),
+            Some("web".parse().unwrap()),
+            source,
+            Job::exec(["true"]),
+            Terms::default(),
+            NOW,
+        );
+        let incarnation = Incarnation(1);
+        let sent = Task { state: TaskState::Sent { incarnation }, ..queued.clone() };
+        let running = Task { state: TaskState::Running { incarnation }, started_at: Some(NOW), ..queued.clone() };
+        let outcome = TaskOutcome::Exited { code: 1 };
+        let former =
+            |started_at| Attempt { attempt: 1, agent: None, started_at, ended_at: NOW, outcome: outcome.clone() };
+        let again = |started_at| Task { attempt: 2, former: vec![former(started_at)], ..queued.clone() };
+        let ended = |task: &Task| Task { state: TaskState::Ended { outcome: outcome.clone() }, ..task.clone() };
+        let [began, retried, over] = [EventKind::TaskStarted, EventKind::TaskRetried, EventKind::TaskEnded];
+
+        assert_eq!(kinds(Some(&queued), &sent), []);
+        assert_eq!(kinds(Some(&sent), &running), [began]);
+        assert_eq!(kinds(Some(&running), &running), []);
+        assert_eq!(kinds(Some(&running), &ended(&running)), [over]);
+        assert_eq!(kinds(Some(&sent), &ended(&running)), [began, over], "its record was not stored in between");
+        assert_eq!(kinds(Some(&ended(&running)), &ended(&running)), [], "its end is stored again");
+        assert_eq!(kinds(Some(&running), &again(Some(NOW))), [retried]);
+        assert_eq!(kinds(Some(&sent), &again(Some(NOW))), [began, retried]);
+        assert_eq!(kinds(Some(&sent), &again(None)), [retried], "it never began");
+        assert_eq!(kinds(Some(&again(None)), &again(None)), []);
+        assert_eq!(kinds(None, &ended(&queued)), [over]);
+    }
 }

@@ -395,6 +395,8 @@ impl Hub {
         for change in changes {
             let task = change.task();
             if !matches!(change, Change::Ready(_)) {
+                // Whatever of it was still to be stored is in this record.
+                self.unstored.remove(&task.id);
                 self.effects.push(Effect::Store(Record::Task(task.clone())));
             }
             let waits = task.agent.is_none() && is_ready(task, now);

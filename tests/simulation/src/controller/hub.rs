@@ -124,7 +124,8 @@ impl World {
         if !over.is_empty() {
             self.log.flush();
         }
-        self.transaction(|conn| disk::note(conn, records))
+        let now = self.clock.wall();
+        self.transaction(|conn| disk::note(conn, records, now).map(drop))
     }
 
     fn attempts_are_over(&mut self, records: &[Record]) {

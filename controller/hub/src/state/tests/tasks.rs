@@ -104,6 +104,22 @@ fn a_task_runs_and_its_end_is_stored_before_it_is_acknowledged() {
 }
 
 #[test]
+fn an_end_is_told_once_however_slowly_it_is_stored() {
+    let (mut world, task) = with_task();
+    world.say(1, "web", FromRuntime::TaskStarted(of(&task)));
+    let end = || Event::Received { conn: ConnId(1), inbound: message("web", ended(of(&task), 0)) };
+    let over = world.hub.handle(end(), at(1));
+    assert!(end_of(&over).is_some());
+    // Its record is still on its way.
+    world.now = 2;
+    let again =
+        [world.hub.handle(Event::Tick, at(2)), world.hub.handle(end(), at(2)), reconnect(&mut world, 2)].concat();
+    assert!(end_of(&again).is_none(), "{again:?}");
+    world.tell(Event::Stored(stored(&over)));
+    assert_eq!(world.tick_at(4), []);
+}
+
+#[test]
 fn that_a_task_is_sent_is_stored_before_it_is_each_time() {
     let mut world = World::joined();
     let task = task("web");
