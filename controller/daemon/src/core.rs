@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_hub::HubHandle;
@@ -62,6 +62,8 @@ pub(crate) struct Core {
     /// A person has applied a file.
     pub(crate) applied: Notify,
     pub(crate) watch: Watch,
+    /// Tokens have ended, or will at another time.
+    pub(crate) tokens: watch::Sender<()>,
 }
 
 impl Core {

@@ -56,6 +56,9 @@ const NOTICES: usize = 1024;
 /// looked at by the next life.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long it may take to write down what the hub told last. A disk that hangs holds nothing up for ever.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// How long a life that was started for a file waits for it before it goes on with the one in force.
 const EXPECTED: Duration = Duration::from_secs(5);
 
@@ -232,6 +235,8 @@ pub struct Running {
     folder: StateDir,
     /// The doors and the loop.
     parts: TaskTracker,
+    /// Who writes down what the hub tells. The hub tells its last when it goes down.
+    tellers: TaskTracker,
     /// The observers end last: a stop under way looks at what it came to.
     observe_stop: CancellationToken,
     expects_file: bool,
@@ -329,10 +334,19 @@ impl Running {
             upgrading: Default::default(),
             applied: Notify::new(),
             watch: Watch::new(config.watch),
+            tokens: Default::default(),
         });
         let controller = Controller::new(Arc::clone(&core));
         let expects_file = config.expects_file;
-        let running = Self { controller, core, folder, parts: TaskTracker::new(), observe_stop, expects_file };
+        let running = Self {
+            controller,
+            core,
+            folder,
+            parts: TaskTracker::new(),
+            tellers: TaskTracker::new(),
+            observe_stop,
+            expects_file,
+        };
         running.serve(listeners, notices_rx).await?;
         Ok(running)
     }
@@ -358,7 +372,7 @@ impl Running {
         let records = core.ledger.records();
         core.ledger.record(vec![life::began(&records)], Timestamp::now()).await?;
         // Runtimes may be back already; that is told after the beginning of the life that they came to.
-        tokio::spawn(notices::run(Arc::clone(core), notices));
+        self.tellers.spawn(notices::run(Arc::clone(core), notices));
         self.parts.spawn(retention::run(Arc::clone(core)));
         self.folder.write_controller_file(&ControllerFile {
             pid: std::process::id(),
@@ -402,11 +416,15 @@ impl Running {
             tracing::warn!("Something was still under way; the next life looks at it");
         }
         self.observe_stop.cancel();
+        core.hub.shutdown().await;
+        self.tellers.close();
+        if tokio::time::timeout(LAST_WORDS, self.tellers.wait()).await.is_err() {
+            tracing::warn!("What the hub told last could not be written down in time");
+        }
         let event = NewEvent::fleet(EventKind::ControllerStopped, "the controller went down in order");
         if let Err(error) = core.ledger.record(vec![Change::Event(event)], Timestamp::now()).await {
             tracing::error!(error = %reconciler::Chain(&error), "The end could not be recorded");
         }
-        core.hub.shutdown().await;
         core.ledger.store().close().await;
         if let Err(error) = self.folder.remove_controller_file() {
             tracing::warn!(%error, "controller.json could not be removed");

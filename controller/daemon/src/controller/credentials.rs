@@ -7,7 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 use vm_agent_schemas::api::{AuditEntry, NewToken, Problem, ProblemCode, TokenRequest, TokenRotation};
 use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::event::EventKind;
-use vm_agent_schemas::ids::{Secret, TokenId};
+use vm_agent_schemas::ids::{Digest, Secret, TokenId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::units::Span;
 use vm_agent_store as store;
@@ -18,6 +18,10 @@ use crate::reconciler::Chain;
 /// How long a runtime may take to make itself another key. It takes milliseconds, unless its machine is very busy.
 const ROTATION_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often a token is looked at while something that it opened goes on, at the least: a clock that was set
+/// changes when it ends.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 impl Controller {
     /// Whose token this is.
     ///
@@ -26,9 +30,33 @@ impl Controller {
     pub async fn authenticate(&self, token: &str) -> Result<Option<Actor>, Problem> {
         // Looked up by its digest: how long that takes says nothing about how near a guess is.
         let digest = Secret::from_text(token).digest();
+        let known = self.working(digest).await?;
+        Ok(known.map(|token| Actor { name: token.name, role: token.role }))
+    }
+
+    /// Waits until the token with this digest works no more.
+    pub(crate) async fn token_ends(&self, digest: &Digest) {
+        let mut changes = self.core.tokens.subscribe();
+        loop {
+            // Marked before it is read: what comes in between is news again.
+            changes.borrow_and_update();
+            let pause = match self.working(digest.clone()).await {
+                Ok(Some(token)) => token.expires_at.map_or(LOOK_AGAIN, |end| left(end).min(LOOK_AGAIN)),
+                Ok(None) => return,
+                // That the store does not answer ends no token.
+                Err(_) => LOOK_AGAIN,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// The token with this digest, if it works.
+    async fn working(&self, digest: Digest) -> Result<Option<ApiToken>, Problem> {
         let known = self.read(move |conn| store::tokens::find(conn, &digest)).await?;
-        let works = |token: &ApiToken| token.expires_at.is_none_or(|end| Timestamp::now() < end);
-        Ok(known.filter(works).map(|token| Actor { name: token.name, role: token.role }))
+        Ok(known.filter(|token| token.expires_at.is_none_or(|end| Timestamp::now() < end)))
     }
 
     /// Makes a token for the API over TCP. It is shown this one time.
@@ -67,6 +95,7 @@ impl Controller {
                 ends.map_or(Ok(true), |end| store::tokens::end_at(conn, id, end))
             })
             .await?;
+        self.core.tokens.send_replace(());
         found.then_some(new).ok_or_else(|| no_token(id))
     }
 
@@ -84,6 +113,7 @@ impl Controller {
     /// When there is none with that id, or the store fails.
     pub async fn revoke_token(&self, id: TokenId, _actor: &Actor) -> Result<(), Problem> {
         let found = self.write(move |conn| store::tokens::remove(conn, id)).await?;
+        self.core.tokens.send_replace(());
         found.then_some(()).ok_or_else(|| no_token(id))
     }
 
@@ -148,6 +178,11 @@ fn new_token(name: String, role: Role, lasting: Option<Span>, now: Timestamp) ->
     let expires_at = lasting.and_then(|lasting| now.checked_add(lasting.get()).ok());
     let token = ApiToken { id: TokenId::generate(), name, digest: secret.digest(), role, created_at: now, expires_at };
     NewToken { token, secret }
+}
+
+/// How long it is until then, and a moment more.
+fn left(end: Timestamp) -> Duration {
+    Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
 }
 
 fn no_token(id: TokenId) -> Problem {

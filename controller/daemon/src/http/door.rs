@@ -14,10 +14,13 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::credential::Role;
+use vm_agent_schemas::ids::Secret;
 
 use super::answer::Refusal;
 use super::extract::bearer;
 use super::roles::required;
+use super::serve::Seat;
+use super::stream::Pass;
 use crate::controller::{Actor, Controller};
 
 /// How long a request may take until its answer begins. Nothing that the API does waits for a
@@ -53,9 +56,10 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    async fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<Actor, Refusal> {
+    /// Who asks, and by which token.
+    async fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(Actor, Option<Pass>), Refusal> {
         if let Door::Socket { user } = &self.door {
-            return Ok(Actor { name: user.clone(), role: Role::Admin });
+            return Ok((Actor { name: user.clone(), role: Role::Admin }, None));
         }
         same_site(uri, headers)?;
         let unauthorized = |reason: &str| {
@@ -64,7 +68,8 @@ impl Guard {
         };
         let token = bearer(headers).ok_or_else(|| unauthorized("the request carries no token"))?;
         if let Some(actor) = self.controller.authenticate(token).await? {
-            return Ok(actor);
+            let pass = Pass::new(self.controller.clone(), &Secret::from_text(token));
+            return Ok((actor, Some(pass)));
         }
         // Who knows a token is never held up by those who guess.
         let _turn = GUESSES.acquire().await;
@@ -78,8 +83,8 @@ impl Guard {
 /// A request runs as a task of its own. One that changes something is carried through and audited even
 /// when its client goes away meanwhile; one that only reads ends with its client.
 pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let actor = match guard.admit(request.uri(), request.headers()).await {
-        Ok(actor) => actor,
+    let (actor, pass) = match guard.admit(request.uri(), request.headers()).await {
+        Ok(admitted) => admitted,
         Err(refusal) => {
             guard.controller.turned_away();
             return refusal.into_response();
@@ -96,7 +101,13 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
         }
         return refusal.into_response();
     }
+    if let Some(seat) = request.extensions().get::<Seat>() {
+        seat.keep();
+    }
     request.extensions_mut().insert(actor.clone());
+    if let Some(pass) = pass {
+        request.extensions_mut().insert(pass);
+    }
     let work = tokio::spawn(async move {
         let response = next.run(request).await;
         if changes {

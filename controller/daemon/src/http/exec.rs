@@ -28,7 +28,7 @@ use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, HANDSHAKE_LIMIT, HEADER_L
 use super::answer::Refusal;
 use super::extract::Segment;
 use super::openapi::schema_of;
-use super::stream::Shutdown;
+use super::stream::{Ended, FAREWELL, Shutdown};
 use crate::controller::{Actor, Controller};
 
 /// The one stream of this WebSocket.
@@ -37,8 +37,6 @@ const STREAM: u32 = 0;
 const OUTBOX: usize = 32;
 /// How often a client is asked whether it is still there, so that one that vanished is noticed.
 const PING: Duration = Duration::from_secs(30);
-/// How long a client may take to close its end after the last frame, and to read that at shutdown.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Answers with a WebSocket on which a process of the agent speaks.
 pub(super) async fn exec(
@@ -93,13 +91,20 @@ async fn serve(socket: WebSocket, controller: Controller, actor: Actor, name: Ag
         }
         sink.close().await
     });
-    let end = match opened(&mut source).await {
-        Ok(Some((target, stdin))) => match controller.exec(&name, target, stdin, &actor).await {
-            Ok(stream) => bridge(&mut source, &outbox, stream, &shutdown).await,
+    let talk = async {
+        match opened(&mut source).await {
+            Ok(Some((target, stdin))) => match controller.exec(&name, target, stdin, &actor).await {
+                Ok(stream) => bridge(&mut source, &outbox, stream).await,
+                Err(problem) => Some(ExecEvent::Failed { problem }),
+            },
+            Ok(None) => None,
             Err(problem) => Some(ExecEvent::Failed { problem }),
-        },
-        Ok(None) => None,
-        Err(problem) => Some(ExecEvent::Failed { problem }),
+        }
+    };
+    // With the talk its stream is dropped, and that ends the process.
+    let end = tokio::select! {
+        end = talk => end,
+        why = shutdown.ended() => Some(ExecEvent::Failed { problem: ended(why) }),
     };
     let abort = writer.abort_handle();
     let said = async {
@@ -115,7 +120,7 @@ async fn serve(socket: WebSocket, controller: Controller, actor: Actor, name: Ag
     // What the client still sends is read: closing a socket with unread input throws away its output.
     let closed = async { while let Some(Ok(_)) = source.next().await {} };
     let stopped = async {
-        shutdown.0.cancelled().await;
+        shutdown.ended().await;
         sleep(FAREWELL).await;
     };
     tokio::select! {
@@ -155,7 +160,6 @@ async fn bridge(
     source: &mut SplitStream<WebSocket>,
     outbox: &mpsc::Sender<Message>,
     mut stream: Stream,
-    shutdown: &Shutdown,
 ) -> Option<ExecEvent> {
     let mut pings = interval(PING);
     loop {
@@ -182,12 +186,18 @@ async fn bridge(
             }
             // A full outbox is traffic enough to notice a client that is gone.
             _ = pings.tick() => drop(outbox.try_send(Message::Ping(Bytes::new()))),
-            () = shutdown.0.cancelled() => {
-                let problem = Problem::new(ProblemCode::Unavailable, "the controller is going down; the process was ended");
-                return Some(ExecEvent::Failed { problem });
-            }
         }
     }
+}
+
+fn ended(why: Ended) -> Problem {
+    let (code, reason) = match why {
+        Ended::Server => (ProblemCode::Unavailable, "the controller is going down; the process was ended"),
+        Ended::Token => {
+            (ProblemCode::Unauthorized, "the token that opened this was revoked or has expired; the process was ended")
+        }
+    };
+    Problem::new(code, reason)
 }
 
 /// Takes an event only when there is room for it. Nothing when the client is gone.

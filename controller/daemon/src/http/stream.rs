@@ -17,11 +17,14 @@ use futures::{Stream, StreamExt, stream};
 use schemars::JsonSchema;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use vm_agent_schemas::api::{Kind, LogPage, Problem};
 use vm_agent_schemas::event::Event;
+use vm_agent_schemas::ids::{Digest, Secret};
 
 use super::answer::Doc;
 use super::openapi::{Described, content};
+use super::serve::Seat;
 use crate::controller::Controller;
 
 /// How often a stream without news says that it lives: below the minute after which proxies and
@@ -31,15 +34,66 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How many events are read from the store at a time.
 const PAGE: usize = 500;
 
-/// Ends streams when the server shuts down. Without a server it never does.
+/// How long a client whose stream has ended may take to read the last of it.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The server's word to stop, among the extensions of each request.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shutdown(pub CancellationToken);
+pub(super) struct Server(pub CancellationToken);
+
+/// The token with which a request was let in.
+#[derive(Clone)]
+pub(super) struct Pass {
+    controller: Controller,
+    digest: Digest,
+}
+
+impl Pass {
+    pub(super) fn new(controller: Controller, token: &Secret) -> Self {
+        Self { controller, digest: token.digest() }
+    }
+}
+
+/// Ends streams: when the server shuts down, and when the token that opened them works no more. Without either
+/// it never does.
+#[derive(Clone, Default)]
+pub(super) struct Shutdown {
+    server: Server,
+    pass: Option<Pass>,
+    seat: Option<Seat>,
+}
+
+/// Why a stream has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The server shuts down.
+    Server,
+    /// The token that opened it was revoked or has expired.
+    Token,
+}
+
+impl Shutdown {
+    /// Waits until the stream has to end.
+    pub(super) async fn ended(&self) -> Ended {
+        let token_ends = async {
+            match &self.pass {
+                Some(pass) => pass.controller.token_ends(&pass.digest).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.server.0.cancelled() => Ended::Server,
+            () = token_ends => Ended::Token,
+        }
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Shutdown {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().cloned().unwrap_or_default())
+        let server = parts.extensions.get().cloned().unwrap_or_default();
+        Ok(Self { server, pass: parts.extensions.get().cloned(), seat: parts.extensions.get().cloned() })
     }
 }
 
@@ -60,15 +114,29 @@ impl<T> Followed<T> {
         Self { response: Doc::<T>(document).into_response(), document: PhantomData }
     }
 
-    /// The stream, until the server shuts down.
+    /// The stream, until it has to end.
     pub(super) fn live(messages: impl Stream<Item = Message> + Send + 'static, shutdown: Shutdown) -> Self {
         Self { response: sse(messages, shutdown), document: PhantomData }
     }
 }
 
-/// A stream of server-sent events, until the server shuts down.
+/// A stream of server-sent events, until it has to end. A client that does not read is not waited for: it can't be
+/// told, and loses its connection.
 pub(super) fn sse(messages: impl Stream<Item = Message> + Send + 'static, shutdown: Shutdown) -> Response {
-    let messages = messages.take_until(shutdown.0.cancelled_owned()).map(Ok::<_, Infallible>);
+    let over = CancellationToken::new();
+    let told = over.clone();
+    let end = AbortOnDropHandle::new(tokio::spawn(async move {
+        shutdown.ended().await;
+        told.cancel();
+        tokio::time::sleep(FAREWELL).await;
+        if let Some(seat) = &shutdown.seat {
+            seat.vacate();
+        }
+    }));
+    let messages = messages.take_until(over.cancelled_owned()).map(move |message| {
+        let _with_the_stream = &end;
+        Ok::<_, Infallible>(message)
+    });
     Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 

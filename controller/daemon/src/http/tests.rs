@@ -18,6 +18,7 @@ use vm_agent_schemas::credential::Role;
 mod credentials;
 mod tasks;
 
+use super::serve::Limits;
 use super::*;
 use crate::controller::Actor;
 
@@ -94,20 +95,26 @@ async fn no_route_over_tcp_answers_without_a_token() {
     let mut routes = described_routes();
     assert!(routes.len() > 25, "the document describes the whole API");
     routes.push(("GET".to_owned(), "/nothing/here".to_owned()));
+    // Side by side: each answer to a wrong token is kept back for a moment.
+    let mut asked = Vec::new();
     for door in &doors {
         for (method, path) in &routes {
             for wrong in [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic d3Jvbmc="), Some("wrong")] {
-                let mut request = request(method, path);
-                if let Some(wrong) = wrong {
-                    request = request.header(header::AUTHORIZATION, wrong);
-                }
-                let reply = send(door, request.body(Body::empty()).unwrap()).await;
-                assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{method} {path} with {wrong:?}");
-                assert_eq!(reply.header("www-authenticate"), "Bearer");
-                assert_eq!(reply.problem().code, ProblemCode::Unauthorized);
+                asked.push(async move {
+                    let mut request = request(method, path);
+                    if let Some(wrong) = wrong {
+                        request = request.header(header::AUTHORIZATION, wrong);
+                    }
+                    let reply = send(door, request.body(Body::empty()).unwrap()).await;
+                    assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{method} {path} with {wrong:?}");
+                    assert_eq!(reply.header("www-authenticate"), "Bearer");
+                    assert_eq!(reply.problem().code, ProblemCode::Unauthorized);
+                });
             }
         }
     }
+    assert_eq!(asked.len(), 2 * 5 * routes.len());
+    futures::future::join_all(asked).await;
 }
 
 #[tokio::test]
@@ -327,6 +334,65 @@ async fn an_idle_connection_does_not_hold_up_the_shutdown_of_a_port() {
     assert_eq!(&head, b"HTTP/1.1 200 OK");
     shutdown.cancel();
     tokio::time::timeout(SOON, server).await.expect("the server ends").unwrap().unwrap();
+}
+
+/// A door that serves with these limits.
+async fn served_within(limits: Limits) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let controller = Controller::for_tests().await;
+    tokio::spawn(serve::serve_within(limits, listener, router(controller, Door::Tcp), CancellationToken::new()));
+    address
+}
+
+/// Asks without a token, which is answered as well.
+async fn ask_over(stream: &mut tokio::net::TcpStream) -> bool {
+    let _ = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    let mut head = [0; 12];
+    let answered = tokio::time::timeout(SOON, stream.read_exact(&mut head)).await.expect("it is answered or closed");
+    answered.is_ok_and(|_| &head == b"HTTP/1.1 401")
+}
+
+async fn is_closed(stream: &mut tokio::net::TcpStream) {
+    let mut rest = Vec::new();
+    // Closed or reset, and nothing is said.
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it is closed");
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[tokio::test]
+async fn who_takes_too_long_to_ask_is_closed() {
+    let address = served_within(Limits { head: Duration::from_millis(200), seats: 16 }).await;
+    let mut slow = tokio::net::TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(SOON, slow.read_to_end(&mut rest)).await.expect("it is closed");
+    let mut silent = tokio::net::TcpStream::connect(address).await.unwrap();
+    is_closed(&mut silent).await;
+}
+
+#[tokio::test]
+async fn connections_without_a_token_make_room_for_others() {
+    let address = served_within(Limits { head: Duration::from_secs(600), seats: 4 }).await;
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    assert!(ask_over(&mut tokio::net::TcpStream::connect(address).await.unwrap()).await);
+    is_closed(&mut silent[0]).await;
+    assert!(ask_over(&mut silent[4]).await, "the latest are still served");
+}
+
+#[test]
+fn the_description_of_exec_names_everything_that_a_stream_can_be_opened_to() {
+    let document = openapi();
+    let text = document["paths"]["/agents/{name}/exec"]["get"]["description"].as_str().unwrap();
+    let targets = document["components"]["schemas"]["StreamTarget"]["oneOf"].as_array().unwrap();
+    assert!(targets.len() > 5);
+    for target in targets {
+        let word = target["properties"]["kind"]["const"].as_str().unwrap();
+        assert!(text.contains(&format!("`{word}`, ")), "{word} is missing in: {text}");
+    }
 }
 
 #[test]

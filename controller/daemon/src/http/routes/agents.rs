@@ -129,9 +129,13 @@ pub(super) fn routes() -> ApiRouter<Controller> {
                 described(
                     "exec",
                     TAG,
-                    "Run a process in an agent, with its input and output",
-                    "A WebSocket. The first text frame of the client is an `ExecRequest` of type `open`; after that \
-                     text frames carry `ExecRequest` to the controller and `ExecEvent` to the client. Binary frames \
+                    "Open a stream to an agent: a process, a terminal, a copy or a TCP connection",
+                    "A WebSocket. The first text frame of the client is an `ExecRequest` of type `open`. Its `target` \
+                     is what is at the agent's end: `run`, a process with pipes; `terminal`, a process with a terminal, \
+                     which with `keep` outlives the stream; `attach`, a terminal that is kept, from an offset of its \
+                     output on; `upload`, a tar archive to unpack, on stdin; `download`, a tar archive of a file or \
+                     folder, on stdout; `connect`, a TCP connection that the runtime makes, stdin to it and stdout from \
+                     it. After that text frames carry `ExecRequest` to the controller and `ExecEvent` to the client. Binary frames \
                      carry data: a header of 14 bytes (stream u32, always 0; channel u8: 0 stdin, 1 stdout, 2 stderr; \
                      flags u8: bit 0 ends the channel; offset u64; all big-endian) and at most 32 KiB of data. Neither \
                      side sends more than 256 KiB beyond the offset that the other has said to have `taken`. The last \

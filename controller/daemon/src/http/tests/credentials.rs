@@ -147,3 +147,45 @@ fn the_threat_model_names_places_that_exist() {
     }
     assert!(checked > 15, "{checked}");
 }
+
+/// A stream of events over a real connection, whose head has come.
+async fn following(address: std::net::SocketAddr, token: &str) -> tokio::net::TcpStream {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /events?follow=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    stream
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_token_that_opened_it_and_no_other_does() {
+    let controller = Controller::for_tests().await;
+    let soon = Timestamp::now() + jiff::SignedDuration::from_secs(2);
+    let revoked = token_with(&controller, "revoked", Role::Read, None).await;
+    let expires = token_with(&controller, "expires", Role::Read, Some(soon)).await;
+    let stays = token_with(&controller, "stays", Role::Read, None).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    tokio::spawn(serve_tcp(listener, router(controller.clone(), Door::Tcp), shutdown.clone()));
+    let [mut ends, mut ends_in_time, mut goes_on] =
+        [following(address, &revoked).await, following(address, &expires).await, following(address, &stays).await];
+
+    let id = controller.tokens().await.unwrap().into_iter().find(|token| token.name == "revoked").unwrap().id;
+    controller.revoke_token(id, &Actor { name: "ann".to_owned(), role: Role::Admin }).await.unwrap();
+    for stream in [&mut ends, &mut ends_in_time] {
+        let mut rest = Vec::new();
+        let read = async {
+            while !rest.ends_with(b"0\r\n\r\n") {
+                assert!(stream.read_buf(&mut rest).await.unwrap() > 0, "it ends in order");
+            }
+        };
+        tokio::time::timeout(SOON, read).await.expect("the stream ends");
+    }
+    let mut said = Vec::new();
+    let ended = async { while !said.ends_with(b"0\r\n\r\n") && goes_on.read_buf(&mut said).await.unwrap() > 0 {} };
+    assert!(tokio::time::timeout(Duration::from_millis(200), ended).await.is_err(), "the other goes on");
+    shutdown.cancel();
+}
