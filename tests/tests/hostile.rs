@@ -2,26 +2,32 @@
 //! refused, each is counted, and the honest one does its tasks meanwhile.
 #![expect(clippy::unwrap_used, reason = "this is a test")]
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
+use futures::{SinkExt as _, StreamExt as _};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame as RawFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use vm_agent_daemon::{Controller, Running};
-use vm_agent_schemas::api::TaskRequest;
+use vm_agent_schemas::api::{ExecEvent, ExecRequest, ProblemCode, TaskRequest, TokenRequest};
+use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::ids::TokenId;
 use vm_agent_schemas::message::{BURST, Post, RefusedCode};
 use vm_agent_schemas::task::{Job, Terms};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{
-    Address, ChallengeProof, Channel, DATA_MAX, Envelope, Frame, FromHub, FromRuntime, HUB_PATH, LogLines, RefusalCode,
-    TEXT_MAX, TaskOutcome,
+    Address, ChallengeProof, Channel, DATA_MAX, Envelope, Frame, FromHub, FromRuntime, HANDSHAKE_LIMIT, HUB_PATH,
+    LogLines, RefusalCode, Run, StreamTarget, TEXT_MAX, TaskOutcome,
 };
 use vm_agent_tests::fleet_of_fakes::{Disk, Peer, Runtimes, health};
-use vm_agent_tests::in_process::{agent, ann, apply, events, qemu, settled, start_with, until};
+use vm_agent_tests::in_process::{PATIENCE, agent, ann, apply, events, http, qemu, settled, start_with, until};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}, db: {}}\n";
 
@@ -104,6 +110,32 @@ impl Field {
         assert!(metrics.contains("vmagent_hub_refusals_total{code="), "{metrics}");
     }
 
+    /// A counter with a label, as it is told to Prometheus.
+    async fn metric(&self, name: &str, label: &str) -> u64 {
+        let metrics = self.controller().metrics().await.unwrap();
+        let start = format!("{name}{{{label}}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&*start));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until so many connections were refused with that code, in a session or before it.
+    async fn refused(&self, code: RefusalCode, times: u64) {
+        let label = format!("code=\"{code}\"");
+        let counted = async || (self.metric("vmagent_hub_refusals_total", &label).await >= times).then_some(());
+        until(&format!("{times} refusals are counted as {code}"), counted).await;
+    }
+
+    async fn api(&self) -> SocketAddr {
+        self.controller().status().await.unwrap().addresses.api
+    }
+
+    /// A token for the API.
+    async fn token(&self, role: Role) -> (TokenId, String) {
+        let request = TokenRequest { name: "hostile".to_owned(), role, lasting: None };
+        let new = self.controller().create_token(request, &ann()).await.unwrap();
+        (new.token.id, format!("Bearer {}", new.secret.expose()))
+    }
+
     async fn end(self) {
         self.round_trip().await;
         self.running.shut_down().await;
@@ -149,6 +181,7 @@ async fn what_is_no_message_ends_the_session_and_is_counted() {
             refused_for(&field, async |peer| peer.send_raw(Message::binary(bytes.to_vec())).await.unwrap()).await;
         assert_eq!(code, RefusalCode::Protocol, "{} bytes", bytes.len());
     }
+    field.refused(RefusalCode::Protocol, 11).await;
     field.end().await;
 }
 
@@ -200,6 +233,12 @@ async fn a_flood_of_health_and_log_keeps_nobody_else_waiting() {
         () = flood => unreachable!("it goes on for ever"),
         () = async { for _ in 0..20 { field.round_trip().await } } => {}
     }
+    drop(peer);
+    let log = async || {
+        let lines = field.controller().log(&"web".parse().unwrap(), 1000, None).await.ok()?;
+        lines.iter().any(|line| line.contains("lines are missing here")).then_some(())
+    };
+    until("it is told how much of the log was left out", log).await;
     field.end().await;
 }
 
@@ -245,6 +284,7 @@ async fn a_message_in_the_name_of_another_ends_the_session() {
         assert_eq!(code, RefusalCode::Impersonation, "{name}");
     }
     field.ended(4).await;
+    field.refused(RefusalCode::Impersonation, 4).await;
     assert!(agent(field.controller(), "db").await.unwrap().session.is_some(), "the one it spoke for has a session");
     field.end().await;
 }
@@ -297,7 +337,7 @@ async fn versions_without_a_common_one_and_replayed_proofs_and_tokens_are_refuse
 }
 
 #[tokio::test]
-async fn a_thousand_half_open_connections_and_slow_handshakes_end_in_time_and_disturb_nobody_inside() {
+async fn a_thousand_half_open_connections_hold_the_door_shut_for_nobody() {
     let field = Field::new().await;
     let hub = field.disk().hub();
     let mut slow = TcpStream::connect(hub).await.unwrap();
@@ -306,23 +346,143 @@ async fn a_thousand_half_open_connections_and_slow_handshakes_end_in_time_and_di
     for _ in 0..1000 {
         half_open.push(TcpStream::connect(hub).await.unwrap());
     }
+    // Whoever is honest gets in while they stand there, long before any of them has had its time.
+    let asked = Instant::now();
+    field.beside(field.session()).await;
+    assert!(asked.elapsed() < HANDSHAKE_LIMIT.get() / 2, "{:?}", asked.elapsed());
+    let mut oldest = half_open.swap_remove(0);
+    assert!(!matches!(oldest.read(&mut [0]).await, Ok(1..)), "nothing is said to such a peer");
+    assert!(!matches!(slow.read(&mut [0]).await, Ok(1..)), "nor to one whose header never ends");
+    assert!(field.metric("vmagent_hub_turned_away_total", "reason=\"crowded\"").await >= 700);
+    drop(half_open);
+    field.end().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_trickles_in_ends_in_its_time_and_is_counted() {
+    let field = Field::new().await;
+    let mut slow = TcpStream::connect(field.disk().hub()).await.unwrap();
+    slow.write_all(format!("GET {HUB_PATH} HTTP/1.1\r\nHost: hub\r\n").as_bytes()).await.unwrap();
     let trickle = async {
         loop {
             // A header that never ends, a byte at a time.
             if slow.write_all(b"X").await.is_err() {
                 return;
             }
+            let mut byte = [0];
             tokio::select! {
-                closed = slow.read_u8() => return assert!(closed.is_err(), "nothing is said to such a peer"),
+                closed = slow.read(&mut byte) => return assert!(!matches!(closed, Ok(1..)), "nothing is said to such a peer"),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
         }
     };
     field.beside(trickle).await;
-    let mut silent = half_open.swap_remove(0);
-    assert!(silent.read_u8().await.is_err(), "the first in line is closed in its time");
-    drop(half_open);
-    // Whoever is honest gets in again.
-    field.session().await;
+    let counted = async || (field.metric("vmagent_hub_turned_away_total", "reason=\"slow\"").await == 1).then_some(());
+    until("it is counted", counted).await;
+    // One that is upgraded, and says nothing, can be told why.
+    let disk = field.disk();
+    let mut silent = Peer::connect(disk.hub(), disk.seed.agent.clone()).await.unwrap();
+    assert_eq!(field.beside(refusal(&mut silent)).await, RefusalCode::Silence);
+    field.refused(RefusalCode::Silence, 1).await;
+    field.end().await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_does_not_read_is_ended_with_its_reason_and_holds_up_nobody() {
+    let field = Field::new().await;
+    let mut peer = field.session().await;
+    let flood = async {
+        // Each is answered, and no answer is read: sockets and queue fill up, and the connection is closed.
+        let post = || Post { subject: "flood".to_owned(), body: 1.into(), in_reply_to: None, ttl_ms: None };
+        let text = || {
+            let from = Address::Agent("web".parse().unwrap());
+            let envelope = Envelope::new(from, Address::Host, jiff::Timestamp::now(), FromRuntime::Message(post()));
+            Message::text(serde_json::to_string(&envelope).unwrap())
+        };
+        while peer.send_raw(text()).await.is_ok() {}
+    };
+    field.beside(async { tokio::time::timeout(PATIENCE, flood).await.expect("it is closed") }).await;
+    field.ended(1).await;
+    field.refused(RefusalCode::Flow, 1).await;
+    field.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_events_holds_up_nobody() {
+    let field = Field::new().await;
+    let (_, token) = field.token(Role::Read).await;
+    let address = field.api().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /events?follow=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        clients.push(client);
+    }
+    for _ in 0..50 {
+        field.round_trip().await;
+    }
+    // What it did not read is kept in the journal, and not for it.
+    let newest = events(field.controller()).await.last().unwrap().seq;
+    let mut late = String::new();
+    let caught_up = async {
+        while !late.contains(&format!("id: {newest}\n")) {
+            let mut piece = vec![0; 64 * 1024];
+            let read = clients[0].read(&mut piece).await.unwrap();
+            assert!(read > 0, "the stream goes on");
+            late.push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up).await.expect("who reads again misses nothing");
+    drop(clients);
+    field.end().await;
+}
+
+#[tokio::test]
+async fn connections_to_the_api_without_a_token_keep_out_nobody() {
+    let field = Field::new().await;
+    let (_, token) = field.token(Role::Read).await;
+    let address = field.api().await;
+    let mut idle = Vec::new();
+    for _ in 0..700 {
+        idle.push(TcpStream::connect(address).await.unwrap());
+    }
+    let asked = Instant::now();
+    let (status, _) = field.beside(http(address, "GET", "/agents", Some(&token), "")).await;
+    assert_eq!(status, 200);
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(!matches!(idle[0].read(&mut [0]).await, Ok(1..)), "the oldest has made room");
+    field.end().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_ends_the_process_that_it_opened() {
+    let field = Field::new().await;
+    field.runtimes.change("db", |inside| inside.holds = true);
+    let (id, token) = field.token(Role::Exec).await;
+    let address = field.api().await;
+    let mut request = format!("ws://{address}/agents/db/exec").into_client_request().unwrap();
+    request.headers_mut().insert("authorization", token.parse().unwrap());
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (mut socket, _) = client_async(request, tcp).await.unwrap();
+    let run = Run { argv: vec!["hang".to_owned()], ..Run::default() };
+    let open = ExecRequest::Open { target: StreamTarget::Run { run }, stdin: false };
+    socket.send(Message::text(serde_json::to_string(&open).unwrap())).await.unwrap();
+    let mut said = async || {
+        loop {
+            match tokio::time::timeout(PATIENCE, socket.next()).await.expect("it is told in time") {
+                Some(Ok(Message::Text(text))) => return serde_json::from_str::<ExecEvent>(&text).unwrap(),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert!(matches!(said().await, ExecEvent::Opened { .. }));
+    field.controller().revoke_token(id, &ann()).await.unwrap();
+    let end = said().await;
+    assert!(matches!(&end, ExecEvent::Failed { problem } if problem.code == ProblemCode::Unauthorized), "{end:?}");
+    let ended = async || (agent(field.controller(), "db").await?.session?.streams == 0).then_some(());
+    until("the process is ended", ended).await;
+    field.runtimes.change("db", |inside| inside.holds = false);
     field.end().await;
 }

@@ -355,6 +355,28 @@ async fn a_file_that_reaches_for_the_host_waits_for_a_yes() {
 }
 
 #[tokio::test]
+async fn a_webhooks_secret_waits_for_a_yes_and_its_command_is_not_run_before_that() {
+    let stage = Stage::with(ONE).await;
+    let mut events = stage.controller().subscribe();
+    let ran = stage.path("ran");
+    let hook =
+        format!("webhooks: [{{url: 'http://127.0.0.1:9/', secret: {{command: [touch, {:?}]}}}}]\n", ran.display());
+    stage.write("fleet.yaml", &format!("{ONE}{hook}"));
+    let held = next(&mut events, EventKind::FileHeld).await;
+    assert!(held.message.contains("signed with the secret from the command"), "{}", held.message);
+    stage.stands(FileState::Held).await;
+    let source = source::read(&[stage.path("fleet.yaml")]).unwrap();
+    let dry_run = ApplyRequest { source, plan: None, approve: false, dry_run: true };
+    stage.controller().apply(dry_run, &ann()).await.unwrap();
+    assert!(stage.controller().fleet().await.is_ok() && !ran.exists(), "looking runs nothing");
+
+    let approval = stage.controller().approvals().await.unwrap().remove(0);
+    stage.controller().approve(approval.id.short(), ApproveRequest::default(), &ann()).await.unwrap();
+    next(&mut events, EventKind::FleetApplied).await;
+    until("there is something to tell", async || ran.exists().then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_yes_is_void_once_the_file_says_something_else() {
     let stage = Stage::with(ONE).await;
     let mut events = stage.controller().subscribe();

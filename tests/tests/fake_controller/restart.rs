@@ -10,7 +10,7 @@ use vm_agent_schemas::plan::{Health, Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{
-    ann, apply, becomes, capabilities, count, gone, pass, qemu, settled, start, until, well,
+    ann, apply, becomes, capabilities, count, gone, pass, qemu, settled, start, stored, until, well,
 };
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {db: {}, web: {}}\n";
@@ -44,6 +44,26 @@ async fn an_undisturbed_fleet_is_taken_over_as_it_is() {
     }
     assert_eq!(runtimes.disk("web").boot.0, 1, "no machine was started again");
     running.shut_down().await;
+}
+
+#[tokio::test]
+async fn what_happens_while_the_controller_goes_down_is_written_down_and_its_own_end_comes_last() {
+    const AGENTS: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let fake = qemu(Span::from_secs(60));
+    let _runtimes = Runtimes::of(&fake);
+    let names: Vec<String> = (0..AGENTS).map(|number| format!("a{number}")).collect();
+    let file = format!("defaults: {{driver: qemu}}\nagents: {{{}}}\n", names.join(": {}, ") + ": {}");
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let running = start(folder.path(), &[&fake]).await;
+    apply(running.controller(), &file).await;
+    settled(running.controller(), &file, &names).await;
+    running.shut_down().await;
+    // Each session ended with the hub.
+    let events: Vec<String> = stored(folder.path()).into_iter().filter(|row| row.starts_with("events: ")).collect();
+    let of = |kind: EventKind| events.iter().filter(|row| row.contains(kind.as_str())).count();
+    assert_eq!((of(EventKind::RuntimeLost), of(EventKind::ControllerStopped)), (AGENTS, 1));
+    assert!(events.last().unwrap().contains(EventKind::ControllerStopped.as_str()), "{:?}", events.last());
 }
 
 #[tokio::test]

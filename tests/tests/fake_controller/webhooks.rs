@@ -159,3 +159,36 @@ async fn a_receiver_that_is_gone_for_good_is_not_told_again_and_people_hear_of_i
     assert_eq!(receiver.calls().len(), 1);
     running.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_secret_that_an_agent_can_write_signs_nothing_and_events_wait_for_one_that_none_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let top = fs::canonicalize(folder.path()).unwrap();
+    let (shared, source) = (top.join("shared"), top.join("secret"));
+    fs::create_dir(&shared).unwrap();
+    let program = shared.join("program");
+    for (path, content) in [(shared.join("secret"), SECRET), (source.clone(), SECRET), (program.clone(), "#!/bin/sh\n")]
+    {
+        fs::write(path, content).unwrap();
+    }
+    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(&top.join("state"), &[&fake]).await;
+    let web = format!("web: {{mounts: {{/shared: {{source: {:?}, writable: true}}}}}}", shared.display());
+    let failed = async |times: u64| {
+        let metrics = running.controller().metrics().await.unwrap();
+        let line = metrics.lines().find(|line| line.starts_with("vmagent_webhook_calls_total{result=\"failed\"}"))?;
+        (line.rsplit(' ').next()?.parse::<u64>().ok()? >= times).then_some(())
+    };
+    apply(running.controller(), &receiver.file(&shared.join("secret"), &web)).await;
+    until("the secret's file is refused", async || failed(1).await).await;
+    let command = receiver
+        .file(&source, &web)
+        .replace(&format!("{{file: {}}}", source.display()), &format!("{{command: [{:?}]}}", program.display()));
+    apply(running.controller(), &command).await;
+    until("the command is refused", async || failed(2).await).await;
+    assert!(receiver.calls().is_empty(), "nothing was told, signed or not");
+    apply(running.controller(), &receiver.file(&source, &web)).await;
+    until("it is told", async || (receiver.calls().len() == 1).then_some(())).await;
+    running.shut_down().await;
+}
