@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::fleet::{AgentSpec, DriverName, Mount};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
@@ -95,6 +96,10 @@ pub struct Capabilities {
     pub calls_outlive_controller: bool,
     /// Steps that the driver bears at a time.
     pub lanes: u32,
+    /// The address at which the driver's machines see this host, where they can't use those that the host
+    /// has itself. What they reach there is the host's loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<IpAddr>,
     /// How long each step may take.
     pub deadlines: Deadlines,
 }

@@ -47,6 +47,12 @@ pub trait World: Send + Sync {
         Look::Unable
     }
 
+    /// After how many polls calls are to be given up, one after the other. Calls that wait for machines have
+    /// many more polls, all alike.
+    fn give_up_points(&self) -> Vec<u32> {
+        (1..=40).collect()
+    }
+
     /// How long an instance may take to show what was done to it.
     fn patience(&self) -> Duration {
         Duration::from_secs(10)
@@ -258,9 +264,6 @@ async fn give_up_after(polls: u32, future: impl Future<Output = Result<(), Drive
     .await
 }
 
-/// Points at which a call is given up, at most. Calls that wait for machines have many more, alike.
-const GIVE_UP_POINTS: u32 = 40;
-
 async fn a_created_instance_runs_with_its_nonce(subject: Subject<'_>) {
     let order = subject.created("web").await;
     subject.expect(&order, InstanceState::Running).await;
@@ -401,7 +404,7 @@ async fn a_crashed_instance_shows_as_failed_and_can_be_started(subject: Subject<
 }
 
 async fn a_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
-    for polls in 1..=GIVE_UP_POINTS {
+    for polls in subject.world.give_up_points() {
         let order = subject.order("web");
         let over = give_up_after(polls, subject.driver.create(&order)).await;
         ok("creating after a create that was given up", subject.driver.create(&order).await);
@@ -416,7 +419,7 @@ async fn a_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>
 }
 
 async fn a_destroy_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
-    for polls in 1..=GIVE_UP_POINTS {
+    for polls in subject.world.give_up_points() {
         let order = subject.created("web").await;
         let over = give_up_after(polls, subject.driver.destroy(&order.target())).await;
         ok("destroying after a destroy that was given up", subject.driver.destroy(&order.target()).await);
@@ -432,7 +435,7 @@ async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Su
     order.mounts.values().for_each(|mount| note(&mount.source, "seen"));
     ok("creating it", subject.driver.create(&order).await);
     let (target, driver) = (order.target(), subject.driver);
-    for polls in 1..=GIVE_UP_POINTS {
+    for polls in subject.world.give_up_points() {
         let stopped = give_up_after(polls, driver.stop(&target)).await;
         ok("stopping after a stop that was given up", driver.stop(&target).await);
         subject.expect(&order, InstanceState::Stopped).await;

@@ -9,9 +9,19 @@
 
 pub mod contract;
 pub mod fake;
+mod folder;
+mod hold;
+pub mod images;
+mod launched;
 pub mod local;
+mod process;
+pub mod provisioning;
+pub mod qemu;
+mod socket;
+mod tool;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -149,4 +159,16 @@ pub enum DriverError {
         /// What went wrong, in the manager's own words where it said any.
         reason: String,
     },
+}
+
+/// What is being done to which instance, for the error if it fails.
+#[derive(Clone, Copy)]
+struct Act<'a>(&'static str, &'a InstanceName);
+
+impl Act<'_> {
+    fn failed(self, error: &(dyn Error + 'static)) -> DriverError {
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let reason = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        DriverError::Failed { action: self.0, instance: self.1.clone(), reason }
+    }
 }

@@ -128,6 +128,7 @@ impl Fake {
             uses_host: true,
             calls_outlive_controller: false,
             lanes: 4,
+            host_address: None,
             deadlines: Deadlines {
                 list: Span::from_secs(10),
                 create: minute,

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 
-use super::folder::Folder;
-use super::hold::Hold;
+use super::folder::is_up;
+use crate::folder::Folder;
+use crate::hold::Hold;
+use crate::launched::{Launched, inherited};
 
 /// The program that runs as the runtime of an instance, with the instance's folder as its last
 /// argument.
@@ -22,11 +24,6 @@ pub struct RuntimeProgram {
     /// Its arguments before the folder.
     pub args: Vec<OsString>,
 }
-
-/// What a runtime gets of the controller's environment: what programs need to find each other, the
-/// user's home, and the user's language and time. Nothing else, as the rest may hold secrets.
-const INHERITED: &[&str] =
-    &["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"];
 
 /// How long a runtime may take to be up. It only has to lock a file, which takes milliseconds; the
 /// rest is for a host under load. Shorter than the deadline of a start, so that the reason is told.
@@ -63,10 +60,11 @@ pub(super) async fn launch(
     let opened = folder.clone();
     let (log, log_start) = hold.blocking(move || opened.open_log()).await?;
     let command = command(program, folder, nonce, log)?;
-    let mut launched = Launched::spawn(command, program, hold)?;
+    let spawned = Launched::spawn(command, hold);
+    let mut launched = spawned.map_err(|source| LaunchError::Spawn { program: program.path.clone(), source })?;
     let is_up = {
         let folder = folder.clone();
-        move || folder.is_up()
+        move || is_up(&folder)
     };
     let ended = tokio::select! {
         up = hold.until(UP_LIMIT, is_up.clone()) => {
@@ -96,7 +94,7 @@ fn command(program: &RuntimeProgram, folder: &Folder, nonce: &Nonce, log: std::f
         .arg(folder.path())
         .current_dir(folder.path())
         .env_clear()
-        .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .envs(inherited())
         .env(INSTANCE_VARIABLE, nonce.as_str())
         // A group of its own: Ctrl-C at the controller's terminal is not meant for it.
         .process_group(0)
@@ -104,58 +102,4 @@ fn command(program: &RuntimeProgram, folder: &Folder, nonce: &Nonce, log: std::f
         .stdout(log.try_clone()?)
         .stderr(log);
     Ok(command)
-}
-
-/// A runtime that is coming up. Dropped before it is let go, it is killed: a start that was given up
-/// leaves nothing that comes up later.
-struct Launched {
-    child: Option<Child>,
-    hold: Hold,
-}
-
-impl Launched {
-    fn spawn(mut command: Command, program: &RuntimeProgram, hold: &Hold) -> Result<Self, LaunchError> {
-        let spawned = command.spawn();
-        let child = spawned.map_err(|source| LaunchError::Spawn { program: program.path.clone(), source })?;
-        Ok(Self { child: Some(child), hold: hold.clone() })
-    }
-
-    async fn ended(&mut self) -> io::Result<ExitStatus> {
-        match &mut self.child {
-            Some(child) => child.wait().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Leaves the runtime to itself. It is waited for in the background, or it would stay a zombie
-    /// when it ends before the controller does.
-    fn let_go(mut self) {
-        if let Some(child) = self.child.take() {
-            reap(child, None);
-        }
-    }
-}
-
-impl Drop for Launched {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It fails only for a child that has ended.
-            let _ = child.start_kill();
-            // Held until it is gone: the next call must not take its last moments for a running
-            // instance.
-            reap(child, Some(self.hold.clone()));
-        }
-    }
-}
-
-fn reap(mut child: Child, hold: Option<Hold>) {
-    // Outside of a runtime, which is then shutting down, init reaps in our stead.
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(async move {
-            let pid = child.id();
-            let ended = child.wait().await;
-            tracing::debug!(pid, ?ended, "a runtime process has ended");
-            drop(hold);
-        });
-    }
 }

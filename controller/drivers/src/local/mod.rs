@@ -27,12 +27,9 @@
 //! piece of work is over that it was in.
 
 mod folder;
-mod hold;
 mod launch;
 mod mounts;
-mod process;
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,10 +42,11 @@ use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
-use self::folder::{Folder, Owner};
-use self::hold::{Hold, Holds, blocking};
+use self::folder::{FILES, folder, make, pid, write_seed};
 pub use self::launch::RuntimeProgram;
-use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
+use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
+use crate::hold::{Hold, Holds, blocking};
+use crate::{Act, CreateOrder, Driver, DriverError, Mounts, Target, process};
 
 /// How long a runtime that was asked to end may take to end its tasks and write down what they came
 /// to. Then it is killed. The runtime gives its tasks less than this.
@@ -82,13 +80,13 @@ impl Local {
     /// The folder of an instance, whether or not it is there.
     #[must_use]
     pub fn folder(&self, instance: &InstanceName) -> PathBuf {
-        Folder::new(&self.root, instance).path().to_owned()
+        folder(&self.root, instance).path().to_owned()
     }
 
     /// Holds an instance, and checks that it is the one that is meant.
     async fn hold(&self, act: Act<'_>, target: &Target) -> Result<(Hold, Folder), DriverError> {
         let hold = self.holds.hold(&target.instance).await;
-        let folder = Folder::new(&self.root, &target.instance);
+        let folder = folder(&self.root, &target.instance);
         let looked = folder.clone();
         let instance = target.instance.clone();
         match hold.blocking(move || looked.owner()).await {
@@ -125,10 +123,10 @@ impl Local {
     fn sweep_leftovers(&self) {
         let (root, holds) = (self.root.clone(), self.holds.clone());
         tokio::task::spawn_blocking(move || {
-            for (instance, path) in folder::leftovers(&root).unwrap_or_default() {
+            for (instance, path) in leftovers(&root).unwrap_or_default() {
                 // Held, it is no leftover but under way; if not, the next sweep finds it.
                 let Some(_hold) = holds.try_hold(&instance) else { continue };
-                if let Err(error) = folder::remove_tree(&path) {
+                if let Err(error) = remove_tree(&path) {
                     tracing::warn!(%instance, %error, "a leftover can't be deleted");
                 }
             }
@@ -163,6 +161,7 @@ impl Driver for Local {
             calls_outlive_controller: false,
             // Starting a process is cheap; more at a time would only make a small host stutter.
             lanes: 4,
+            host_address: None,
             deadlines: Deadlines {
                 // Some system calls for each instance: only a sick disk takes so long.
                 list: Span::from_secs(10),
@@ -191,7 +190,7 @@ impl Driver for Local {
         let act = Act("create", &order.instance);
         self.sweep_leftovers();
         let hold = self.holds.hold(&order.instance).await;
-        let folder = Folder::new(&self.root, &order.instance);
+        let folder = folder(&self.root, &order.instance);
         let (made, seed) = (folder.clone(), order.seed.clone());
         let ours = hold.blocking(move || ensure_made(&made, &seed)).await.map_err(|error| act.failed(&error))?;
         if !ours {
@@ -207,7 +206,7 @@ impl Driver for Local {
             return Err(act.failed(&io::Error::other("its new seed is that of another instance")));
         }
         let (seeded, seed) = (folder.clone(), seed.clone());
-        let seeded = hold.blocking(move || if seeded.is_held()? { Ok(()) } else { seeded.write_seed(&seed) }).await;
+        let seeded = hold.blocking(move || if seeded.is_held()? { Ok(()) } else { write_seed(&seeded, &seed) }).await;
         seeded.map_err(|error| act.failed(&error))?;
         self.bring_up(act, &hold, &folder, &target.nonce, mounts).await
     }
@@ -231,30 +230,18 @@ impl Driver for Local {
             held => held?,
         };
         bring_down(&hold, &folder, &target.nonce).await.map_err(|error| act.failed(&error))?;
-        let removed = hold.blocking(move || folder.move_away().and_then(|gone| folder::remove_tree(&gone))).await;
+        let removed = hold.blocking(move || folder.move_away().and_then(|gone| remove_tree(&gone))).await;
         removed.map_err(|error| act.failed(&error))
     }
 
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
-        let folder = Folder::new(&self.root, instance);
+        let folder = folder(&self.root, instance);
         match blocking(move || folder.owner()).await {
             Ok(Owner::Claim(nonce)) => Ok(Some(nonce)),
             Ok(Owner::Unclear) => Ok(None),
             Ok(Owner::Nobody) => Err(DriverError::Missing { instance: instance.clone() }),
             Err(error) => Err(Act("prove", instance).failed(&error)),
         }
-    }
-}
-
-/// What is being done to which instance, for the error if it fails.
-#[derive(Clone, Copy)]
-struct Act<'a>(&'static str, &'a InstanceName);
-
-impl Act<'_> {
-    fn failed(self, error: &(dyn Error + 'static)) -> DriverError {
-        let causes = std::iter::successors(Some(error), |&error| error.source());
-        let reason = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        DriverError::Failed { action: self.0, instance: self.1.clone(), reason }
     }
 }
 
@@ -268,14 +255,14 @@ fn list(root: &Path) -> io::Result<Vec<Instance>> {
         // Deleted while we looked, what we saw means nothing.
         folder.exists().then_some(instance)
     };
-    Ok(folder::folders(root)?.into_iter().filter_map(look).collect())
+    Ok(folders(root, FILES)?.into_iter().filter_map(look).collect())
 }
 
 /// Makes the folder, or seeds it anew. Says whether it is that of the seed.
 fn ensure_made(folder: &Folder, seed: &Seed) -> io::Result<bool> {
     match folder.owner()? {
-        Owner::Nobody => folder.make(seed).map(|()| true),
-        Owner::Claim(nonce) if nonce == seed.nonce => folder.write_seed(seed).map(|()| true),
+        Owner::Nobody => make(folder, seed).map(|()| true),
+        Owner::Claim(nonce) if nonce == seed.nonce => write_seed(folder, seed).map(|()| true),
         Owner::Claim(_) | Owner::Unclear => Ok(false),
     }
 }
@@ -313,7 +300,7 @@ async fn bring_down(hold: &Hold, folder: &Folder, nonce: &Nonce) -> io::Result<(
 /// Asks the runtime to end, and says whether there is one to wait for. One that has not yet said
 /// which process it is has nothing to lose by being killed.
 fn ask_runtime(folder: &Folder, nonce: &Nonce) -> io::Result<bool> {
-    match folder.pid() {
+    match pid(folder) {
         Some(pid) if folder.is_held()? => process::ask_to_end(pid, nonce, || folder.is_held()),
         _ => Ok(false),
     }

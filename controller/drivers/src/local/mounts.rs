@@ -13,8 +13,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vm_agent_schemas::layout::WORK_DIR;
 
-use super::folder::{Folder, at, private_dirs};
 use crate::Mounts;
+use crate::folder::{Folder, at, private_dirs};
 
 /// The file, in the instance's folder, that remembers the links.
 const RECORD_FILE: &str = "mounts.json";
@@ -197,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::contract::an_order;
+    use crate::local::folder::{folder, make};
 
     /// An instance's folder, and a host beside it with folders `one` and `two`, each with a file in it.
     struct Ground {
@@ -207,8 +208,8 @@ mod tests {
     impl Ground {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
-            let folder = Folder::new(&root.path().join("instances"), &"web".parse().unwrap());
-            folder.make(&an_order("web").seed).unwrap();
+            let folder = folder(&root.path().join("instances"), &"web".parse().unwrap());
+            make(&folder, &an_order("web").seed).unwrap();
             for name in ["one", "two"] {
                 fs::create_dir(root.path().join(name)).unwrap();
                 fs::write(root.path().join(name).join("file"), name).unwrap();

@@ -41,6 +41,7 @@ pub fn capabilities() -> Capabilities {
         uses_host: true,
         calls_outlive_controller: true,
         lanes: 4,
+        host_address: None,
         deadlines: Deadlines {
             list: minute,
             create: minute,

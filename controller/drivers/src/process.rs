@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 
-use super::hold::{Backoff, Hold};
+use crate::hold::{Backoff, Hold};
 
 /// How long marked processes may take to be gone once they are killed. A process that the kernel
 /// lets go of takes milliseconds; one that sits in a dead device may never go.
@@ -63,7 +63,7 @@ impl Process {
 
 /// Asks a process to end, if it carries the mark and `still` holds once we have hold of it. Says
 /// whether it was asked. A process that was suspended is woken, or it could not act.
-pub(super) fn ask_to_end(pid: Pid, nonce: &Nonce, still: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+pub(crate) fn ask_to_end(pid: Pid, nonce: &Nonce, still: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
     let Some(process) = Process::open(pid)? else { return Ok(false) };
     if !process.is_marked(nonce)? || !still()? {
         return Ok(false);
@@ -77,7 +77,7 @@ pub(super) fn ask_to_end(pid: Pid, nonce: &Nonce, still: impl FnOnce() -> io::Re
 ///
 /// A process may fork faster than it is killed, and shows no environment while it executes a new
 /// program: so it is over when two looks in succession have found none.
-pub(super) async fn sweep(hold: &Hold, nonce: &Nonce) -> io::Result<()> {
+pub(crate) async fn sweep(hold: &Hold, nonce: &Nonce) -> io::Result<()> {
     let deadline = Instant::now() + SWEEP_LIMIT;
     let mut backoff = Backoff::new();
     let mut clean = 0;

@@ -11,16 +11,16 @@ use vm_agent_schemas::names::InstanceName;
 
 /// A lock for each instance: one for every name that was ever acted on.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Holds(Arc<Mutex<HashMap<InstanceName, Arc<tokio::sync::Mutex<()>>>>>);
+pub(crate) struct Holds(Arc<Mutex<HashMap<InstanceName, Arc<tokio::sync::Mutex<()>>>>>);
 
 impl Holds {
     /// Waits until no other call acts on the instance.
-    pub(super) async fn hold(&self, instance: &InstanceName) -> Hold {
+    pub(crate) async fn hold(&self, instance: &InstanceName) -> Hold {
         Hold(Arc::new(self.lock_of(instance).lock_owned().await))
     }
 
     /// Holds the instance if no other call acts on it.
-    pub(super) fn try_hold(&self, instance: &InstanceName) -> Option<Hold> {
+    pub(crate) fn try_hold(&self, instance: &InstanceName) -> Option<Hold> {
         self.lock_of(instance).try_lock_owned().ok().map(|guard| Hold(Arc::new(guard)))
     }
 
@@ -33,11 +33,11 @@ impl Holds {
 /// The right to act on an instance. Work that goes on in a thread after its caller has given up
 /// keeps it, so that the next call begins only when that work is over.
 #[derive(Debug, Clone)]
-pub(super) struct Hold(#[expect(dead_code, reason = "held, not read")] Arc<OwnedMutexGuard<()>>);
+pub(crate) struct Hold(#[expect(dead_code, reason = "held, not read")] Arc<OwnedMutexGuard<()>>);
 
 impl Hold {
     /// Does blocking work in a thread that may wait.
-    pub(super) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let hold = self.clone();
         blocking(move || {
             let done = work();
@@ -51,7 +51,7 @@ impl Hold {
     ///
     /// This polls because a file's lock gives no event when it is taken or released. A look costs
     /// some system calls, and the pauses between them grow.
-    pub(super) async fn until(
+    pub(crate) async fn until(
         &self,
         limit: Duration,
         condition: impl Fn() -> io::Result<bool> + Clone + Send + 'static,
@@ -71,14 +71,14 @@ impl Hold {
 
     /// A hold that keeps nobody else out.
     #[cfg(test)]
-    pub(super) fn of_nothing() -> Self {
+    pub(crate) fn of_nothing() -> Self {
         let guard = Arc::new(tokio::sync::Mutex::new(())).try_lock_owned();
         Self(Arc::new(guard.expect("a new mutex is free")))
     }
 }
 
 /// Does blocking work in a thread that may wait. A panic goes on in the caller.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -89,17 +89,17 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 /// Growing pauses between looks.
 #[derive(Debug)]
-pub(super) struct Backoff(Duration);
+pub(crate) struct Backoff(Duration);
 
 impl Backoff {
     /// Not noticed by a person, and seldom enough to cost nothing.
     const LONGEST: Duration = Duration::from_millis(50);
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Duration::from_millis(2))
     }
 
-    pub(super) async fn pause(&mut self) {
+    pub(crate) async fn pause(&mut self) {
         sleep(self.0).await;
         self.0 = (self.0 * 2).min(Self::LONGEST);
     }

@@ -1,0 +1,201 @@
+//! The command line of a machine: a pure function of the machine, its image and the host. QEMU is started
+//! in the machine's folder, so all paths of the machine are short and relative.
+
+use std::path::Path;
+
+use vm_agent_schemas::guest::CHANNEL_NAME;
+
+use super::host::{Acceleration, Host};
+use super::machine::{CHANNEL, DISK, MONITOR, Machine, PID, SEED_DISK};
+
+/// How much of the console is kept, in bytes. In QEMU's memory: a guest that writes without end fills no
+/// disk of the host.
+pub(super) const CONSOLE_KEPT: u32 = 64 * 1024;
+
+/// The name under which QEMU keeps it.
+pub(super) const CONSOLE: &str = "console";
+
+/// How much memory QEMU may take for code that it has translated, in MiB. Without a bound it takes a
+/// gigabyte.
+const TRANSLATED_MIB: u32 = 256;
+
+/// What the kernel of an image that is booted directly is told. The mitigations cost an emulated processor
+/// much and protect nobody there: all of the machine is one agent's.
+const KERNEL_COMMAND_LINE: &str =
+    "root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off";
+
+/// A kernel that QEMU loads itself, and its initial memory disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kernel<'a> {
+    pub(super) kernel: &'a Path,
+    pub(super) initrd: &'a Path,
+}
+
+/// The arguments of a machine's QEMU.
+pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Host) -> Vec<String> {
+    let mut arguments = Arguments::default();
+    // The name shows in the host's list of processes.
+    arguments.pair("-name", format!("{0},process=vm-agent-{0}", machine.name));
+    for flag in ["-nodefaults", "-no-user-config"] {
+        arguments.flag(flag);
+    }
+    arguments.pair("-display", "none");
+    // A machine that powers itself off stays until that has been seen: nothing else tells it from a crash.
+    arguments.flag("-no-shutdown");
+    if host.sandbox {
+        arguments.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    }
+    processor(&mut arguments, machine, host.acceleration);
+    if let Some(Kernel { kernel, initrd }) = kernel {
+        arguments.pair("-kernel", as_text(kernel));
+        arguments.pair("-initrd", as_text(initrd));
+        arguments.pair("-append", KERNEL_COMMAND_LINE);
+    }
+    disks(&mut arguments);
+    arguments.pair("-netdev", "user,id=net0");
+    arguments.pair("-device", format!("virtio-net-pci,netdev=net0,mac={},romfile=", machine.mac));
+    arguments.pair("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_KEPT}"));
+    arguments.pair("-serial", format!("chardev:{CONSOLE}"));
+    arguments.pair("-device", "virtio-rng-pci");
+    arguments.pair("-device", "virtio-serial-pci");
+    arguments.pair("-chardev", format!("socket,id=channel,path={CHANNEL},server=on,wait=off"));
+    arguments.pair("-device", format!("virtserialport,chardev=channel,name={CHANNEL_NAME}"));
+    arguments.pair("-qmp", format!("unix:{MONITOR},server=on,wait=off"));
+    arguments.pair("-pidfile", PID);
+    arguments.0
+}
+
+fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceleration) {
+    arguments.pair("-machine", "pc");
+    let (accelerator, cpu) = match acceleration {
+        Acceleration::Kvm => ("kvm".to_owned(), "host"),
+        Acceleration::Hvf => ("hvf".to_owned(), "host"),
+        Acceleration::Emulation => (format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"), "max"),
+    };
+    arguments.pair("-accel", accelerator);
+    arguments.pair("-cpu", cpu);
+    arguments.pair("-smp", machine.sizes.cpus.to_string());
+    arguments.pair("-m", format!("{}k", machine.sizes.memory.bytes() / 1024));
+}
+
+fn disks(arguments: &mut Arguments) {
+    let disk = format!("driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={DISK}");
+    arguments.pair("-blockdev", disk);
+    arguments.pair("-device", "virtio-blk-pci,drive=disk,id=disk0");
+    let seed = format!("driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={SEED_DISK}");
+    arguments.pair("-blockdev", seed);
+    arguments.pair("-device", "virtio-blk-pci,drive=seed,id=seed0");
+}
+
+/// The path as text: `-kernel` and `-initrd` take it as it is, commas included.
+fn as_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+
+    fn pair(&mut self, name: &str, value: impl Into<String>) {
+        self.0.extend([name.to_owned(), value.into()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::an_order;
+    use vm_agent_schemas::ids::Digest;
+
+    fn machine() -> Machine {
+        let order = an_order("web");
+        let machine = Machine::new(&order.instance, &order.seed, order.sizes, Digest::of(b"image"));
+        Machine { mac: "52:54:00:12:34:56".parse().unwrap(), ..machine }
+    }
+
+    fn shown(kernel: Option<Kernel<'_>>, acceleration: Acceleration, sandbox: bool) -> String {
+        let host = Host { version: "7.2.0".into(), acceleration, reason: String::new(), sandbox };
+        let mut text = String::new();
+        for argument in arguments(&machine(), kernel, &host) {
+            let begins = argument.starts_with('-');
+            text.push_str(if text.is_empty() {
+                ""
+            } else if begins {
+                "\n"
+            } else {
+                " "
+            });
+            text.push_str(&argument);
+        }
+        text
+    }
+
+    #[test]
+    fn the_light_image_is_booted_directly() {
+        let kernel = Kernel { kernel: Path::new("/images/abc/vmlinuz"), initrd: Path::new("/images/abc/initrd") };
+        insta::assert_snapshot!(shown(Some(kernel), Acceleration::Emulation, true), @"
+        -name web,process=vm-agent-web
+        -nodefaults
+        -no-user-config
+        -display none
+        -no-shutdown
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+        -machine pc
+        -accel tcg,thread=multi,tb-size=256
+        -cpu max
+        -smp 1
+        -m 1048576k
+        -kernel /images/abc/vmlinuz
+        -initrd /images/abc/initrd
+        -append root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off
+        -blockdev driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename=disk.qcow2
+        -device virtio-blk-pci,drive=disk,id=disk0
+        -blockdev driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename=seed.img
+        -device virtio-blk-pci,drive=seed,id=seed0
+        -netdev user,id=net0
+        -device virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=
+        -chardev ringbuf,id=console,size=65536
+        -serial chardev:console
+        -device virtio-rng-pci
+        -device virtio-serial-pci
+        -chardev socket,id=channel,path=channel.sock,server=on,wait=off
+        -device virtserialport,chardev=channel,name=vm-agent.0
+        -qmp unix:qmp.sock,server=on,wait=off
+        -pidfile qemu.pid
+        ");
+    }
+
+    #[test]
+    fn a_cloud_image_boots_from_its_disk_with_the_processor_of_the_host() {
+        insta::assert_snapshot!(shown(None, Acceleration::Kvm, false), @"
+        -name web,process=vm-agent-web
+        -nodefaults
+        -no-user-config
+        -display none
+        -no-shutdown
+        -machine pc
+        -accel kvm
+        -cpu host
+        -smp 1
+        -m 1048576k
+        -blockdev driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename=disk.qcow2
+        -device virtio-blk-pci,drive=disk,id=disk0
+        -blockdev driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename=seed.img
+        -device virtio-blk-pci,drive=seed,id=seed0
+        -netdev user,id=net0
+        -device virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=
+        -chardev ringbuf,id=console,size=65536
+        -serial chardev:console
+        -device virtio-rng-pci
+        -device virtio-serial-pci
+        -chardev socket,id=channel,path=channel.sock,server=on,wait=off
+        -device virtserialport,chardev=channel,name=vm-agent.0
+        -qmp unix:qmp.sock,server=on,wait=off
+        -pidfile qemu.pid
+        ");
+    }
+}

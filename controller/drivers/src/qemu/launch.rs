@@ -1,0 +1,205 @@
+//! Starting a machine: its QEMU, and the word with the guest program in it.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::process::Command;
+use vm_agent_schemas::guest::{Entropy, FromGuest, Identity, SeedRequest, ToGuest};
+use vm_agent_schemas::layout::INSTANCE_VARIABLE;
+use vm_agent_schemas::wire::Seed;
+
+use super::channel::{Channel, First};
+use super::command::{CONSOLE, CONSOLE_KEPT};
+use super::machine::{CHANNEL, CONSOLE_LOG, MONITOR, Machine};
+use super::qmp::Qmp;
+use crate::folder::Folder;
+use crate::hold::Hold;
+use crate::launched::{Launched, inherited};
+use crate::tool::last_words;
+
+/// How long QEMU may take to be up. It takes a tenth of a second; the rest is for a host under load.
+const UP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a look at the state of a guest may take whose start has failed.
+const STATE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many lines of a console are told.
+const CONSOLE_LINES: usize = 8;
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    #[error("`{}` can't be run", program.display())]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("another QEMU has its disk open; end that one, or wait for it")]
+    Locked,
+    #[error("QEMU ended at once ({status}): {said}")]
+    Ended { status: ExitStatus, said: String },
+    #[error("QEMU is not up after {} s", UP_LIMIT.as_secs())]
+    Silent,
+    #[error("QEMU ended while the machine booted ({status}): {said}")]
+    Fell { status: ExitStatus, said: String },
+    #[error("the guest program did not come up within {} s{}", limit.as_secs(), shown(.seen))]
+    NoGuest { limit: Duration, seen: String },
+    #[error("the guest program could not take its seed: {0}")]
+    Refused(String),
+    #[error("the channel to the machine was lost")]
+    Channel(#[source] io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+fn shown(seen: &str) -> String {
+    if seen.is_empty() { ", and its console showed nothing".to_owned() } else { format!(": {seen}") }
+}
+
+/// Starts QEMU in the machine's folder, and waits until its monitor answers.
+pub(super) async fn launch(
+    hold: &Hold,
+    program: &Path,
+    arguments: Vec<String>,
+    folder: &Folder,
+    machine: &Machine,
+) -> Result<Launched, LaunchError> {
+    let (log, log_start) = locked_log(hold, folder).await?;
+    let command = command(program, arguments, folder, machine, log)?;
+    let spawned = Launched::spawn(command, hold);
+    let mut launched = spawned.map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    let up = async {
+        loop {
+            if Qmp::connect(folder.path(), MONITOR).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        up = tokio::time::timeout(UP_LIMIT, up) => up.map_err(|_| LaunchError::Silent)?,
+        status = launched.ended() => {
+            let (status, said) = (status?, folder.log_since(log_start));
+            let is_locked = said.contains("Failed to get") && said.contains("lock");
+            return Err(if is_locked { LaunchError::Locked } else { LaunchError::Ended { status, said } });
+        }
+    }
+    Ok(launched)
+}
+
+/// Opens QEMU's log and locks it. QEMU has it as its output, and with that the lock, from its first moment to
+/// its last.
+async fn locked_log(hold: &Hold, folder: &Folder) -> io::Result<(File, u64)> {
+    /// Longer than a look at the lock takes, which holds it for a moment.
+    const LOCK_LIMIT: Duration = Duration::from_secs(2);
+    let (folder, deadline) = (folder.clone(), std::time::Instant::now() + LOCK_LIMIT);
+    hold.blocking(move || {
+        let (log, length) = folder.open_log()?;
+        loop {
+            match log.try_lock() {
+                Ok(()) => return Ok((log, length)),
+                Err(TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::other("its log is locked by a process that this driver did not start"));
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    })
+    .await
+}
+
+fn command(
+    program: &Path,
+    arguments: Vec<String>,
+    folder: &Folder,
+    machine: &Machine,
+    log: File,
+) -> io::Result<Command> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(inherited())
+        .env("LC_ALL", "C")
+        // By this mark it is found and ended, whatever became of the controller that started it.
+        .env(INSTANCE_VARIABLE, machine.nonce.as_str())
+        // A group of its own: Ctrl-C at the controller's terminal is not meant for it.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    Ok(command)
+}
+
+/// Waits for the guest program of a machine that boots, and gives it its seed.
+pub(super) async fn seed(
+    launched: &mut Launched,
+    folder: &Folder,
+    machine: &Machine,
+    seed: &Seed,
+    limit: Duration,
+) -> Result<(), LaunchError> {
+    let mut channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
+    let request = |id| {
+        let identity = Identity {
+            hostname: machine.name.clone(),
+            machine_id: machine.machine_id.clone(),
+            mac: Some(machine.mac.clone()),
+            time: Timestamp::now(),
+            entropy: Entropy::generate(),
+        };
+        ToGuest::Seed(Box::new(SeedRequest { id, seed: seed.clone(), identity }))
+    };
+    let answer = tokio::select! {
+        answer = tokio::time::timeout(limit, channel.ask(First::WhenReady, request)) => answer,
+        status = launched.ended() => {
+            let said = last_words(folder.log_since(0).as_bytes());
+            return Err(LaunchError::Fell { status: status?, said });
+        }
+    };
+    match answer {
+        Ok(Ok(FromGuest::Failed { reason, .. })) => Err(LaunchError::Refused(reason)),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(LaunchError::Channel(error)),
+        Err(_) => Err(LaunchError::NoGuest { limit, seen: seen(&mut channel, folder).await }),
+    }
+}
+
+/// What can be seen of a guest that did not come up: how it goes with its runtime, where it was heard, and
+/// the end of its console, which is kept in the folder too.
+async fn seen(channel: &mut Channel, folder: &Folder) -> String {
+    let mut seen = Vec::new();
+    if channel.heard() {
+        let asked = channel.ask(First::Now, |id| ToGuest::Status { id });
+        if let Ok(Ok(FromGuest::State(state))) = tokio::time::timeout(STATE_LIMIT, asked).await {
+            seen.push(format!("{}: {}", state.runtime.state, state.runtime.journal.join("; ")));
+            seen.extend(state.cloud_init.into_iter().flat_map(|cloud_init| cloud_init.errors));
+        }
+    }
+    let console = console(folder).await;
+    let lines: Vec<_> = console.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    seen.extend(lines[lines.len().saturating_sub(CONSOLE_LINES)..].iter().map(|line| (*line).to_owned()));
+    seen.join("; ")
+}
+
+/// Takes what the machine's console showed, and keeps it in the folder.
+async fn console(folder: &Folder) -> String {
+    let read = async {
+        let mut qmp = Qmp::connect(folder.path(), MONITOR).await?;
+        qmp.ring(CONSOLE, CONSOLE_KEPT).await
+    };
+    match read.await {
+        Ok(console) => {
+            if let Err(error) = folder.write(CONSOLE_LOG, console.as_bytes()) {
+                tracing::warn!(%error, "a machine's console can't be kept");
+            }
+            console
+        }
+        Err(error) => format!("(its console can't be read: {error})"),
+    }
+}

@@ -1,0 +1,109 @@
+//! What a machine is made from, and where it lies.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use vm_agent_schemas::guest::{Mac, MachineId};
+use vm_agent_schemas::ids::{Digest, Incarnation, Nonce};
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::Sizes;
+use vm_agent_schemas::wire::Seed;
+
+use crate::folder::{Files, Folder, at};
+
+/// What the machine is made from.
+pub(super) const MACHINE_FILE: &str = "machine.json";
+/// Its disk: an overlay over its image.
+pub(super) const DISK: &str = "disk.qcow2";
+/// What brings the runtime into it.
+pub(super) const SEED_DISK: &str = "seed.img";
+/// QEMU's monitor.
+pub(super) const MONITOR: &str = "qmp.sock";
+/// The channel to the guest program.
+pub(super) const CHANNEL: &str = "channel.sock";
+/// The end of what the machine's console showed when a start of it failed.
+pub(super) const CONSOLE_LOG: &str = "serial.log";
+/// What QEMU itself writes. QEMU holds the lock on it: it has it as its stdout from before its first moment.
+pub(super) const LOG: &str = "qemu.log";
+/// QEMU's process id, for people.
+pub(super) const PID: &str = "qemu.pid";
+
+/// The files of a machine's folder that the folder itself speaks of.
+pub(super) const FILES: Files = Files { claim: MACHINE_FILE, lock: LOG, log: LOG };
+
+/// What a machine is made from. Written before anything else of it exists: it shows whose the folder is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Machine {
+    pub(super) name: InstanceName,
+    pub(super) nonce: Nonce,
+    pub(super) incarnation: Incarnation,
+    pub(super) sizes: Sizes,
+    /// The image that its disk lies over.
+    pub(super) image: Digest,
+    /// The address of its network card.
+    pub(super) mac: Mac,
+    /// What its `/etc/machine-id` is to hold: the same at each boot of this incarnation.
+    pub(super) machine_id: MachineId,
+}
+
+impl Machine {
+    pub(super) fn new(name: &InstanceName, seed: &Seed, sizes: Sizes, image: Digest) -> Self {
+        // Of the nonce, so that no two machines on a network have the same.
+        let digest = ring::digest::digest(&ring::digest::SHA256, seed.nonce.as_str().as_bytes());
+        let mac = Mac::of_qemu(std::array::from_fn(|at| digest.as_ref()[at]));
+        let machine_id = MachineId::generate();
+        let (name, nonce) = (name.clone(), seed.nonce.clone());
+        Self { name, nonce, incarnation: seed.incarnation, sizes, image, mac, machine_id }
+    }
+
+    /// The machine that a folder says it is.
+    pub(super) fn read(folder: &Folder) -> io::Result<Self> {
+        let path = folder.file(MACHINE_FILE);
+        let machine = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        machine.map_err(at(&path))
+    }
+
+    /// The machine as its folder keeps it.
+    pub(super) fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+}
+
+/// The folder of a machine, there or not.
+pub(super) fn folder(root: &Path, instance: &InstanceName) -> Folder {
+    Folder::new(root, instance, FILES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::an_order;
+    use crate::folder::Owner;
+
+    #[test]
+    fn a_machine_reads_back_and_shows_whose_its_folder_is() {
+        let root = tempfile::tempdir().unwrap();
+        let order = an_order("web");
+        let folder = folder(root.path(), &order.instance);
+        let machine = Machine::new(&order.instance, &order.seed, order.sizes, Digest::of(b"image"));
+        folder.make(&machine.to_bytes().unwrap()).unwrap();
+        assert_eq!(Machine::read(&folder).unwrap(), machine);
+        assert_eq!(folder.owner().unwrap(), Owner::Claim(order.seed.nonce.clone()));
+        let text = fs::read_to_string(folder.file(MACHINE_FILE)).unwrap();
+        assert!(!text.contains(order.seed.join_token.expose()));
+        let other = Machine::new(&order.instance, &an_order("web").seed, order.sizes, Digest::of(b"image"));
+        assert_ne!((other.mac, other.machine_id), (machine.mac, machine.machine_id));
+    }
+
+    #[test]
+    fn a_machine_that_can_not_be_read_is_told_with_its_path() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = folder(root.path(), &"web".parse().unwrap());
+        folder.make(b"{\"nonce\": \"n\"}").unwrap();
+        let error = Machine::read(&folder).unwrap_err().to_string();
+        assert!(error.contains("web/machine.json") && error.contains("missing field"), "{error}");
+    }
+}

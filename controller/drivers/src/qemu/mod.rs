@@ -1,0 +1,481 @@
+//! Driver `qemu`: real machines, by `qemu-system-*` itself. A machine is a folder and a QEMU process that
+//! works in it and outlives the controller.
+//!
+//! ```text
+//! <machines>/<instance>/machine.json   what it is made from: the nonce in it is the proof
+//!                       disk.qcow2     its disk, an overlay over its image
+//!                       seed.img       what brings the runtime into it; no secret is on it
+//!                       qmp.sock       QEMU's monitor
+//!                       channel.sock   the line to the guest program, over which the seed goes
+//!                       qemu.log       what QEMU writes; locked as long as QEMU lives
+//!                       serial.log     the end of the console of a start that failed
+//!                       stopped        it is not up: it was stopped, or its start is not over
+//! <machines>/.making-<instance>.*      being made; renamed when whole
+//! <machines>/.gone-<instance>.*        being deleted; the name is free already
+//! ```
+//!
+//! A machine is Running when the lock is held and `stopped` is not there; `stopped` goes when the guest has
+//! its seed. One that is up and marked so was being started by a controller that is no more: it is ended,
+//! as the seed of that start is void. A machine that powered itself off waits in its QEMU until that has
+//! been seen, which tells it from a crash.
+//!
+//! Calls on one instance wait for each other, and a call that its caller gave up counts until the piece of
+//! work is over that it was in. One root belongs to one [`Qemu`]: it lies in the controller's state folder,
+//! which is locked.
+
+mod channel;
+mod command;
+pub(crate) mod disk;
+mod host;
+mod launch;
+mod machine;
+mod programs;
+mod qmp;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::guest::{FromGuest, ToGuest};
+use vm_agent_schemas::ids::{Incarnation, Nonce};
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes};
+use vm_agent_schemas::units::Span;
+use vm_agent_schemas::wire::Seed;
+
+use self::channel::{Channel, First};
+use self::command::{Kernel, arguments};
+pub use self::host::{Acceleration, Host};
+use self::launch::{launch, seed};
+use self::machine::{CHANNEL, DISK, FILES, MACHINE_FILE, MONITOR, Machine, SEED_DISK, folder};
+pub use self::programs::{Missing, Programs};
+use self::qmp::{Qmp, RunState};
+use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
+use crate::hold::{Hold, Holds, blocking};
+use crate::images::{Image, ImageReference, Images, ignore_progress};
+use crate::{Act, CreateOrder, Driver, DriverError, Mounts, Target, process};
+
+/// Where a machine with QEMU's user-mode network sees its host.
+pub const HOST_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
+
+/// How long a machine whose power button was pressed may take to go down. The runtime gives its tasks less
+/// than this.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How long QEMU may take to be gone once it was told to end.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a machine may take from its start to the word that it has its seed: an emulated processor is
+/// some ten times slower, and a host under load slower still.
+const fn boot_limit(acceleration: Acceleration) -> Duration {
+    match acceleration {
+        Acceleration::Kvm | Acceleration::Hvf => Duration::from_secs(120),
+        Acceleration::Emulation => Duration::from_secs(420),
+    }
+}
+
+/// How long a guest may take to show its nonce.
+const PROOF_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a listing waits for one monitor. Another may be talking to it.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
+/// Writes the volume that brings the runtime into a machine: for an instance in an incarnation, to a path.
+pub type SeedDisk = Arc<dyn Fn(&InstanceName, Incarnation, &Path) -> io::Result<()> + Send + Sync>;
+
+/// Driver `qemu`. See the [module](self).
+#[derive(Clone)]
+pub struct Qemu {
+    root: PathBuf,
+    programs: Programs,
+    images: Images,
+    seed_disk: SeedDisk,
+    host: Arc<OnceCell<Host>>,
+    holds: Holds,
+}
+
+/// A machine that is held, and was shown to be the one that is meant.
+struct Held<'a> {
+    act: Act<'a>,
+    hold: Hold,
+    folder: Folder,
+    nonce: Nonce,
+}
+
+impl Qemu {
+    /// A driver that keeps its machines below `root`, which is made when first needed.
+    #[must_use]
+    pub fn new(root: PathBuf, programs: Programs, images: Images, seed_disk: SeedDisk) -> Self {
+        // QEMU is started in the machine's folder, where a relative path would mean another file. Only a
+        // process without a working folder has no absolute paths; then they stay as they are.
+        let root = std::path::absolute(&root).unwrap_or(root);
+        Self { root, programs, images, seed_disk, host: Arc::default(), holds: Holds::default() }
+    }
+
+    /// The folder of an instance, whether or not it is there.
+    #[must_use]
+    pub fn folder(&self, instance: &InstanceName) -> PathBuf {
+        folder(&self.root, instance).path().to_owned()
+    }
+
+    /// What QEMU can do on this host; found out when first asked.
+    pub async fn host(&self) -> &Host {
+        self.host.get_or_init(|| Host::look(&self.programs)).await
+    }
+
+    /// Holds an instance, and checks that it is the one that is meant.
+    async fn hold<'a>(&self, action: &'static str, target: &'a Target) -> Result<Held<'a>, DriverError> {
+        let act = Act(action, &target.instance);
+        let hold = self.holds.hold(&target.instance).await;
+        let folder = folder(&self.root, &target.instance);
+        let looked = folder.clone();
+        let instance = target.instance.clone();
+        match hold.blocking(move || looked.owner()).await {
+            Ok(Owner::Claim(nonce)) if nonce == target.nonce => Ok(Held { act, hold, folder, nonce }),
+            Ok(Owner::Claim(_) | Owner::Unclear) => Err(DriverError::Foreign { instance }),
+            Ok(Owner::Nobody) => Err(DriverError::Missing { instance }),
+            Err(error) => Err(act.failed(&error)),
+        }
+    }
+
+    /// Has the machine run with the guest seeded.
+    async fn bring_up(&self, held: &Held<'_>, new: &Seed) -> Result<(), DriverError> {
+        let (act, hold, folder) = (held.act, &held.hold, &held.folder);
+        if held.look(Folder::state).await? == InstanceState::Running && !powered_off(folder).await {
+            return Ok(());
+        }
+        // What an earlier start or a machine that powered itself off has left behind.
+        bring_down(held, Duration::ZERO).await?;
+        let machine = held.look(Machine::read).await?;
+        let image = self.images.get(&machine.image).await.map_err(|error| act.failed(&error))?;
+        self.furnish(held, &machine, &image).await?;
+        let host = self.host().await;
+        let files = image.kernel();
+        let kernel = files.as_ref().map(|(kernel, initrd)| Kernel { kernel, initrd });
+        let started = async {
+            let arguments = arguments(&machine, kernel, host);
+            let mut launched = launch(hold, &self.programs.system, arguments, folder, &machine).await?;
+            seed(&mut launched, folder, &machine, new, boot_limit(host.acceleration)).await?;
+            let up = folder.clone();
+            hold.blocking(move || up.unmark_stopped()).await?;
+            launched.let_go();
+            Ok::<_, launch::LaunchError>(())
+        };
+        let Err(error) = started.await else { return Ok(()) };
+        // Whoever looks next is to find it stopped, and not on its way down.
+        bring_down(held, Duration::ZERO).await?;
+        Err(act.failed(&error))
+    }
+
+    /// Gives the machine's folder what is not there yet: its disk, and the volume with the present runtime.
+    async fn furnish(&self, held: &Held<'_>, machine: &Machine, image: &Image) -> Result<(), DriverError> {
+        let (act, hold, folder) = (held.act, &held.hold, &held.folder);
+        let disk = folder.file(DISK);
+        if !disk.exists() {
+            let (new, size) = (folder.file("disk.new"), machine.sizes.disk.bytes());
+            let made = disk::overlay(&self.programs.img, &image.disk(), &new, size).await;
+            made.map_err(|error| act.failed(&error))?;
+            hold.blocking(move || fs::rename(new, disk)).await.map_err(|error| act.failed(&error))?;
+        }
+        let (make, seed_disk, new) = (Arc::clone(&self.seed_disk), folder.file(SEED_DISK), folder.file("seed.new"));
+        let (name, incarnation) = (machine.name.clone(), machine.incarnation);
+        let made = hold.blocking(move || make(&name, incarnation, &new).and_then(|()| fs::rename(&new, &seed_disk)));
+        made.await.map_err(|error| act.failed(&error))
+    }
+
+    /// One machine, as a listing shows it; nothing when it went while we looked.
+    async fn look(&self, folder: Folder) -> Option<Instance> {
+        let looked = folder.clone();
+        let (machine, state) = blocking(move || (Machine::read(&looked), looked.state())).await;
+        // What can't be read of one instance must not hide the others.
+        let machine = machine.ok();
+        let mut state = state.unwrap_or(InstanceState::Unknown);
+        if state == InstanceState::Running {
+            state = self.look_inside(&folder, machine.as_ref()).await;
+        }
+        let (nonce, sizes) = (machine.as_ref().map(|it| it.nonce.clone()), machine.map(|it| it.sizes));
+        // Deleted while we looked, what we saw means nothing.
+        folder.exists().then(|| Instance { name: folder.instance().clone(), state, nonce, sizes })
+    }
+
+    /// What a machine with a living QEMU is doing. What nobody looks after is set right in passing.
+    async fn look_inside(&self, folder: &Folder, machine: Option<&Machine>) -> InstanceState {
+        let unheld = self.holds.try_hold(folder.instance());
+        if folder.is_marked_stopped() {
+            // Nobody brings it up any more.
+            if let (Some(hold), Some(machine)) = (unheld, machine) {
+                let nonce = machine.nonce.clone();
+                tokio::spawn(async move { process::sweep(&hold, &nonce).await });
+            }
+            return InstanceState::Starting;
+        }
+        let asked = async { Qmp::connect(folder.path(), MONITOR).await?.run_state().await };
+        match (tokio::time::timeout(LOOK_LIMIT, asked).await, unheld) {
+            (Ok(Ok(RunState::PoweredOff)), Some(hold)) => {
+                lay_to_rest(hold, folder.clone());
+                InstanceState::Stopped
+            }
+            (Ok(Ok(RunState::PoweredOff)), None) => InstanceState::Stopping,
+            (Ok(Ok(RunState::DiskError)), _) => {
+                tracing::warn!(instance = %folder.instance(), "the disk of the host is full, or fails: the machine stands still until it can write");
+                let folder = folder.clone();
+                tokio::spawn(async move { Qmp::connect(folder.path(), MONITOR).await?.go_on().await });
+                InstanceState::Running
+            }
+            // A monitor that is silent for a moment says nothing; the lock does.
+            _ => InstanceState::Running,
+        }
+    }
+
+    /// Deletes what dead controllers left half made or half deleted, in the background: nobody waits for it.
+    fn sweep_leftovers(&self) {
+        let (root, holds) = (self.root.clone(), self.holds.clone());
+        tokio::task::spawn_blocking(move || {
+            for (instance, path) in leftovers(&root).unwrap_or_default() {
+                // Held, it is no leftover but under way; if not, the next sweep finds it.
+                let Some(_hold) = holds.try_hold(&instance) else { continue };
+                if let Err(error) = remove_tree(&path) {
+                    tracing::warn!(%instance, %error, "a leftover can't be deleted");
+                }
+            }
+        });
+    }
+
+    /// Makes the machine's folder, unless it is there. Says whether it is that of the order.
+    async fn ensure_made(&self, hold: &Hold, act: Act<'_>, order: &CreateOrder) -> Result<bool, DriverError> {
+        let folder = folder(&self.root, &order.instance);
+        let looked = folder.clone();
+        match hold.blocking(move || looked.owner()).await.map_err(|error| act.failed(&error))? {
+            Owner::Claim(nonce) => return Ok(nonce == order.seed.nonce),
+            Owner::Unclear => return Ok(false),
+            Owner::Nobody => {}
+        }
+        let reference: ImageReference = order.image.parse().map_err(|error| act.failed(&error))?;
+        let image = self.images.obtain(&reference, &ignore_progress).await.map_err(|error| act.failed(&error))?;
+        let machine = Machine::new(&order.instance, &order.seed, order.sizes, image.digest().clone());
+        // While the image is in use by this call it is not deleted; after it, the folder shows its use.
+        let made = hold.blocking(move || machine.to_bytes().and_then(|claim| folder.make(&claim)));
+        made.await.map_err(|error| act.failed(&error))?;
+        drop(image);
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn name(&self) -> DriverName {
+        DriverName::Qemu
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            sizes: true,
+            images: true,
+            resize_running: false,
+            suspend: false,
+            live_snapshot: false,
+            clone_from_snapshot: false,
+            labels: false,
+            mounts: false,
+            uses_host: true,
+            // What a dead controller was bringing up is ended when it is seen.
+            calls_outlive_controller: false,
+            // Machines that boot keep a processor each busy.
+            lanes: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1)),
+            host_address: Some(HOST_ADDRESS),
+            deadlines: Deadlines {
+                // Some system calls and one short question for each machine, all at once.
+                list: Span::from_secs(15),
+                // An image that has to be built or downloaded first, and then a boot.
+                create: Span::from_secs(30 * 60),
+                // Longer than the longest boot.
+                start: Span::from_secs(450),
+                // Longer than the grace and the release together.
+                stop: Span::from_secs(60),
+                // A stop, and a word to `qemu-img`.
+                resize: Span::from_secs(90),
+                // A kill, and the deletion of a few large files.
+                destroy: Span::from_secs(60),
+                // The machine is up already; an emulated one that comes up with others is slow.
+                connect: Span::from_secs(120),
+            },
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, DriverError> {
+        let root = self.root.clone();
+        let found = blocking(move || folders(&root, FILES)).await;
+        let found =
+            found.map_err(|error| DriverError::Unavailable { driver: DriverName::Qemu, reason: error.to_string() })?;
+        let looks = found.into_iter().map(|folder| {
+            let driver = self.clone();
+            tokio::spawn(async move { driver.look(folder).await })
+        });
+        let mut instances = Vec::new();
+        for look in looks.collect::<Vec<_>>() {
+            instances.extend(look.await.unwrap_or_default());
+        }
+        Ok(instances)
+    }
+
+    async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
+        let act = Act("create", &order.instance);
+        if !order.mounts.is_empty() {
+            let what = "mount folders of the host yet; take `mounts` out of the agent's spec".to_owned();
+            return Err(DriverError::Unsupported { driver: DriverName::Qemu, what });
+        }
+        self.sweep_leftovers();
+        let hold = self.holds.hold(&order.instance).await;
+        if !self.ensure_made(&hold, act, order).await? {
+            return Err(DriverError::Foreign { instance: order.instance.clone() });
+        }
+        let folder = folder(&self.root, &order.instance);
+        self.bring_up(&Held { act, hold, folder, nonce: order.seed.nonce.clone() }, &order.seed).await
+    }
+
+    async fn start(&self, target: &Target, seed: &Seed, _: &Mounts) -> Result<(), DriverError> {
+        let held = self.hold("start", target).await?;
+        if seed.nonce != target.nonce {
+            return Err(held.act.failed(&io::Error::other("its new seed is that of another instance")));
+        }
+        self.bring_up(&held, seed).await
+    }
+
+    async fn stop(&self, target: &Target) -> Result<(), DriverError> {
+        let held = self.hold("stop", target).await?;
+        bring_down(&held, GRACE).await
+    }
+
+    async fn resize(&self, target: &Target, sizes: &Sizes) -> Result<(), DriverError> {
+        let held = self.hold("resize", target).await?;
+        bring_down(&held, GRACE).await?;
+        let mut machine = held.look(Machine::read).await?;
+        let disk = held.folder.file(DISK);
+        if disk.exists() {
+            let grown = disk::grow(&self.programs.img, &disk, sizes.disk.bytes()).await;
+            let larger = grown.map_err(|error| held.act.failed(&error))?;
+            // An image that is larger than the disk asked for has made it so large from the beginning.
+            if larger.is_some() && sizes.disk < machine.sizes.disk {
+                let message = format!("its disk has {} already, and a disk only grows", machine.sizes.disk);
+                return Err(held.act.failed(&io::Error::other(message)));
+            }
+        }
+        machine.sizes = *sizes;
+        held.look(move |folder| folder.write(MACHINE_FILE, &machine.to_bytes()?)).await
+    }
+
+    async fn destroy(&self, target: &Target) -> Result<(), DriverError> {
+        self.sweep_leftovers();
+        let held = match self.hold("destroy", target).await {
+            Err(DriverError::Missing { .. }) => return Ok(()),
+            held => held?,
+        };
+        bring_down(&held, Duration::ZERO).await?;
+        held.look(|folder| folder.move_away().and_then(|gone| remove_tree(&gone))).await
+    }
+
+    async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
+        let _hold = self.holds.hold(instance).await;
+        let folder = folder(&self.root, instance);
+        let looked = folder.clone();
+        match blocking(move || looked.owner()).await {
+            Ok(Owner::Nobody) => return Err(DriverError::Missing { instance: instance.clone() }),
+            Ok(_) => {}
+            Err(error) => return Err(Act("prove", instance).failed(&error)),
+        }
+        let ask = async {
+            let mut channel = Channel::connect(folder.path(), CHANNEL).await?;
+            channel.ask(First::Now, |id| ToGuest::Prove { id }).await
+        };
+        Ok(match tokio::time::timeout(PROOF_LIMIT, ask).await {
+            Ok(Ok(FromGuest::Proof(proof))) => proof.nonce,
+            // It is down, or silent: nothing was read back.
+            _ => None,
+        })
+    }
+}
+
+impl Held<'_> {
+    /// Does something short with the folder, in a thread that may wait.
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let folder = self.folder.clone();
+        self.hold.blocking(move || work(&folder)).await.map_err(|error| self.act.failed(&error))
+    }
+}
+
+async fn powered_off(folder: &Folder) -> bool {
+    let asked = async { Qmp::connect(folder.path(), MONITOR).await?.run_state().await };
+    matches!(asked.await, Ok(RunState::PoweredOff))
+}
+
+/// Ends the QEMU of a machine that has powered itself off, in the background.
+fn lay_to_rest(hold: Hold, folder: Folder) {
+    tokio::spawn(async move {
+        let marked = folder.clone();
+        if let Err(error) = hold.blocking(move || marked.mark_stopped()).await {
+            return tracing::warn!(instance = %folder.instance(), %error, "that it was stopped can't be written down");
+        }
+        if let Ok(mut qmp) = Qmp::connect(folder.path(), MONITOR).await {
+            let _ = qmp.quit().await;
+        }
+        let released = folder.clone();
+        let _ = hold.until(RELEASE_LIMIT, move || released.is_free()).await;
+    });
+}
+
+/// Has no QEMU of a machine run: presses its power button where it is given time, then ends it.
+async fn bring_down(held: &Held<'_>, grace: Duration) -> Result<(), DriverError> {
+    let (hold, folder) = (&held.hold, &held.folder);
+    let failed = |error: io::Error| held.act.failed(&error);
+    let seeded = held.look(Folder::is_held).await? && !folder.is_marked_stopped();
+    if seeded && !grace.is_zero() {
+        press_power_button(folder, grace).await;
+    }
+    // Before QEMU ends, so that no listing takes that for a crash.
+    held.look(Folder::mark_stopped).await?;
+    if held.look(Folder::is_held).await? {
+        if let Ok(mut qmp) = Qmp::connect(folder.path(), MONITOR).await {
+            let _ = qmp.quit().await;
+        }
+        let released = folder.clone();
+        hold.until(RELEASE_LIMIT, move || released.is_free()).await.map_err(failed)?;
+    }
+    process::sweep(hold, &held.nonce).await.map_err(failed)?;
+    let released = folder.clone();
+    if hold.until(RELEASE_LIMIT, move || released.is_free()).await.map_err(failed)? {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is locked by a process that this driver did not start; end it by hand",
+        folder.file(FILES.lock).display()
+    );
+    Err(failed(io::Error::other(message)))
+}
+
+/// Asks the machine to go down, and waits until it has powered itself off or its grace is over.
+async fn press_power_button(folder: &Folder, grace: Duration) {
+    /// Seldom enough to cost nothing.
+    const PAUSE: Duration = Duration::from_millis(100);
+    let wait = async {
+        let mut qmp = Qmp::connect(folder.path(), MONITOR).await?;
+        qmp.power_down().await?;
+        while qmp.run_state().await? != RunState::PoweredOff {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok::<_, qmp::QmpError>(())
+    };
+    match tokio::time::timeout(grace, wait).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(instance = %folder.instance(), %error, "the power button"),
+        Err(_) => tracing::info!(instance = %folder.instance(), "the machine did not go down by itself in time"),
+    }
+}

@@ -1,0 +1,140 @@
+//! QMP: how a running QEMU is spoken to. JSON, one object a line, over a unix socket in the machine's
+//! folder. QEMU serves one client at a time, so conversations are short.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use crate::socket;
+
+/// How long QEMU may take to answer. It takes milliseconds; the rest is for a host under load.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest line that is read, in bytes. Answers of the commands used here are far shorter.
+const LINE_MAX: u64 = 1024 * 1024;
+
+/// Why QEMU could not be spoken to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum QmpError {
+    #[error("QEMU's monitor can't be reached")]
+    Io(#[from] io::Error),
+    #[error("QEMU's monitor does not answer")]
+    Silent,
+    #[error("QEMU's monitor says something else than QMP")]
+    Strange(#[from] serde_json::Error),
+    #[error("QEMU refused `{command}`: {reason}")]
+    Refused { command: String, reason: String },
+}
+
+/// What a machine is doing, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunState {
+    /// Its processors run, or are about to.
+    Runs,
+    /// It has powered itself off, and QEMU waits for the word to end.
+    PoweredOff,
+    /// It stands still because the host's disk took no more.
+    DiskError,
+}
+
+/// A conversation.
+#[derive(Debug)]
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+}
+
+/// Everything that QEMU says.
+#[derive(Debug, Deserialize)]
+struct Said {
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<Refusal>,
+    event: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Qmp {
+    /// Begins a conversation over this socket of a folder.
+    pub(super) async fn connect(folder: &Path, name: &str) -> Result<Self, QmpError> {
+        let begin = async {
+            let mut qmp = Self { stream: BufReader::new(socket::connect(folder, name).await?) };
+            while qmp.hear().await?.greeting.is_none() {}
+            Ok::<_, QmpError>(qmp)
+        };
+        let mut qmp = tokio::time::timeout(ANSWER_LIMIT, begin).await.map_err(|_| QmpError::Silent)??;
+        qmp.execute("qmp_capabilities", Value::Null).await?;
+        Ok(qmp)
+    }
+
+    /// Has QEMU do something, and gives its answer.
+    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let mut request = json!({"execute": command});
+        if !arguments.is_null() {
+            request["arguments"] = arguments;
+        }
+        let ask = async {
+            self.stream.write_all(format!("{request}\n").as_bytes()).await?;
+            loop {
+                match self.hear().await? {
+                    Said { error: Some(Refusal { desc }), .. } => {
+                        return Err(QmpError::Refused { command: command.to_owned(), reason: desc });
+                    }
+                    Said { answer: Some(answer), .. } => return Ok(answer),
+                    Said { event, .. } => tracing::trace!(?event, "QEMU tells"),
+                }
+            }
+        };
+        tokio::time::timeout(ANSWER_LIMIT, ask).await.map_err(|_| QmpError::Silent)?
+    }
+
+    async fn hear(&mut self) -> Result<Said, QmpError> {
+        let mut line = Vec::new();
+        (&mut self.stream).take(LINE_MAX).read_until(b'\n', &mut line).await?;
+        if line.last() != Some(&b'\n') {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(serde_json::from_slice(&line)?)
+    }
+
+    /// What the machine is doing.
+    pub(super) async fn run_state(&mut self) -> Result<RunState, QmpError> {
+        let answer = self.execute("query-status", Value::Null).await?;
+        Ok(match answer["status"].as_str() {
+            Some("shutdown") => RunState::PoweredOff,
+            Some("io-error") => RunState::DiskError,
+            _ => RunState::Runs,
+        })
+    }
+
+    /// Presses the power button.
+    pub(super) async fn power_down(&mut self) -> Result<(), QmpError> {
+        self.execute("system_powerdown", Value::Null).await.map(drop)
+    }
+
+    /// Lets a machine that stands still go on.
+    pub(super) async fn go_on(&mut self) -> Result<(), QmpError> {
+        self.execute("cont", Value::Null).await.map(drop)
+    }
+
+    /// Ends QEMU.
+    pub(super) async fn quit(&mut self) -> Result<(), QmpError> {
+        self.execute("quit", Value::Null).await.map(drop)
+    }
+
+    /// The last that a ring buffer took, at most so many bytes. It is empty after that.
+    pub(super) async fn ring(&mut self, device: &str, size: u32) -> Result<String, QmpError> {
+        let answer = self.execute("ringbuf-read", json!({"device": device, "size": size})).await?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+}

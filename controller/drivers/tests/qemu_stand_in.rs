@@ -1,0 +1,313 @@
+//! Driver `qemu` with a stand-in for QEMU and the guest in it: everything that needs no processor.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use vm_agent_drivers::contract::{CHECKS, World, an_order};
+use vm_agent_drivers::images::{Images, debian};
+use vm_agent_drivers::qemu::{Programs, Qemu};
+use vm_agent_drivers::{CreateOrder, Driver, DriverError};
+use vm_agent_schemas::layout::INSTANCE_VARIABLE;
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{InstanceState, Sizes};
+use vm_agent_schemas::units::ByteSize;
+
+/// A driver on a root of its own, with one image. Whatever happens to the test, nothing of it runs on.
+struct Ground {
+    root: TempDir,
+    programs: Programs,
+    qemu: Qemu,
+}
+
+fn stand_in() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join("examples/stand_in_qemu");
+    assert!(path.exists(), "build the examples of this crate: cargo build -p vm-agent-drivers --examples");
+    path
+}
+
+impl Ground {
+    fn new() -> Self {
+        let img = Programs::find().unwrap_or_else(|missing| panic!("{missing}")).img;
+        Self::with(Programs { system: stand_in(), img })
+    }
+
+    fn with(programs: Programs) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let disk = root.path().join("image.raw");
+        fs::File::create(&disk).unwrap().set_len(1024 * 1024).unwrap();
+        let qemu = qemu(root.path(), &programs);
+        Self { root, programs, qemu }
+    }
+
+    /// The driver as another life of the controller has it.
+    fn another_life(&mut self) {
+        self.qemu = qemu(self.root.path(), &self.programs);
+    }
+
+    fn order(&self, name: &str) -> CreateOrder {
+        CreateOrder { image: self.image(), sizes: self.sizes(false), ..an_order(name) }
+    }
+
+    async fn created(&self) -> CreateOrder {
+        let order = self.order("web");
+        self.qemu.create(&order).await.unwrap();
+        order
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.qemu.folder(&"web".parse().unwrap()).join(name)
+    }
+
+    fn pid(&self, instance: &InstanceName) -> Pid {
+        let text = fs::read_to_string(self.qemu.folder(instance).join("qemu.pid")).unwrap();
+        Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    }
+
+    async fn state(&self) -> InstanceState {
+        let found = self.qemu.list().await.unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].state
+    }
+
+    async fn until(&self, state: InstanceState) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.state().await;
+            if found == state {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it should be {state:?} and is {found:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn qemu(root: &Path, programs: &Programs) -> Qemu {
+    let (machines, images) = (root.join("machines"), root.join("images"));
+    let images = Images::new(images, machines.clone(), programs.img.clone(), debian());
+    Qemu::new(machines, programs.clone(), images, Arc::new(|_, _, path| fs::write(path, "seed")))
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.root.path().join("machines")).into_iter().flatten().flatten() {
+            let machine = fs::read(entry.path().join("machine.json")).unwrap_or_default();
+            let machine: serde_json::Value = serde_json::from_slice(&machine).unwrap_or_default();
+            for pid in machine["nonce"].as_str().into_iter().flat_map(marked) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// The processes that carry this nonce.
+fn marked(nonce: &str) -> Vec<Pid> {
+    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+    let mut system = System::new().unwrap();
+    let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);
+    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+    let mark = format!("{INSTANCE_VARIABLE}={nonce}");
+    let carrying = system.processes().values().filter(|process| process.environ().iter().any(|it| *it == *mark));
+    carrying.filter_map(|process| Pid::from_raw(process.pid().as_u32().try_into().unwrap())).collect()
+}
+
+async fn kill(pid: Pid) {
+    kill_process(pid, Signal::KILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while test_kill_process(pid).is_ok() {
+        assert!(Instant::now() < deadline, "a killed process is gone, and no zombie");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[async_trait]
+impl World for Ground {
+    async fn crash(&self, instance: &InstanceName) {
+        kill(self.pid(instance)).await;
+    }
+
+    fn image(&self) -> String {
+        self.root.path().join("image.raw").display().to_string()
+    }
+
+    fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(&self.root).unwrap().keep()
+    }
+
+    fn give_up_points(&self) -> Vec<u32> {
+        (1..=24).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn qemu_keeps_the_contract() {
+    for check in CHECKS {
+        let ground = Ground::new();
+        eprintln!("{}", check.name);
+        check.run(&ground.qemu, &ground).await;
+    }
+}
+
+#[tokio::test]
+async fn a_machine_outlives_the_controller_that_started_it_and_is_taken_over() {
+    let mut ground = Ground::new();
+    let order = ground.created().await;
+    let pid = ground.pid(&order.instance);
+    ground.another_life();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.pid(&order.instance), pid, "it is not started twice");
+    ground.qemu.destroy(&order.target()).await.unwrap();
+    assert_eq!(marked(order.seed.nonce.as_str()), []);
+    assert!(!ground.file("").exists());
+}
+
+#[tokio::test]
+async fn a_start_that_a_dead_controller_did_not_finish_is_ended_and_can_be_repeated() {
+    let mut ground = Ground::new();
+    let order = ground.created().await;
+    let pid = ground.pid(&order.instance);
+    // As a controller leaves it that dies before the guest has its seed.
+    fs::write(ground.file("stopped"), "").unwrap();
+    ground.another_life();
+    assert_eq!(ground.state().await, InstanceState::Starting);
+    ground.until(InstanceState::Stopped).await;
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_ne!(ground.pid(&order.instance), pid);
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_that_powers_itself_off_was_not_a_crash() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    use std::io::{Read, Write};
+    let mut monitor = std::os::unix::net::UnixStream::connect(ground.file("qmp.sock")).unwrap();
+    monitor.write_all(b"{\"execute\": \"system_powerdown\"}\n").unwrap();
+    let mut said = [0; 512];
+    while !String::from_utf8_lossy(&said).contains("return") {
+        assert!(monitor.read(&mut said).unwrap() > 0);
+    }
+    drop(monitor);
+    ground.until(InstanceState::Stopped).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !marked(order.seed.nonce.as_str()).is_empty() {
+        assert!(Instant::now() < deadline, "its QEMU is ended");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ground.state().await, InstanceState::Stopped);
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_ours_is_listed_without_a_nonce_and_left_alone() {
+    let ground = Ground::new();
+    fs::create_dir_all(ground.file("")).unwrap();
+    fs::write(ground.file("machine.json"), "{").unwrap();
+    let found = ground.qemu.list().await.unwrap();
+    assert_eq!(found.iter().map(|it| it.nonce.clone()).collect::<Vec<_>>(), [None]);
+    let order = ground.order("web");
+    assert!(matches!(ground.qemu.create(&order).await, Err(DriverError::Foreign { .. })));
+    assert!(matches!(ground.qemu.destroy(&order.target()).await, Err(DriverError::Foreign { .. })));
+    assert!(ground.file("machine.json").exists());
+}
+
+#[tokio::test]
+async fn a_token_touches_no_file_of_the_host_and_no_command_line() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let token = order.seed.join_token.expose();
+    assert_eq!(fs::read_to_string(ground.file("token")).unwrap(), token, "it came through the channel");
+    let command = fs::read(format!("/proc/{}/cmdline", ground.pid(&order.instance).as_raw_pid())).unwrap();
+    assert!(!String::from_utf8_lossy(&command).contains(token));
+    for entry in fs::read_dir(ground.file("")).unwrap().flatten().filter(|entry| entry.file_name() != "token") {
+        let content = fs::read(entry.path()).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&content).contains(token), "{:?}", entry.file_name());
+    }
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_wrong_with_a_start_is_a_sentence_and_the_machine_is_stopped() {
+    let ground = Ground::new();
+    let cases = [
+        ("broken", vec!["QEMU ended at once", "broken on purpose"]),
+        ("refusing", vec!["could not take its seed: there is no room for it"]),
+        ("falling", vec!["QEMU ended while the machine booted", "fell over"]),
+    ];
+    for (name, words) in cases {
+        let order = ground.order(name);
+        let error = ground.qemu.create(&order).await.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(!error.contains(order.seed.join_token.expose()));
+        assert_eq!(ground.state().await, InstanceState::Stopped);
+        assert_eq!(marked(order.seed.nonce.as_str()), []);
+        ground.qemu.destroy(&order.target()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.qemu.stop(&order.target()).await.unwrap();
+    let programs = Programs { system: "/nowhere/qemu-system".into(), ..ground.programs.clone() };
+    let error = qemu(ground.root.path(), &programs).start(&order.target(), &order.seed, &order.mounts).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`/nowhere/qemu-system` can't be run") && error.contains("No such file"), "{error}");
+    let programs = Programs { img: "/nowhere/qemu-img".into(), ..ground.programs.clone() };
+    let error = qemu(ground.root.path(), &programs).create(&ground.order("db")).await.unwrap_err().to_string();
+    assert!(error.contains("`/nowhere/qemu-img` can't be run"), "{error}");
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_only_grows() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let larger = ground.sizes(true);
+    ground.qemu.resize(&order.target(), &larger).await.unwrap();
+    let mut info = Command::new(&ground.programs.img);
+    let info = info.args(["info", "--output=json"]).arg(ground.file("disk.qcow2")).output().unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(info["virtual-size"], larger.disk.bytes());
+    let smaller = Sizes { disk: ByteSize::from_gib(1), ..larger };
+    let error = ground.qemu.resize(&order.target(), &smaller).await.unwrap_err().to_string();
+    assert!(error.contains("its disk has 10G already, and a disk only grows"), "{error}");
+    assert_eq!(ground.qemu.list().await.unwrap()[0].sizes, Some(larger));
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_is_no_more_is_told_before_anything_is_started() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.qemu.stop(&order.target()).await.unwrap();
+    fs::remove_dir_all(ground.root.path().join("images")).unwrap();
+    let started = ground.qemu.start(&order.target(), &order.seed, &order.mounts).await;
+    assert!(started.unwrap_err().to_string().contains("is not here any more"));
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_with_a_long_path_is_no_obstacle() {
+    let mut ground = Ground::new();
+    let long = ground.root.path().join("a-folder-with-a-long-name".repeat(5));
+    fs::create_dir(&long).unwrap();
+    ground.qemu = qemu(&long, &ground.programs);
+    let order = ground.created().await;
+    assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
