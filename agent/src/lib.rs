@@ -7,7 +7,8 @@
 //! `handshake` make a session, `session` lives with one, `streams`, `terminals`, `tasks` and `services` run
 //! processes by means of `process`, `archive` makes and reads copies, `configuration` puts into force what
 //! the hub asks for, `files` among it, and `messages` passes on what programs have to say to each other.
-//! `rotation` has another key take the place of the present one, and `upgrade` another version.
+//! `rotation` has another key take the place of the present one, and `upgrade` another version. `guest` is another program
+//! under the same name, which gives a machine its identity and its seed.
 
 mod archive;
 mod backoff;
@@ -15,6 +16,7 @@ mod configuration;
 mod connection;
 mod files;
 mod folder;
+mod guest;
 mod handshake;
 mod health;
 mod identity;
@@ -43,11 +45,13 @@ use std::process::ExitCode;
 
 pub use folder::FolderError;
 use log_forward::LogQueue;
+use vm_agent_schemas::guest::CHANNEL_DEVICE;
 
 /// How the program is called.
 const USAGE: &str = "\
 usage: vm-agent-runtime FOLDER                      run the runtime of a folder, which holds its seed
        vm-agent-runtime message send|receive ...    pass messages from inside the machine; see message --help
+       vm-agent-runtime --guest [CHANNEL]           as root: take identity and seed from the machine's driver
        vm-agent-runtime --version";
 
 /// Why a runtime did not run.
@@ -99,6 +103,8 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
             let _ = writeln!(io::stdout(), "vm-agent-runtime {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        [first] if first == "--guest" => guest::main(Path::new(CHANNEL_DEVICE)),
+        [first, channel] if first == "--guest" => guest::main(Path::new(channel)),
         // As the command line calls its own runtime, whose place this program can take.
         [first, folder] if first == "runtime" => main(Path::new(folder)),
         [folder] if !folder.to_string_lossy().starts_with('-') => main(Path::new(folder)),

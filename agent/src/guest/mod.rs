@@ -1,0 +1,177 @@
+//! The guest program: `vm-agent-runtime --guest`, which root runs in a machine for as long as it is up. The
+//! driver reaches it over a line that needs no network (`schemas::guest`), gives the machine its identity and
+//! its seed, asks what it is, and asks how its runtime does.
+//!
+//! What is to be done is decided in `decide`, by pure functions. `facts` reads the machine, `ground` changes
+//! it; both know only the folder that they take for the root of the machine, and a few programs that `system`
+//! runs. What has to be remembered from one request to the next lies in `life`.
+
+mod decide;
+mod facts;
+mod ground;
+mod life;
+mod system;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use vm_agent_schemas::guest::{FromGuest, Lines, Proof, Ready, SeedRequest, State, ToGuest, line};
+
+use decide::{Verdict, changes, judge};
+use ground::Ground;
+use life::Life;
+use system::{Programs, System};
+
+/// The pause before the channel is opened again: the device appears while the machine boots.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Attends to the channel until the process is killed.
+pub(crate) fn main(channel: &Path) -> ExitCode {
+    drop(crate::log_forward::install());
+    let mut guest = match Programs::new() {
+        Ok(programs) => Guest { ground: Ground::new(Path::new("/"), programs) },
+        Err(error) => {
+            tracing::error!("the guest program could not start its event loop: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    guest.resume();
+    let mut trouble = None;
+    loop {
+        let told = attend(channel, &mut guest).err().map(|error| error.to_string());
+        if let Some(told) = &told
+            && trouble.as_ref() != Some(told)
+        {
+            tracing::warn!("the channel {} can't be used, and is tried again: {told}", channel.display());
+        }
+        trouble = told;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Opens the channel and answers until the host goes. Where nobody is connected to a port's other end, a read
+/// says that it has ended and a write waits: so the first word waits for the host, and nothing is polled.
+fn attend<S: System>(channel: &Path, guest: &mut Guest<S>) -> io::Result<()> {
+    let mut file = open(channel)?;
+    say(&mut file, &FromGuest::Ready(guest.ready()))?;
+    let mut lines = Lines::<ToGuest>::default();
+    let mut bytes = [0; 4096];
+    loop {
+        let count = match file.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        for said in lines.push(&bytes[..count]) {
+            match said {
+                Ok(request) => say(&mut file, &guest.answer(&request))?,
+                Err(error) => tracing::warn!("passed over: {error}"),
+            }
+        }
+    }
+}
+
+/// Opens the channel: a device, or a unix socket in its place.
+fn open(channel: &Path) -> io::Result<File> {
+    if std::fs::metadata(channel)?.file_type().is_socket() {
+        return Ok(File::from(OwnedFd::from(UnixStream::connect(channel)?)));
+    }
+    OpenOptions::new().read(true).write(true).open(channel)
+}
+
+fn say(file: &mut File, message: &FromGuest) -> io::Result<()> {
+    file.write_all(&line(message))
+}
+
+/// The machine, as the driver may ask and order it about.
+struct Guest<S> {
+    ground: Ground<S>,
+}
+
+impl<S: System> Guest<S> {
+    /// Starts the runtime of a machine that has booted again as the one that it was. A copy of its disk, or an
+    /// older state of it, waits for a seed of its own.
+    fn resume(&mut self) {
+        let hardware = self.ground.facts().hardware();
+        let known = self.ground.life();
+        if known.is_some_and(|life| life.hardware.is_some() && life.hardware == hardware)
+            && let Err(reason) = self.ground.start_runtime()
+        {
+            tracing::error!("{reason}");
+        }
+    }
+
+    fn ready(&self) -> Ready {
+        Ready {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: self.ground.facts().boot_id(),
+            nonce: self.ground.life().map(|life| life.nonce),
+        }
+    }
+
+    fn answer(&mut self, request: &ToGuest) -> FromGuest {
+        match request {
+            ToGuest::Seed(request) => match self.seed(request) {
+                Ok(()) => FromGuest::Done { id: request.id },
+                Err(reason) => {
+                    tracing::error!(agent.name = %request.seed.agent, "not seeded: {reason}");
+                    FromGuest::Failed { id: request.id, reason }
+                }
+            },
+            ToGuest::Prove { id } => {
+                let facts = self.ground.facts();
+                FromGuest::Proof(Proof {
+                    id: *id,
+                    nonce: self.ground.life().map(|life| life.nonce),
+                    machine_id: facts.machine_id(),
+                    boot_id: facts.boot_id(),
+                    hypervisor: self.ground.hypervisor(),
+                })
+            }
+            ToGuest::Status { id } => FromGuest::State(State {
+                id: *id,
+                runtime: self.ground.runtime(),
+                cloud_init: self.ground.facts().cloud_init(),
+            }),
+        }
+    }
+
+    /// Makes the machine what the request says. Every step can be done twice, and what makes the seed count as
+    /// known is written last: what was cut short is done again as a whole.
+    fn seed(&mut self, SeedRequest { seed, identity, .. }: &SeedRequest) -> Result<(), String> {
+        let life = Life::of(seed, self.ground.facts().hardware());
+        let known = self.ground.life();
+        let verdict = judge(known.as_ref(), &life);
+        match verdict {
+            Verdict::Stale => {
+                return Err(format!("this machine is past incarnation {} of agent `{}`", life.incarnation, life.agent));
+            }
+            // It must not go on with a credential and an identity that are another's.
+            Verdict::Begin => self.ground.stop_runtime()?,
+            Verdict::Renew | Verdict::Same => {}
+        }
+        for change in changes(identity, &self.ground.look()) {
+            tracing::info!("{change}");
+            self.ground.apply(&change)?;
+        }
+        self.ground.stir(&identity.entropy)?;
+        if verdict != Verdict::Same {
+            self.ground.write_seed(seed)?;
+        }
+        if known.as_ref() != Some(&life) {
+            self.ground.remember(&life)?;
+        }
+        self.ground.start_runtime()?;
+        tracing::info!(agent.name = %seed.agent, "seeded as incarnation {}", life.incarnation);
+        Ok(())
+    }
+}
