@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "a program for a terminal")]
 
+mod dist;
 mod machine;
 mod mutants;
 mod run;
@@ -53,6 +54,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         criterion: Vec<OsString>,
     },
+    /// Build the runtime for guests: one small static program, in target/dist/TARGET/vm-agent-runtime
+    Dist {
+        /// What to build it for, as Rust names targets
+        #[arg(long, default_value = dist::TARGET)]
+        target: String,
+        /// How many jobs cargo may run at once
+        #[arg(long, short)]
+        jobs: Option<u32>,
+    },
     /// Measure a controller under a thousand runtimes: memory, CPU, connect storms, tasks, output, echoes
     Load {
         /// What else to say to the load generator, such as --sessions N, -o json or one measure's name
@@ -69,6 +79,7 @@ fn main() -> ExitCode {
         Command::Mutants { only, limit } => mutants::run(only.as_deref(), limit),
         Command::Schemas { check } => schemas(check),
         Command::Bench { criterion } => bench(&criterion),
+        Command::Dist { target, jobs } => dist::build(&target, jobs),
         Command::Load { args } => load(&args),
     };
     match result {
