@@ -24,6 +24,7 @@ pub mod http;
 mod hub_storage;
 mod ledger;
 mod logs;
+pub mod machines;
 mod metrics;
 mod notices;
 mod observer;
@@ -32,6 +33,7 @@ mod reconciler;
 mod retention;
 mod run;
 mod secrets;
+mod seldom;
 pub mod source;
 #[doc(hidden)]
 pub mod storing;

@@ -1,10 +1,9 @@
 //! From a state folder to a running controller, and back down in order.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +15,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_drivers::Driver;
-use vm_agent_drivers::local::{Local, RuntimeProgram};
 use vm_agent_hub::Identity;
 use vm_agent_plan::{Inputs, Mode, plan};
 use vm_agent_schemas::api::{Addresses, ControllerFile};
@@ -43,6 +41,7 @@ use crate::http::{self, Door};
 use crate::hub_storage::HubStorage;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
+use crate::machines::drivers;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::output::Output;
@@ -186,12 +185,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     }
     running.shut_down().await;
     Ok(())
-}
-
-/// The drivers of this build.
-fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>> {
-    let program = RuntimeProgram { path: program, args: vec![OsString::from("runtime")] };
-    vec![Arc::new(Local::new(state_dir.join("instances"), program))]
 }
 
 /// What would be done for a fleet, without a controller: by what the state folder knows, if it is one,
@@ -523,7 +516,11 @@ fn hub_address(listening: SocketAddr, advertised: Option<&HostPort>, pin: vm_age
         None => (listening.to_string(), listening.ip().is_loopback()),
     };
     let scheme = if plain { "ws" } else { "wss" };
-    HubAddress { url: format!("{scheme}://{address}{HUB_PATH}"), pin: (!plain).then_some(pin) }
+    let url = format!("{scheme}://{address}{HUB_PATH}");
+    // What machines take for this host is its loopback.
+    let on_loopback = listening.ip().is_loopback() || listening.ip().is_unspecified();
+    let loopback = (on_loopback && (plain || advertised.is_none())).then(|| (listening.port(), pin.clone()));
+    HubAddress { url, pin: (!plain).then_some(pin), loopback }
 }
 
 #[cfg(test)]
@@ -545,5 +542,20 @@ mod tests {
         assert_eq!(told("127.0.0.1:9090", Some("127.0.0.1:9")), "ws://127.0.0.1:9");
         assert_eq!(told("127.0.0.1:9090", Some("hub.example:443")), "wss://hub.example:443");
         assert_eq!(told("192.0.2.7:9090", Some("127.0.0.1:9")), "ws://127.0.0.1:9");
+    }
+
+    #[test]
+    fn machines_with_a_loopback_of_their_own_find_the_hub_on_ours_unless_it_is_elsewhere() {
+        let pin = Digest::of(b"it");
+        let port = |listening: &str, advertised: Option<&str>| {
+            let advertised: Option<HostPort> = advertised.map(|text| text.parse().unwrap());
+            let address = hub_address(listening.parse().unwrap(), advertised.as_ref(), pin.clone());
+            address.loopback.map(|(port, _)| port)
+        };
+        assert_eq!(port("127.0.0.1:9090", None), Some(9090));
+        assert_eq!(port("0.0.0.0:9090", None), Some(9090));
+        assert_eq!(port("192.0.2.7:9090", None), None);
+        assert_eq!(port("127.0.0.1:9090", Some("127.0.0.1:9")), Some(9090));
+        assert_eq!(port("127.0.0.1:9090", Some("hub.example:443")), None);
     }
 }

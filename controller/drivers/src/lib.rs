@@ -17,6 +17,7 @@ pub mod local;
 mod process;
 pub mod provisioning;
 pub mod qemu;
+pub mod runtimes;
 mod socket;
 mod tool;
 

@@ -2,6 +2,7 @@
 //! ([`prepare`]), then the driver is asked for its [`Work`], and what the call and a fresh look at the
 //! instance come to is decided by [`settle`].
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,13 +11,13 @@ use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for}
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::DeclaredAgent;
-use vm_agent_schemas::ids::{Boot, ClaimId, Epoch, Nonce, OperationId, Secret};
+use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Nonce, OperationId, Secret};
 use vm_agent_schemas::names::{InstanceName, InvalidName};
 use vm_agent_schemas::observe::{
     Action, Backoff, Birth, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
 };
 use vm_agent_schemas::plan::{Plan, Step, StepAction};
-use vm_agent_schemas::wire::{Configuration, Seed};
+use vm_agent_schemas::wire::{Configuration, HUB_PATH, Seed};
 
 use super::records::{Change, Records};
 use super::{Effect, HubCall, Sequence};
@@ -27,7 +28,22 @@ pub struct HubAddress {
     /// The URL that goes into seeds.
     pub url: String,
     /// The pin of its certificate, off loopback.
-    pub pin: Option<vm_agent_schemas::ids::Digest>,
+    pub pin: Option<Digest>,
+    /// Its port and its pin, for machines that reach this host's loopback under an address of their own;
+    /// nothing where the hub is not to be found there.
+    pub loopback: Option<(u16, Digest)>,
+}
+
+impl HubAddress {
+    /// What the seeds of a driver's machines say: the URL, and the pin unless it stays on this host's loopback.
+    fn seen_from(&self, capabilities: &Capabilities) -> (String, Option<Digest>) {
+        match (capabilities.host_address, &self.loopback) {
+            (Some(host), Some((port, pin))) => {
+                (format!("wss://{}{HUB_PATH}", SocketAddr::new(host, *port)), Some(pin.clone()))
+            }
+            _ => (self.url.clone(), self.pin.clone()),
+        }
+    }
 }
 
 /// A step on an instance that is about to begin.
@@ -99,7 +115,7 @@ pub fn prepare(
         Action::Create => {
             let agent = wanted?;
             let claim = claim_for_create(step, agent, known.ok(), records, now)?;
-            let (seed, credential) = seed(&claim, records, hub, join_until);
+            let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
             let order = CreateOrder {
                 instance: claim.instance.clone(),
                 image: agent.spec.image.clone(),
@@ -113,7 +129,7 @@ pub fn prepare(
         }
         Action::Start => {
             let (agent, claim) = (wanted?, known?.clone());
-            let (seed, credential) = seed(&claim, records, hub, join_until);
+            let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             // Before the start: should this life end in the middle of it, the next one must know what the
             // machine may have got.
@@ -204,7 +220,12 @@ fn claim_for_create(
 
 /// The seed of an instance, and its credential where no runtime has joined yet: then the seed's join
 /// token is the way in.
-fn seed(claim: &Claim, records: &Records, hub: &HubAddress, until: Timestamp) -> (Seed, Option<Credential>) {
+fn seed(
+    claim: &Claim,
+    records: &Records,
+    (hub, hub_pin): (String, Option<Digest>),
+    until: Timestamp,
+) -> (Seed, Option<Credential>) {
     let token = Secret::generate();
     let known = records.credentials.get(&claim.agent).filter(|c| c.incarnation == claim.incarnation);
     let joined = known.is_some_and(|credential| credential.binding.is_some());
@@ -222,8 +243,8 @@ fn seed(claim: &Claim, records: &Records, hub: &HubAddress, until: Timestamp) ->
         agent: claim.agent.clone(),
         incarnation: claim.incarnation,
         nonce: claim.nonce.clone(),
-        hub: hub.url.clone(),
-        hub_pin: hub.pin.clone(),
+        hub,
+        hub_pin,
         join_token: token,
     };
     (seed, credential)
@@ -454,11 +475,23 @@ mod tests {
         let on_instance = action.on_instance().unwrap();
         let inputs = records.inputs(NOW);
         let plan = vm_agent_plan::plan(&inputs);
-        let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None };
+        let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None, loopback: None };
         let capabilities = Fake::capabilities_default();
         let (job, changes) = prepare(&step(action), on_instance, &plan, records, &capabilities, &hub, NOW).unwrap();
         changes.into_iter().for_each(|change| records.apply(change));
         job
+    }
+
+    #[test]
+    fn machines_that_see_this_host_elsewhere_are_told_that_address_with_the_pin() {
+        let pin = Digest::of(b"it");
+        let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None, loopback: Some((9, pin.clone())) };
+        let near = Fake::capabilities_default();
+        let far = Capabilities { host_address: Some([10, 0, 2, 2].into()), ..near.clone() };
+        assert_eq!(hub.seen_from(&near), (hub.url.clone(), None));
+        assert_eq!(hub.seen_from(&far), ("wss://10.0.2.2:9/v1/runtime".to_owned(), Some(pin)));
+        let elsewhere = HubAddress { loopback: None, ..hub.clone() };
+        assert_eq!(elsewhere.seen_from(&far), (hub.url, None));
     }
 
     fn listing(instances: Vec<Instance>) -> Listing {

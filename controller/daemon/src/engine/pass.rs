@@ -250,7 +250,7 @@ mod tests {
             work: BTreeSet::from(["web".parse().unwrap(), "gone".parse().unwrap()]),
             ..records.inputs(Timestamp::UNIX_EPOCH)
         };
-        let hub = HubAddress { url: String::new(), pin: None };
+        let hub = HubAddress { url: String::new(), pin: None, loopback: None };
         let Turn::Act(act) = turn(&inputs, &records, &hub, &mut || 0.5) else { panic!("there is nothing to note") };
         let calls: Vec<&Effect> = act.sequences.iter().flatten().collect();
         let [Effect::Hub(HubCall::Directory(_)), Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] =

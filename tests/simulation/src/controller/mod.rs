@@ -613,5 +613,5 @@ impl World {
 }
 
 fn hub_address() -> HubAddress {
-    HubAddress { url: "ws://127.0.0.1:9090/v1/runtime".to_owned(), pin: None }
+    HubAddress { url: "ws://127.0.0.1:9090/v1/runtime".to_owned(), pin: None, loopback: None }
 }

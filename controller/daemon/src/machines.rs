@@ -1,0 +1,56 @@
+//! The drivers of this build, and what lies below the state folder for them.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Map;
+use vm_agent_drivers::Driver;
+pub use vm_agent_drivers::images::{
+    ImageError, ImageInfo, ImageReference, Images, InvalidReference, Progress, debian, ignore_progress,
+};
+use vm_agent_drivers::local::{Local, RuntimeProgram};
+use vm_agent_drivers::provisioning::Provisioning;
+pub use vm_agent_drivers::qemu::{Acceleration, Host, Missing, Programs};
+use vm_agent_drivers::qemu::{Qemu, SeedDisk};
+pub use vm_agent_drivers::runtimes::{MissingRuntime, Runtimes};
+
+/// The drivers of this build that this host has the programs for.
+pub(crate) fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>> {
+    let mut drivers: Vec<Arc<dyn Driver>> = Vec::new();
+    match qemu(state_dir, &program) {
+        Ok(qemu) => drivers.push(Arc::new(qemu)),
+        Err(missing) => tracing::info!("{missing}"),
+    }
+    let runtime = RuntimeProgram { path: program, args: vec![OsString::from("runtime")] };
+    drivers.push(Arc::new(Local::new(state_dir.join("instances"), runtime)));
+    drivers
+}
+
+fn qemu(state_dir: &Path, program: &Path) -> Result<Qemu, Missing> {
+    let programs = Programs::find()?;
+    let images = images(state_dir)?;
+    Ok(Qemu::new(machines(state_dir), programs, images, seed_disk(Runtimes::new(program, state_dir))))
+}
+
+/// The images of a state folder.
+///
+/// # Errors
+/// When this host lacks a program for them.
+pub fn images(state_dir: &Path) -> Result<Images, Missing> {
+    Ok(Images::new(state_dir.join("images"), machines(state_dir), Programs::find()?.img, debian()))
+}
+
+fn machines(state_dir: &Path) -> PathBuf {
+    state_dir.join("machines")
+}
+
+/// Brings the runtime that is found at that moment into machines.
+fn seed_disk(runtimes: Runtimes) -> SeedDisk {
+    Arc::new(move |instance, incarnation, path| {
+        let runtime = runtimes.find().map_err(io::Error::other)?;
+        let provisioning = Provisioning::new(runtime, &Map::new()).map_err(io::Error::other)?;
+        provisioning.write(instance, incarnation, path)
+    })
+}
