@@ -33,7 +33,6 @@ mod reconciler;
 mod retention;
 mod run;
 mod secrets;
-mod seldom;
 pub mod source;
 #[doc(hidden)]
 pub mod storing;
