@@ -41,6 +41,7 @@ impl Controller {
                     .remedy(format!("see what it waits for: vm-agent status {name}"))
             }
             OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
+            OpenError::TooLarge(_) => Problem::new(ProblemCode::Invalid, error.to_string()),
         })
     }
 

@@ -19,7 +19,11 @@ use super::tasks::fits;
 use super::{ConnId, Effect, Hub, OpenError, StreamKey};
 use crate::stream::StreamEvent;
 
-const TOO_LARGE: &str = "arguments and environment are larger than one message can be";
+/// Longest path, in bytes: what operating systems take.
+const PATH_MAX: usize = 4096;
+
+/// Longest host name, in bytes: what DNS knows.
+const HOST_MAX: usize = 255;
 
 /// Most streams of clients in one session. Each can make the hub hold two windows of output for a
 /// client that does not read: 64 make 32 MiB, and are more than people and programs use at once.
@@ -32,6 +36,15 @@ pub(super) enum Owner {
     Client(StreamKey),
     /// A task, whose output is taken at once.
     Task(TaskRef),
+}
+
+/// What of a target is longer than it can be, with its verb, if anything is.
+fn too_large(target: &StreamTarget) -> Option<&'static str> {
+    match target {
+        StreamTarget::Upload { path } | StreamTarget::Download { path } if path.len() > PATH_MAX => Some("the path is"),
+        StreamTarget::Connect { host, .. } if host.len() > HOST_MAX => Some("the host's name is"),
+        _ => (!fits(target)).then_some("arguments and environment are"),
+    }
 }
 
 /// What is at the other end, as far as the rules depend on it.
@@ -301,17 +314,12 @@ impl Hub {
         stdin: bool,
         now: Timestamp,
     ) {
+        if let Some(what) = too_large(&target) {
+            return self.effects.push(Effect::Opening { key, answer: Err(OpenError::TooLarge(what)) });
+        }
         let Some((conn, stream)) = self.begin_stream(key, agent, Kind::of(&target), stdin) else { return };
-        if fits(&target) {
-            self.send(conn, FromHub::StreamOpen(StreamOpen { stream, target, stdin }));
-            return self.look_at(agent, now);
-        }
-        // Nobody but the client has heard of it.
-        self.clients.remove(&key);
-        if let Some(session) = self.session_mut(conn) {
-            session.streams.close(stream);
-        }
-        self.effects.push(Effect::Client { key, event: StreamEvent::Lost(TOO_LARGE.to_owned()) });
+        self.send(conn, FromHub::StreamOpen(StreamOpen { stream, target, stdin }));
+        self.look_at(agent, now);
     }
 
     /// Gives a client a stream, if there can be one, and answers the client. The runtime is to be told.

@@ -87,18 +87,28 @@ fn a_session_has_so_many_streams_and_a_task_is_not_counted() {
 }
 
 #[test]
-fn a_process_that_fits_no_message_is_lost_at_once() {
+fn what_is_too_large_for_any_agent_opens_no_stream() {
     let mut world = World::joined();
     let mut large = run();
     large.argv.push("x".repeat(TEXT_MAX));
-    let effects = world.tell(Event::OpenStream {
-        key: KEY,
-        agent: name("web"),
-        target: StreamTarget::Run { run: large },
-        stdin: false,
-    });
-    assert!(lost(&effects));
-    assert_eq!(sent(&effects, 1), []);
+    let long = |len| "x".repeat(len);
+    let cases = [
+        (StreamTarget::Run { run: large.clone() }, "arguments and environment are"),
+        (
+            StreamTarget::Terminal { run: large, size: TerminalSize::default(), keep: None },
+            "arguments and environment are",
+        ),
+        (StreamTarget::Upload { path: long(4097) }, "the path is"),
+        (StreamTarget::Download { path: long(4097) }, "the path is"),
+        (StreamTarget::Connect { host: long(256), port: 80 }, "the host's name is"),
+    ];
+    for (target, what) in cases {
+        let effects = world.tell(Event::OpenStream { key: KEY, agent: name("web"), target, stdin: false });
+        assert_eq!(effects, [Effect::Opening { key: KEY, answer: Err(OpenError::TooLarge(what)) }]);
+    }
+    let target = StreamTarget::Upload { path: long(4096) };
+    let effects = world.tell(Event::OpenStream { key: KEY, agent: name("web"), target, stdin: true });
+    assert_eq!(effects[0], Effect::Opening { key: KEY, answer: Ok(()) });
 }
 
 #[test]
