@@ -9,6 +9,11 @@ use std::path::PathBuf;
 pub(crate) use pack::pack;
 pub(crate) use unpack::unpack;
 
+/// Longest path within an archive, in bytes: what operating systems take.
+const PATH_MAX: usize = 4096;
+/// Most parts of a path within an archive. Whatever walks through folders later holds something open for each.
+const DEPTH_MAX: usize = 256;
+
 /// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArchiveError {
@@ -24,6 +29,8 @@ pub(crate) enum ArchiveError {
     Outside(PathBuf),
     #[error("the archive's `{0}` is a link to `{1}`, which leads out of it")]
     LinkOutside(PathBuf, PathBuf),
+    #[error("the archive holds a path of more than {PATH_MAX} bytes or {DEPTH_MAX} parts")]
+    TooDeep,
     #[error("the archive's `{0}` lies in something that is no folder")]
     NotInFolder(PathBuf),
     #[error("the archive holds `{0}` twice")]

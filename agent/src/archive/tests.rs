@@ -147,6 +147,17 @@ fn no_path_leads_out() {
 }
 
 #[test]
+fn no_name_fills_the_memory_and_no_path_is_too_deep_to_be_removed_again() {
+    let long = "x".repeat(2 << 20);
+    let said = refusal(Made::new().folder("top").with(EntryType::GNULongName, "long", "", long.as_bytes()));
+    assert!(said.contains("the archive's names are longer than any could be"), "{said}");
+    for path in ["top".to_owned() + &"/a".repeat(300), format!("top/{}", "x/yy".repeat(1100))] {
+        let made = Made::new().folder("top").with(EntryType::GNULongName, "long", "", path.as_bytes()).folder("short");
+        assert_eq!(refusal(made), "the archive holds a path of more than 4096 bytes or 256 parts");
+    }
+}
+
+#[test]
 fn no_link_leads_out() {
     let outside = [
         ("top/l", "/etc"),

@@ -5,12 +5,15 @@
 //! in, following no link; so nothing can be written elsewhere, whatever the archive or another program does
 //! meanwhile.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, mkdirat, openat, renameat, symlinkat};
@@ -18,12 +21,15 @@ use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType, Header};
 use vm_agent_schemas::ids::Nonce;
 
-use super::{ArchiveError, failed};
+use super::{ArchiveError, DEPTH_MAX, PATH_MAX, failed};
 
 /// The bits of a mode that are kept. Nothing that comes from elsewhere gets to run as somebody else.
 const MODE_KEPT: u32 = 0o777;
 /// The mode of folders of which the archive says nothing.
 const FOLDER_MODE: u32 = 0o755;
+/// Most bytes between the contents of two entries: headers, names, attributes of the entry, and the map of a file with
+/// holes. What stands as content where no content belongs counts as well.
+const HEADING_MAX: u64 = 1 << 20;
 /// How much is written at once, in bytes.
 const BLOCK: usize = 32 * 1024;
 
@@ -41,7 +47,7 @@ pub(crate) fn unpack(archive: impl Read, destination: &Path) -> Result<(), Archi
     }
     let beside = open_folder(rustix::fs::CWD, folder.as_os_str(), OFlags::empty()).map_err(failed("opened", folder))?;
     let staging = Staging::new(&beside, folder)?;
-    let mut unpacking = Unpacking { root: &staging.root, top: None, folders: Vec::new() };
+    let mut unpacking = Unpacking { root: &staging.root, top: None, folders: BTreeMap::new() };
     unpacking.unpack(archive)?;
     unpacking.set_modes()?;
     let top = unpacking.top.ok_or(ArchiveError::Empty)?;
@@ -82,15 +88,20 @@ struct Unpacking<'a> {
     /// The name of the one top-level entry.
     top: Option<OsString>,
     /// The folders and their modes, which they get last: one that may not be written could not be filled.
-    folders: Vec<(PathBuf, u32)>,
+    folders: BTreeMap<PathBuf, u32>,
 }
 
 impl Unpacking<'_> {
     fn unpack(&mut self, archive: impl Read) -> Result<(), ArchiveError> {
-        let mut archive = Archive::new(archive);
+        let heading = Rc::new(Cell::new(Some(HEADING_MAX)));
+        let mut archive = Archive::new(Bounded { inner: archive, heading: Rc::clone(&heading) });
         for entry in archive.entries()? {
-            self.entry(&mut entry?)?;
+            let mut entry = entry?;
+            heading.set(None);
+            self.entry(&mut entry)?;
+            heading.set(Some(HEADING_MAX));
         }
+        heading.set(None);
         // What comes behind the last entry says nothing, but that it comes to its end says that this is all.
         io::copy(&mut archive.into_inner(), &mut io::sink())?;
         Ok(())
@@ -111,7 +122,7 @@ impl Unpacking<'_> {
                 return write_file(&parent, name, entry, &path);
             }
             EntryType::Directory => {
-                self.folders.push((path.clone(), mode(entry.header())?));
+                self.folders.insert(path.clone(), mode(entry.header())?);
                 match mkdirat(&parent, name, Mode::RWXU) {
                     // It was made for what lies in it.
                     Err(Errno::EXIST) => open_folder(&parent, name, OFlags::NOFOLLOW).map(drop),
@@ -156,7 +167,7 @@ impl Unpacking<'_> {
             folder = match open_folder(&folder, name, OFlags::NOFOLLOW) {
                 Err(Errno::NOENT) => {
                     mkdirat(&folder, name, Mode::RWXU).map_err(failed("made", &way))?;
-                    self.folders.push((way.clone(), FOLDER_MODE));
+                    self.folders.insert(way.clone(), FOLDER_MODE);
                     open_folder(&folder, name, OFlags::NOFOLLOW)
                 }
                 opened => opened,
@@ -168,7 +179,7 @@ impl Unpacking<'_> {
 
     /// Gives the folders their modes, the innermost first.
     fn set_modes(&mut self) -> Result<(), ArchiveError> {
-        let mut folders = std::mem::take(&mut self.folders);
+        let mut folders: Vec<(PathBuf, u32)> = std::mem::take(&mut self.folders).into_iter().collect();
         folders.sort_by_key(|(path, _)| std::cmp::Reverse(path.components().count()));
         for (path, mode) in folders {
             // The outermost has to be written to once more, to be moved.
@@ -177,6 +188,27 @@ impl Unpacking<'_> {
             folder.set_permissions(Permissions::from_mode(mode)).map_err(failed("made", &path))?;
         }
         Ok(())
+    }
+}
+
+/// An archive of which no more is read between the contents of two entries than these can need: what is read there
+/// is kept in memory.
+struct Bounded<R> {
+    inner: R,
+    /// How much may still be read before the next content; nothing within one.
+    heading: Rc<Cell<Option<u64>>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(left) = self.heading.get() else { return self.inner.read(buffer) };
+        if left == 0 && !buffer.is_empty() {
+            return Err(io::Error::other("the archive's names are longer than any could be"));
+        }
+        let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = self.inner.read(&mut buffer[..len])?;
+        self.heading.set(Some(left - count as u64));
+        Ok(count)
     }
 }
 
@@ -220,6 +252,9 @@ fn not_made(error: Errno, path: &Path) -> ArchiveError {
 
 /// A path of an archive, if it leads down and nowhere else.
 fn clean(path: &Path) -> Result<PathBuf, ArchiveError> {
+    if path.as_os_str().len() > PATH_MAX || path.components().count() > DEPTH_MAX {
+        return Err(ArchiveError::TooDeep);
+    }
     let mut clean = PathBuf::new();
     for component in path.components() {
         match component {

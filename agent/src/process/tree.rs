@@ -202,19 +202,36 @@ impl Tree {
     }
 }
 
-/// Kills all processes that carry an environment variable with such a value. What they do can't be followed
-/// any more, so they are not asked. Where there is no `/proc` nothing is found: there the service
+/// Kills all processes that carry an environment variable with such a value, and all that descend from these, for a
+/// program can start others without it. What they do can't be followed any more, so they are not asked. Where there is no `/proc` nothing is found: there the service
 /// manager has to end what a killed runtime leaves.
 pub(crate) fn kill_marked(variable: &str, such: impl Fn(&str) -> bool) {
     for _ in 0..ROUNDS {
-        let found: Vec<Entry> =
-            entries().into_iter().filter(|it| !it.ended && carries(it.id, variable, &such) == Some(true)).collect();
+        let all = entries();
+        let marked = |it: &&Entry| !it.ended && carries(it.id, variable, &such) == Some(true);
+        let marked: Vec<u32> = all.iter().filter(marked).map(|it| it.id).collect();
+        let found = with_descendants(&all, marked);
         if found.is_empty() {
             return;
         }
         found.iter().for_each(|it| send(it, Signal::STOP));
         found.iter().for_each(|it| send(it, Signal::KILL));
     }
+}
+
+/// The processes with these ids and all that descend from them, but for this one, and for those that have ended.
+fn with_descendants(all: &[Entry], ids: Vec<u32>) -> Vec<Entry> {
+    let mut ids: std::collections::BTreeSet<u32> = ids.into_iter().collect();
+    loop {
+        let before = ids.len();
+        let children = all.iter().filter(|it| ids.contains(&it.parent)).map(|it| it.id);
+        ids.extend(children.collect::<Vec<_>>());
+        if ids.len() == before {
+            break;
+        }
+    }
+    let own = std::process::id();
+    all.iter().filter(|it| ids.contains(&it.id) && !it.ended && it.id != own).copied().collect()
 }
 
 const fn raw(pid: Pid) -> u32 {
@@ -234,6 +251,37 @@ mod tests {
 
     const fn process(id: u32, parent: u32, group: u32) -> Entry {
         Entry { id, parent, group, ended: false, ticks: 1, start: 0, pages: 1 }
+    }
+
+    #[test]
+    fn what_descends_from_a_marked_process_is_found_without_a_mark() {
+        let all = [process(9, 8, 8), process(8, 7, 8), process(7, 1, 7), process(5, 1, 5), process(1, 0, 1)];
+        let ids = |found: Vec<Entry>| found.iter().map(|it| it.id).collect::<Vec<_>>();
+        assert_eq!(ids(with_descendants(&all, vec![7])), [9, 8, 7]);
+        assert_eq!(ids(with_descendants(&all, vec![])), [0; 0]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_program_without_the_mark_does_not_survive_the_one_that_started_it() {
+        use std::io::BufRead as _;
+        let mark = format!("kill-{}", std::process::id());
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "env -i sleep 1000 & echo $!; wait"])
+            .env("VM_AGENT_TEST_MARK", &mark)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let sleep: u32 = line.trim().parse().unwrap();
+        kill_marked("VM_AGENT_TEST_MARK", |value| value == mark);
+        shell.wait().unwrap();
+        let since = std::time::Instant::now();
+        while super::super::table::entry_of(sleep).is_some_and(|it| !it.ended) {
+            assert!(since.elapsed().as_secs() < 30, "it lives on");
+            std::thread::yield_now();
+        }
     }
 
     fn tree() -> Tree {
