@@ -7,13 +7,16 @@
 //! `handshake` make a session, `session` lives with one, `streams`, `terminals`, `tasks` and `services` run
 //! processes by means of `process`, `archive` makes and reads copies, `configuration` puts into force what
 //! the hub asks for, `files` among it, and `messages` passes on what programs have to say to each other.
-//! `rotation` has another key take the place of the present one, and `upgrade` another version. `guest` is another program
-//! under the same name, which gives a machine its identity and its seed.
+//! `rotation` has another key take the place of the present one, and `upgrade` another version. `disk` does beside
+//! the loop what waits for the disk, and `broken` keeps a defect to the one thing that has it.
+//! `guest` is another program under the same name, which gives a machine its identity and its seed.
 
 mod archive;
 mod backoff;
+mod broken;
 mod configuration;
 mod connection;
+mod disk;
 mod files;
 mod folder;
 mod guest;
@@ -39,7 +42,7 @@ mod window;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -113,6 +116,15 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Unpacks an archive as an upload does. It is here for those who try what archives can do.
+///
+/// # Errors
+/// When it is no archive, or one that is not taken.
+#[doc(hidden)]
+pub fn unpack(archive: impl Read, destination: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+    Ok(archive::unpack(archive, destination)?)
 }
 
 fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {

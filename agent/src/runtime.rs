@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::wire::{
-    Channel, FromHub, FromRuntime, LogLines, MessageRef, RefusalCode, Refused, RotateAck, Seed, TaskEnded, Welcome,
+    Channel, FromHub, FromRuntime, LogLines, MessageRef, RefusalCode, Refused, RotateAck, Seed, Welcome,
 };
 
 use crate::RuntimeError;
@@ -29,7 +29,7 @@ use crate::messages::{Errand, Messages};
 use crate::outgoing::Outgoing;
 use crate::session::{Session, SessionEnd, SessionEvent};
 use crate::streams::Means;
-use crate::tasks::{Stage, Tasks};
+use crate::tasks::{Happening, Stage, Tasks};
 use crate::terminals::Terminals;
 use crate::upgrade::{Change, Upgrades};
 
@@ -135,12 +135,12 @@ enum Event {
     Opened(Opened),
     /// Something happened in the session.
     Session(SessionEvent),
-    /// A task's process has ended.
-    TaskEnded(TaskEnded),
+    /// Something happened with tasks.
+    Task(Happening),
     /// The log has lines for the hub.
     Logged(LogLines),
-    /// A service is in another state.
-    ServiceChanged,
+    /// A service or a terminal that is kept is in another state, of which the hub is told at once.
+    Changed,
     /// Something happened with versions of the runtime.
     Upgrade(Change),
     /// There is something to do about messages.
@@ -205,11 +205,12 @@ impl Runtime {
     async fn next(&mut self) -> Event {
         tokio::select! {
             event = self.link.next() => event,
-            ended = self.tasks.next_end() => Event::TaskEnded(ended),
+            happening = self.tasks.next() => Event::Task(happening),
             lines = self.logs.next(), if self.link.is_live() => Event::Logged(lines),
             change = self.upgrades.next() => Event::Upgrade(change),
             errand = self.messages.next() => Event::Errand(errand),
-            () = self.in_force.services.changed(), if self.link.is_live() => Event::ServiceChanged,
+            () = self.in_force.services.changed(), if self.link.is_live() => Event::Changed,
+            () = self.terminals.changed(), if self.link.is_live() => Event::Changed,
         }
     }
 
@@ -223,16 +224,16 @@ impl Runtime {
             }
             Event::Opened(Err(error)) => self.not_opened(&error),
             Event::Session(event) => self.on_session(event),
-            Event::TaskEnded(end) => {
+            Event::Task(happening) => {
                 let (surroundings, tracker) = (&self.in_force.surroundings, &self.processes);
-                self.tasks.end(end, Stage { surroundings, outgoing: self.link.outgoing(), tracker });
+                self.tasks.handle(happening, Stage { surroundings, outgoing: self.link.outgoing(), tracker });
             }
             Event::Logged(lines) => {
                 if let Some(outgoing) = self.link.outgoing() {
                     outgoing.say(FromRuntime::Log(lines));
                 }
             }
-            Event::ServiceChanged => self.report(),
+            Event::Changed => self.report(),
             Event::Upgrade(change) => {
                 if let Some(program) = self.upgrades.handle(change, self.link.outgoing()) {
                     return ControlFlow::Break(End::Replaced(program));
@@ -451,7 +452,7 @@ impl Runtime {
         if timeout(STOP_LIMIT, self.processes.wait()).await.is_err() {
             tracing::error!("some processes did not end in time");
         }
-        self.tasks.settle();
+        self.tasks.settle().await;
         if matches!(end, End::Stopped) {
             self.folder.mark_stopped()?;
         }

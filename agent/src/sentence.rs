@@ -2,6 +2,8 @@
 
 /// Most characters of a sentence that the hub takes.
 const SENTENCE_MAX: usize = 300;
+/// Most bytes of the reason of an outcome: room for a path or two.
+const REASON_MAX: usize = 9 * 1024;
 /// Most problems of a configuration that the hub takes.
 const PROBLEMS_MAX: usize = 16;
 
@@ -18,6 +20,16 @@ pub(crate) fn sentence(text: &str) -> String {
         None => text,
         Some(_) => text.chars().take(SENTENCE_MAX - 1).chain(['…']).collect(),
     }
+}
+
+/// A reason that has no bound of its own, so that it fits into a message whatever it quotes. What it quotes stands in
+/// its middle mostly, so that is what is left out.
+pub(crate) fn reason(text: &str) -> String {
+    if text.len() <= REASON_MAX {
+        return text.to_owned();
+    }
+    let (head, tail) = (REASON_MAX * 2 / 3, REASON_MAX / 3);
+    format!("{} … {}", &text[..text.floor_char_boundary(head)], &text[text.ceil_char_boundary(text.len() - tail)..])
 }
 
 /// As many problems as the hub takes; the last one counts those that are left out.
@@ -40,6 +52,15 @@ mod tests {
         assert_eq!(sentence("\u{1b}[2Jgone\n"), "\u{fffd}[2Jgone\u{fffd}");
         assert_eq!(sentence(&"é".repeat(300)), "é".repeat(300));
         assert_eq!(sentence(&"é".repeat(301)), "é".repeat(299) + "…");
+    }
+
+    #[test]
+    fn a_long_reason_loses_its_middle() {
+        let quoting = |len: usize| format!("`{}` can't be read", "é".repeat(len));
+        assert_eq!(reason(&quoting(10)), quoting(10));
+        let short = reason(&quoting(100_000));
+        assert!(short.len() < REASON_MAX + 10, "{}", short.len());
+        assert!(short.starts_with("`éé") && short.contains("é … é") && short.ends_with("é` can't be read"));
     }
 
     #[test]

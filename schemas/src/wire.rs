@@ -442,7 +442,7 @@ pub struct HealthReport {
     pub tasks: u32,
     /// Open streams.
     pub streams: u32,
-    /// Terminals that are kept.
+    /// Terminals that are kept. A report is sent at once when one of them changes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub terminals: Vec<TerminalReport>,
     /// Each service of the configuration. A report is sent at once when one of them changes its state.
@@ -738,12 +738,20 @@ pub struct StreamResize {
 pub struct TerminalReport {
     /// The terminal.
     pub terminal: TerminalId,
-    /// What was run in it.
+    /// What was run in it, or the beginning of that where it is long.
     pub argv: Vec<String>,
     /// When it was opened, in milliseconds since 1970.
     pub opened_at: i64,
     /// Whether somebody is attached to it.
     pub attached: bool,
+    /// Whether what was run in it has ended, and it is kept for its last output and its outcome alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ended: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_false(yes: &bool) -> bool {
+    !*yes
 }
 
 /// One message between programs.

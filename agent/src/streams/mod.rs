@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::wire::{Frame, Signal, StreamOpen, StreamTaken, StreamTarget, TaskOutcome, TerminalSize};
 
+use crate::broken::unbroken;
 use crate::outgoing::Outgoing;
 use crate::process::Surroundings;
 use crate::terminals::Terminals;
@@ -58,7 +59,9 @@ impl Streams {
                     wire.line.opened(0);
                     serve(tracker, wire.line.clone(), run::serve(process, wire));
                 }
-                Err(error) => wire.line.ended(TaskOutcome::NotStarted { reason: crate::chain(&error) }),
+                Err(error) => {
+                    wire.line.ended(TaskOutcome::NotStarted { reason: crate::sentence::reason(&crate::chain(&error)) });
+                }
             },
             StreamTarget::Terminal { run, size, keep } => terminals.open(wire, run, size, keep, surroundings, tracker),
             StreamTarget::Attach { terminal, offset, size } => terminals.attach(terminal, wire, offset, size),
@@ -120,7 +123,7 @@ impl Streams {
 /// Has something serve a stream, and its outcome told.
 fn serve(tracker: &TaskTracker, line: Line, served: impl Future<Output = TaskOutcome> + Send + 'static) {
     tracker.spawn(async move {
-        let outcome = served.await;
+        let outcome = unbroken(served).await.unwrap_or_else(|broken| failed(&broken.to_string()));
         line.end(outcome).await;
     });
 }

@@ -25,8 +25,10 @@ use super::output::Output;
 use super::usage::{Meter, Table};
 use super::work::script::ScriptFile;
 use super::work::{Program, Way, file, way};
+use crate::disk::beside;
 use crate::process::{Account, AccountError, Drain, Leader, Mark, Process, Surroundings, Tree};
 use crate::redact::{Redaction, Redactor};
+use crate::sentence::reason;
 
 /// How long the processes of a task that is ended may take to go.
 const GRACE: Duration = Duration::from_secs(5);
@@ -91,19 +93,17 @@ impl From<TaskOutcome> for Done {
 impl Attempt {
     /// Makes the attempt; nothing if the runtime went down meanwhile.
     pub(super) async fn run(self) -> Option<TaskEnded> {
+        let attempt = Arc::new(self);
         // All of the agent's secrets, for it may find others than its own.
-        let redaction = Redaction::new(&self.surroundings.secrets);
-        let due = Instant::now() + self.limit;
-        let Done { outcome, mut report } = match self.prepare() {
-            Ok(ready) => self.perform(ready, &redaction, due).await?,
+        let redaction = Redaction::new(&attempt.surroundings.secrets);
+        let due = Instant::now() + attempt.limit;
+        let prepared = Arc::clone(&attempt);
+        let Done { outcome, mut report } = match beside(move || prepared.prepare()).await {
+            Ok(ready) => attempt.perform(ready, &redaction, due).await?,
             Err(reason) => TaskOutcome::NotStarted { reason }.into(),
         };
-        self.output.finish();
-        let output = Arc::clone(&self.output);
-        // That it broke off means that the output may not survive a loss of power.
-        let _ = tokio::task::spawn_blocking(move || output.sync()).await;
-        (report.stdout, report.stderr) = self.output.totals();
-        Some(TaskEnded { task: self.task, outcome: redacted(outcome, &redaction), report })
+        (report.stdout, report.stderr) = attempt.output.close().await;
+        Some(TaskEnded { task: attempt.task, outcome: redacted(outcome, &redaction), report })
     }
 
     /// Checks everything that can be checked before anything is done.
@@ -147,9 +147,9 @@ impl Attempt {
         redaction: &Redaction,
         due: Instant,
     ) -> Option<Done> {
-        let (run, script) = match self.command(program, account) {
+        let (run, script) = match self.command(program, account, due).await? {
             Ok(command) => command,
-            Err(reason) => return Some(TaskOutcome::NotStarted { reason }.into()),
+            Err(outcome) => return Some(outcome.into()),
         };
         let process = match surroundings.spawn(&run, self.job.stdin.is_some()) {
             Ok(process) => process,
@@ -168,29 +168,41 @@ impl Attempt {
         let (outcome, (), (), _) =
             tokio::join!(life, out, err, ended.run_until_cancelled(feed(stdin, self.job.stdin.as_deref())));
         // Only now, that nothing reads it any more.
-        drop(script);
+        beside(move || drop(script)).await;
         Some(Done { outcome: outcome?, report: Report { usage: meter.usage(), ..Report::default() } })
     }
 
-    /// The command of a program, and its script while it is needed.
-    fn command(&self, program: Program, account: Option<&Account>) -> Result<(Run, Option<ScriptFile>), String> {
+    /// The command of a program, and its script while it is needed; an outcome if it came to nothing. Nothing if
+    /// the runtime went down.
+    async fn command(
+        &self,
+        program: Program,
+        account: Option<&Account>,
+        due: Instant,
+    ) -> Option<Result<(Run, Option<ScriptFile>), TaskOutcome>> {
         let Program { mut argv, env, script } = program;
         let script = match script {
             Some((text, place)) => {
-                let written = on_behalf(account, || ScriptFile::write(self.task, &text))
-                    .map_err(|error| error.to_string())?
-                    .map_err(|error| {
-                        format!("the script can't be written to {}: {error}", std::env::temp_dir().display())
-                    })?;
-                argv[place] = written.argument();
-                Some(written)
+                let task = self.task;
+                match self.deed(account.cloned(), due, move || ScriptFile::write(task, &text)).await? {
+                    Ok(Ok(written)) => {
+                        argv[place] = written.argument();
+                        Some(written)
+                    }
+                    Ok(Err(error)) => {
+                        let folder = std::env::temp_dir();
+                        let reason = format!("the script can't be written to {}: {error}", folder.display());
+                        return Some(Err(TaskOutcome::NotStarted { reason }));
+                    }
+                    Err(outcome) => return Some(Err(outcome)),
+                }
             }
             None => None,
         };
         let mut all: BTreeMap<String, String> = self.job.env.clone();
         all.extend(env);
         all.insert(TASK_VARIABLE.to_owned(), self.task.task.to_string());
-        Ok((Run { argv, env: all, cwd: self.job.cwd.clone(), user: self.job.user.clone() }, script))
+        Some(Ok((Run { argv, env: all, cwd: self.job.cwd.clone(), user: self.job.user.clone() }, script)))
     }
 
     /// Waits for a process to end or ends it, with all that came of it; nothing if the runtime went down.
@@ -239,9 +251,9 @@ impl Attempt {
             self.deed(account, due, move || file::read(&path, max, |piece| pieces.blocking_send(piece).is_ok()));
         let keeping = async {
             while let Some(piece) = taken.recv().await {
-                self.output.push(Channel::Stdout, &redactor.push(piece));
+                self.output.push(Channel::Stdout, redactor.push(piece)).await;
             }
-            self.output.push(Channel::Stdout, &redactor.finish());
+            self.output.push(Channel::Stdout, redactor.finish()).await;
         };
         // A thread that hangs in a disk never lets go of its end.
         tokio::pin!(reading, keeping);
@@ -329,11 +341,12 @@ fn settled(done: Result<Result<(), String>, TaskOutcome>) -> TaskOutcome {
     }
 }
 
-/// An outcome whose reason tells no secret.
+/// An outcome whose reason tells no secret, and fits into a message.
 fn redacted(outcome: TaskOutcome, redaction: &Redaction) -> TaskOutcome {
+    let clean = |text: String| reason(&redaction.text(&text));
     match outcome {
-        TaskOutcome::NotStarted { reason } => TaskOutcome::NotStarted { reason: redaction.text(&reason).into_owned() },
-        TaskOutcome::Failed { reason } => TaskOutcome::Failed { reason: redaction.text(&reason).into_owned() },
+        TaskOutcome::NotStarted { reason } => TaskOutcome::NotStarted { reason: clean(reason) },
+        TaskOutcome::Failed { reason } => TaskOutcome::Failed { reason: clean(reason) },
         plain => plain,
     }
 }
@@ -346,11 +359,16 @@ async fn feed(pipe: Option<ChildStdin>, text: Option<&str>) {
 }
 
 /// Keeps what comes out of a pipe.
-async fn collect<R: AsyncRead + Unpin>(channel: Channel, mut pipe: Drain<R>, mut redactor: Redactor, output: &Output) {
+async fn collect<R: AsyncRead + Unpin>(
+    channel: Channel,
+    mut pipe: Drain<R>,
+    mut redactor: Redactor,
+    output: &Arc<Output>,
+) {
     while let Some(data) = pipe.read(READ).await {
-        output.push(channel, &redactor.push(data));
+        output.push(channel, redactor.push(data)).await;
         // A process that writes without pause must not hold up the others.
         tokio::task::yield_now().await;
     }
-    output.push(channel, &redactor.finish());
+    output.push(channel, redactor.finish()).await;
 }

@@ -41,7 +41,6 @@ impl Wish {
 impl Feed {
     /// Begins to send.
     pub(super) fn begin(wish: Wish, output: Arc<Output>, outgoing: Outgoing) -> Self {
-        output.known(wish.stdout, wish.stderr);
         let (stdout_taken, stdout) = watch::channel(wish.stdout);
         let (stderr_taken, stderr) = watch::channel(wish.stderr);
         let pump = |channel, from, taken| {
@@ -51,6 +50,7 @@ impl Feed {
         let stdout = pump(Channel::Stdout, wish.stdout, stdout);
         let stderr = pump(Channel::Stderr, wish.stderr, stderr);
         let sending = async move {
+            output.known(wish.stdout, wish.stderr).await;
             if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
                 tokio::try_join!(stdout.run(), stderr.run())?;
             }

@@ -8,6 +8,9 @@
 //! has it, and the end after that ([`feed`]). Everything that the hub has said of an attempt in an earlier session
 //! is void: it says it again.
 //!
+//! A disk that is slow holds up the attempts that wait for it and nothing else: the journal is written beside the
+//! event loop, in order, and what depends on a record follows when that is written.
+//!
 //! A disk that is full stops no attempt that has begun: output that can't be kept is left out ([`spool`]), and an
 //! end that can't be written counts as long as the runtime lives. A new attempt does not start then, because
 //! without its mark in the journal it might run twice.
@@ -32,10 +35,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::TaskId;
-use vm_agent_schemas::task::{OUTPUT_MAX, Report};
+use vm_agent_schemas::task::{Job, OUTPUT_MAX, Report};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{FromRuntime, StreamTaken, TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef};
 
+use crate::broken::unbroken;
+use crate::disk::Disk;
 use crate::folder::{FolderError, failed};
 use crate::outgoing::Outgoing;
 use crate::process::{Surroundings, kill_marked};
@@ -58,7 +63,9 @@ const ATTEMPTS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Tasks {
     folder: PathBuf,
-    journal: Journal,
+    journal: Arc<Journal>,
+    /// Writes the journal and removes output, in the order of what happened.
+    disk: Disk,
     ledger: Ledger,
     /// The attempts that are not settled.
     live: HashMap<TaskId, Live>,
@@ -66,8 +73,8 @@ pub(crate) struct Tasks {
     feeds: HashMap<TaskId, Feed>,
     /// Attempts that begin when the one before them has ended.
     next: HashMap<TaskId, TaskOrder>,
-    ends: mpsc::UnboundedSender<TaskEnded>,
-    ended: mpsc::UnboundedReceiver<TaskEnded>,
+    tell: mpsc::UnboundedSender<Happening>,
+    happenings: mpsc::UnboundedReceiver<Happening>,
     stop: CancellationToken,
     table: Arc<Table>,
 }
@@ -78,8 +85,28 @@ struct Live {
     task: TaskRef,
     kept: ByteSize,
     output: Arc<Output>,
-    /// As long as it runs: what cancels it.
+    /// Until it has ended: what cancels it.
     cancel: Option<CancellationToken>,
+    /// Until it has begun: what it is.
+    pending: Option<Pending>,
+}
+
+/// An attempt that begins once that is in the journal.
+#[derive(Debug)]
+struct Pending {
+    job: Job,
+    limit: Duration,
+    /// Where its output is wanted, if it was ordered in this session.
+    stream: Option<u32>,
+}
+
+/// What happens with attempts.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// That one begins is in the journal, or why it is not.
+    Noted(TaskRef, Result<(), String>),
+    /// One has ended.
+    Ended(TaskEnded),
 }
 
 /// What an attempt needs of the rest of the runtime in order to begin.
@@ -110,32 +137,55 @@ impl Tasks {
             let Record::Ended { end, output: kept } = record else { return None };
             let task = end.task;
             let output = Arc::new(Output::recover(output_folder(&folder, task), kept.bytes(), end.clone()));
-            Some((task.task, Live { task, kept: *kept, output, cancel: None }))
+            Some((task.task, Live { task, kept: *kept, output, cancel: None, pending: None }))
         };
         let live: HashMap<TaskId, Live> = ledger.unsettled().filter_map(recovered).collect();
-        let (ends, ended) = mpsc::unbounded_channel();
+        let (tell, happenings) = mpsc::unbounded_channel();
         let (feeds, next) = (HashMap::new(), HashMap::new());
         let (stop, table) = (CancellationToken::new(), Arc::default());
-        let tasks = Self { folder, journal, ledger, live, feeds, next, ends, ended, stop, table };
+        let (journal, disk) = (Arc::new(journal), Disk::default());
+        let tasks = Self { folder, journal, disk, ledger, live, feeds, next, tell, happenings, stop, table };
         tasks.clear()?;
         Ok(tasks)
     }
 
-    /// How many tasks are running.
+    /// How many tasks run or are about to.
     pub(crate) fn count(&self) -> u32 {
         u32::try_from(self.running()).unwrap_or(u32::MAX)
     }
 
-    /// The next task that has ended. May be dropped and called again without loss.
-    pub(crate) async fn next_end(&mut self) -> TaskEnded {
-        self.ended.recv().await.expect("self keeps a sender")
+    /// What happens next. May be dropped and called again without loss.
+    pub(crate) async fn next(&mut self) -> Happening {
+        self.happenings.recv().await.expect("self keeps a sender")
     }
 
-    /// Tells a new session of every attempt that is not settled, and waits to be asked for more.
+    /// Does what follows from it.
+    pub(crate) fn handle(&mut self, happening: Happening, stage: Stage<'_>) {
+        match happening {
+            Happening::Noted(task, noted) => self.begin(task, noted, stage),
+            Happening::Ended(end) => {
+                let id = end.task.task;
+                self.settle_one(end);
+                // The next attempt may begin now.
+                if let Some(order) = self.next.remove(&id) {
+                    self.order(order, stage);
+                }
+            }
+        }
+    }
+
+    /// Tells a new session of every attempt that is not settled, and waits to be asked for more. What has not begun
+    /// yet is ordered again.
     pub(crate) fn resume(&mut self, outgoing: &Outgoing) {
         self.feeds.clear();
         self.next.clear();
-        self.ledger.unsettled().for_each(|record| outgoing.say(FromRuntime::TaskStarted(record.task())));
+        self.live.values_mut().filter_map(|live| live.pending.as_mut()).for_each(|pending| pending.stream = None);
+        let begun = |task: &TaskRef| self.live.get(&task.task).is_none_or(|live| live.pending.is_none());
+        self.ledger
+            .unsettled()
+            .map(Record::task)
+            .filter(begun)
+            .for_each(|it| outgoing.say(FromRuntime::TaskStarted(it)));
     }
 
     /// Obeys an order, unless it was obeyed before. An attempt that is in the journal is told of instead, with what
@@ -146,14 +196,18 @@ impl Tasks {
         match self.ledger.answer(task) {
             Answer::Run => self.start(order, stage),
             Answer::Known => {
+                let Some(live) = self.live.get_mut(&task.task) else { return };
+                if let Some(pending) = &mut live.pending {
+                    pending.stream = Some(stream);
+                    return;
+                }
                 outgoing.say(FromRuntime::TaskStarted(task));
-                let Some(live) = self.live.get(&task.task) else { return };
                 let output = Arc::clone(&live.output);
                 self.feed(task, Wish::all(stream), output, outgoing);
             }
             Answer::Settled(end) => {
                 outgoing.say(FromRuntime::TaskStarted(task));
-                let output = Output::recover(output_folder(&self.folder, task), 0, end);
+                let output = Output::forgotten(output_folder(&self.folder, task), end);
                 self.feed(task, Wish::all(stream), Arc::new(output), outgoing);
             }
             Answer::After(earlier) => {
@@ -194,25 +248,18 @@ impl Tasks {
         feed.is_some()
     }
 
-    /// Records how an attempt ended; who listens to it is told. The next attempt may begin now.
-    pub(crate) fn end(&mut self, end: TaskEnded, stage: Stage<'_>) {
-        let id = end.task.task;
-        self.settle_one(end);
-        if let Some(order) = self.next.remove(&id) {
-            self.order(order, stage);
-        }
-    }
-
     /// The hub has stored the end of an attempt and its output: it may be forgotten.
     pub(crate) fn acknowledged(&mut self, task: TaskRef) {
         if let Some(record) = self.ledger.acknowledged(task) {
-            self.record(record);
-            if let Some(live) = self.live.remove(&task.task) {
-                remove_output(live.output.folder());
-            }
-            for task in self.ledger.forget_oldest() {
-                self.journal.remove(task);
-            }
+            self.ledger.put(record.clone());
+            let output = self.live.remove(&task.task).map(|live| live.output.folder().to_owned());
+            let forgotten = self.ledger.forget_oldest();
+            let journal = Arc::clone(&self.journal);
+            self.disk.give(move || {
+                note(&journal, &record);
+                output.iter().for_each(|folder| remove_output(folder));
+                forgotten.into_iter().for_each(|task| journal.remove(task));
+            });
         }
         self.feeds.remove(&task.task);
     }
@@ -223,55 +270,81 @@ impl Tasks {
     }
 
     /// Records what ended before or while everything was stopped.
-    pub(crate) fn settle(&mut self) {
-        while let Ok(end) = self.ended.try_recv() {
-            self.settle_one(end);
+    pub(crate) async fn settle(&mut self) {
+        // What was about to begin is in the journal by now, or does not count.
+        self.disk.done().await;
+        while let Ok(happening) = self.happenings.try_recv() {
+            if let Happening::Ended(end) = happening {
+                self.settle_one(end);
+            }
         }
+        self.disk.done().await;
     }
 
     fn running(&self) -> usize {
         self.live.values().filter(|live| live.cancel.is_some()).count()
     }
 
+    /// Has it noted in the journal that an attempt begins, which it does then.
     fn start(&mut self, order: TaskOrder, stage: Stage<'_>) {
         let TaskOrder { task, stream, job, timeout_ms } = order;
         self.forget(task.task);
         let kept = job.output.min(OUTPUT_MAX);
         let output = Arc::new(Output::new(output_folder(&self.folder, task), kept.bytes()));
-        let refused = if self.running() >= ATTEMPTS_MAX {
-            Some(format!("{ATTEMPTS_MAX} tasks are running already; try again later"))
-        } else {
-            self.journal.write(&Record::Started { task, output: kept }).err().map(|error| crate::chain(&error))
+        let full = self.running() >= ATTEMPTS_MAX;
+        let pending = Pending { job, limit: Duration::from_millis(timeout_ms), stream: Some(stream) };
+        let cancel = Some(CancellationToken::new());
+        self.live.insert(task.task, Live { task, kept, output, cancel, pending: Some(pending) });
+        let record = Record::Started { task, output: kept };
+        self.ledger.put(record.clone());
+        if full {
+            let reason = format!("{ATTEMPTS_MAX} tasks are running already; try again later");
+            return self.begin(task, Err(reason), stage);
+        }
+        let (journal, tell) = (Arc::clone(&self.journal), self.tell.clone());
+        self.disk.give(move || {
+            let noted = journal.write(&record).map_err(|error| crate::chain(&error));
+            // The receiver lives as long as the runtime.
+            let _ = tell.send(Happening::Noted(task, noted));
+        });
+    }
+
+    /// Begins an attempt, now that this is in the journal. Where it is not, it might run twice, and is not started.
+    fn begin(&mut self, task: TaskRef, noted: Result<(), String>, stage: Stage<'_>) {
+        let Some(live) = self.live.get_mut(&task.task).filter(|live| live.task == task) else { return };
+        let (Some(Pending { job, limit, stream }), Some(cancel)) = (live.pending.take(), live.cancel.clone()) else {
+            return;
         };
-        let cancel = CancellationToken::new();
-        let live = Live { task, kept, output: Arc::clone(&output), cancel: refused.is_none().then(|| cancel.clone()) };
-        self.live.insert(task.task, live);
+        let output = Arc::clone(&live.output);
         if let Some(outgoing) = stage.outgoing {
             outgoing.say(FromRuntime::TaskStarted(task));
-            self.feed(task, Wish::all(stream), Arc::clone(&output), outgoing);
+            if let Some(stream) = stream {
+                self.feed(task, Wish::all(stream), Arc::clone(&output), outgoing);
+            }
         }
-        if let Some(reason) = refused {
-            output.finish();
-            let outcome = TaskOutcome::NotStarted { reason };
+        let over = match noted {
+            Err(reason) => Some(TaskOutcome::NotStarted { reason }),
+            Ok(()) => cancel.is_cancelled().then_some(TaskOutcome::Canceled),
+        };
+        if let Some(outcome) = over {
             return self.settle_one(TaskEnded { task, outcome, report: Report::default() });
         }
-        self.ledger.put(Record::Started { task, output: kept });
         tracing::info!(task.id = %task.task, task.attempt = task.attempt, "a task has begun");
         let attempt = Attempt {
             task,
             job,
-            limit: Duration::from_millis(timeout_ms),
+            limit,
             surroundings: Arc::clone(stage.surroundings),
-            output,
+            output: Arc::clone(&output),
             table: Arc::clone(&self.table),
             cancel,
             stop: self.stop.clone(),
         };
-        let ends = self.ends.clone();
+        let tell = self.tell.clone();
         stage.tracker.spawn(async move {
-            if let Some(end) = attempt.run().await {
+            if let Some(end) = outlived(task, &output, attempt.run()).await {
                 // The receiver lives as long as the runtime.
-                let _ = ends.send(end);
+                let _ = tell.send(Happening::Ended(end));
             }
         });
     }
@@ -288,26 +361,21 @@ impl Tasks {
         tracing::info!(task.id = %end.task.task, "a task {}", end.outcome);
         let Some(live) = self.live.get_mut(&end.task.task).filter(|live| live.task == end.task) else { return };
         live.cancel = None;
-        let (output, kept) = (Arc::clone(&live.output), live.kept);
-        self.record(Record::Ended { end: end.clone(), output: kept });
-        output.end(end);
-    }
-
-    /// Writes a record. When the disk refuses, the record still counts as long as the runtime lives:
-    /// the hub keeps the first end that it is told of, so the worst after a crash is that it hears
-    /// `interrupted` of a task whose end it has.
-    fn record(&mut self, record: Record) {
-        if let Err(error) = self.journal.write(&record) {
-            tracing::error!(task.id = %record.task().task, "{}", crate::chain(&error));
-        }
-        self.ledger.put(record);
+        let output = Arc::clone(&live.output);
+        let record = Record::Ended { end: end.clone(), output: live.kept };
+        self.ledger.put(record.clone());
+        let journal = Arc::clone(&self.journal);
+        self.disk.give(move || {
+            note(&journal, &record);
+            output.end(end);
+        });
     }
 
     /// Forgets the attempt before one that begins.
     fn forget(&mut self, task: TaskId) {
         self.feeds.remove(&task);
         if let Some(live) = self.live.remove(&task) {
-            remove_output(live.output.folder());
+            self.disk.give(move || remove_output(live.output.folder()));
         }
     }
 
@@ -323,6 +391,32 @@ impl Tasks {
     }
 }
 
+/// Writes a record. When the disk refuses, the record still counts as long as the runtime lives: the hub keeps the
+/// first end that it is told of, so the worst after a crash is that it hears `interrupted` of a task whose end it has.
+fn note(journal: &Journal, record: &Record) {
+    if let Err(error) = journal.write(record) {
+        tracing::error!(task.id = %record.task().task, "{}", crate::chain(&error));
+    }
+}
+
+/// What comes of an attempt, also when a defect of the runtime breaks it off: then nothing of it is left, and it has
+/// failed. Nothing if the runtime went down.
+async fn outlived(
+    task: TaskRef,
+    output: &Arc<Output>,
+    attempt: impl Future<Output = Option<TaskEnded>>,
+) -> Option<TaskEnded> {
+    let broken = match unbroken(attempt).await {
+        Ok(end) => return end,
+        Err(broken) => broken,
+    };
+    let mark = task.task.to_string();
+    kill_marked(TASK_VARIABLE, |value| value == mark);
+    let (stdout, stderr) = unbroken(output.close()).await.unwrap_or_else(|_| output.totals());
+    let outcome = TaskOutcome::Failed { reason: broken.to_string() };
+    Some(TaskEnded { task, outcome, report: Report { stdout, stderr, ..Report::default() } })
+}
+
 /// Where the output of an attempt lies, in the folder of the journal.
 fn output_folder(folder: &Path, task: TaskRef) -> PathBuf {
     folder.join(format!("{}.{}", task.task, task.attempt))
@@ -336,3 +430,6 @@ fn remove_output(folder: &Path) {
         tracing::warn!("{} can't be removed: {error}", folder.display());
     }
 }
+
+#[cfg(test)]
+mod tests;

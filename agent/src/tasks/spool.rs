@@ -8,8 +8,8 @@
 //! A disk that takes no more stops nobody: what does not fit is left out up to the end of its piece, as if
 //! it had come between the halves.
 //!
-//! Writing goes to the system's cache and is quick; [`Spool::files`] are to be synced before anything relies on
-//! them after a loss of power.
+//! Writing goes to the system's cache and is quick, mostly; [`Spool::files`] are to be synced before anything relies
+//! on them after a loss of power. All of it waits for the disk, so it is not for the event loop.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -136,9 +136,24 @@ impl Spool {
         spool
     }
 
+    /// What was left of it and is no more; so much is known to have been written.
+    pub(super) fn forgotten(folder: &Path, channel: Channel, total: u64) -> Self {
+        Self { total, finished: true, ..Self::new(folder, channel, 0) }
+    }
+
     /// How much was written, kept or not.
     pub(super) const fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Up to where there is something to give out now, if the disk took it.
+    pub(super) const fn ready(&self) -> u64 {
+        if self.finished || self.total < self.layout.first { self.total } else { self.layout.first }
+    }
+
+    /// Whether nothing more comes.
+    pub(super) const fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// Somebody knows of this much: what a crash took away here counts as left out.

@@ -13,7 +13,7 @@ use pty_process::{OwnedReadPty, OwnedWritePty, Pty};
 use rustix::process::kill_process_group;
 use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use vm_agent_schemas::wire::{Signal, TaskOutcome, TerminalSize};
@@ -113,10 +113,21 @@ impl Keeper {
     }
 
     /// Serves clients until the process has ended and one was told so. Without `inbox` the terminal is not
-    /// kept: it ends with its only client.
-    pub(super) async fn run(mut self, first: Attachment, mut inbox: Option<mpsc::UnboundedReceiver<Attachment>>) {
+    /// kept: it ends with its only client. `changed` hears of what others see of it.
+    pub(super) async fn run(
+        mut self,
+        first: Attachment,
+        mut inbox: Option<mpsc::UnboundedReceiver<Attachment>>,
+        changed: &Notify,
+    ) {
         self.attach(first);
+        let mut shown = Status::default();
         while self.client.is_some() || inbox.is_some() {
+            let status = Status { attached: self.client.is_some(), ended: self.outcome.is_some() };
+            if std::mem::replace(&mut shown, status) != status {
+                self.status.send_replace(status);
+                changed.notify_one();
+            }
             let unsent = self.client.as_ref().is_some_and(|client| client.stdout.sent() < self.ring.end());
             if !self.open && !unsent && self.outcome.is_some() && self.client.is_some() {
                 return self.tell_end().await;
@@ -155,7 +166,6 @@ impl Keeper {
         let input = Arc::clone(&self.input);
         let typing = stdin.map(|inlet| Box::pin(type_in(inlet, input)) as Pin<Box<dyn Future<Output = ()> + Send>>);
         self.client = Some(Client { line, orders, stdout, typing });
-        self.show(|status| status.attached = true);
     }
 
     fn handle(&mut self, happening: Happening) {
@@ -167,7 +177,6 @@ impl Keeper {
                     client.line.ended(TaskOutcome::Canceled);
                 }
                 self.alone = Instant::now();
-                self.show(|status| status.attached = false);
             }
             Happening::Room(room) => {
                 if let Some(client) = &mut self.client {
@@ -182,7 +191,6 @@ impl Keeper {
         self.outcome = Some(outcome);
         self.alone = Instant::now();
         self.ended.cancel();
-        self.show(|status| status.ended = true);
     }
 
     /// A signal is for what runs in the foreground, as if it was typed; one that is to end the terminal is for
@@ -218,10 +226,6 @@ impl Keeper {
             self.signal(Signal::Hup);
             self.leader.end(CLOSE_GRACE).await;
         }
-    }
-
-    fn show(&self, change: impl FnOnce(&mut Status)) {
-        self.status.send_modify(change);
     }
 }
 

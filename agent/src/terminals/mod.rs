@@ -5,19 +5,23 @@ mod keeper;
 mod ring;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::ids::TerminalId;
 use vm_agent_schemas::wire::{Run, TaskOutcome, TerminalReport, TerminalSize};
 
 use crate::process::{SpawnError, Surroundings};
+use crate::sentence::plain;
 use crate::streams::Wire;
 use keeper::{Attachment, Keeper, Status};
 
 /// Most terminals that are kept: sixteen hold 16 MiB of output at worst.
 const KEPT_MAX: usize = 16;
+/// How much of a terminal's command is reported, in bytes.
+const ARGV_MAX: usize = 1024;
 /// The kind of terminal that programs are told of when nobody says which: what nearly all are like today.
 const TERM: &str = "xterm-256color";
 
@@ -25,6 +29,7 @@ const TERM: &str = "xterm-256color";
 #[derive(Debug, Default)]
 pub(crate) struct Terminals {
     kept: BTreeMap<TerminalId, Kept>,
+    changed: Arc<Notify>,
 }
 
 /// The hold on one terminal.
@@ -71,10 +76,20 @@ impl Terminals {
         let inbox = keep.map(|terminal| {
             let (clients, inbox) = mpsc::unbounded_channel();
             let opened_at = Timestamp::now().as_millisecond();
-            self.kept.insert(terminal, Kept { argv, opened_at, clients, status });
+            self.kept.insert(terminal, Kept { argv: told(argv), opened_at, clients, status });
             inbox
         });
-        tracker.spawn(keeper.run(first, inbox));
+        // Of one that is not kept nobody is told.
+        let changed = keep.map(|_| Arc::clone(&self.changed)).unwrap_or_default();
+        tracker.spawn(async move {
+            keeper.run(first, inbox, &changed).await;
+            changed.notify_one();
+        });
+    }
+
+    /// Returns when there is something new to report since the last return.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Attaches a stream to a terminal that is kept.
@@ -92,11 +107,9 @@ impl Terminals {
     /// What is told of those that are kept.
     pub(crate) fn report(&mut self) -> Vec<TerminalReport> {
         self.forget();
-        let report = |(&terminal, kept): (&TerminalId, &Kept)| TerminalReport {
-            terminal,
-            argv: kept.argv.clone(),
-            opened_at: kept.opened_at,
-            attached: kept.status.borrow().attached,
+        let report = |(&terminal, kept): (&TerminalId, &Kept)| {
+            let Status { attached, ended } = *kept.status.borrow();
+            TerminalReport { terminal, argv: kept.argv.clone(), opened_at: kept.opened_at, attached, ended }
         };
         self.kept.iter().map(report).collect()
     }
@@ -125,6 +138,22 @@ impl Terminals {
     fn forget(&mut self) {
         self.kept.retain(|_, kept| !kept.clients.is_closed());
     }
+}
+
+/// As much of a command as is reported: of all terminals together it has to fit into one message.
+fn told(argv: Vec<String>) -> Vec<String> {
+    let mut room = ARGV_MAX;
+    let mut told = Vec::new();
+    for argument in argv {
+        let argument = plain(&argument);
+        if argument.len() >= room {
+            told.push(format!("{}…", &argument[..argument.floor_char_boundary(room)]));
+            break;
+        }
+        room -= argument.len() + 1;
+        told.push(argument);
+    }
+    told
 }
 
 /// Starts a process on a new terminal.

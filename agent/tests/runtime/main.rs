@@ -6,6 +6,7 @@ mod files;
 mod messages;
 mod services;
 mod session;
+mod slow_disk;
 mod streams;
 mod support;
 mod tasks;

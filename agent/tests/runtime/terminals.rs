@@ -224,6 +224,56 @@ async fn kept_terminals_are_reported_until_they_are_hung_up() {
 }
 
 #[tokio::test]
+async fn what_becomes_of_a_kept_terminal_is_told_at_once() {
+    let mut scene = scene().await;
+    // No heartbeat tells it in time.
+    scene.hub.heartbeat_ms = 3_600_000;
+    drop(scene.session);
+    let (mut session, _) = scene.hub.session().await;
+    let id = TerminalId::generate();
+    let mut client = Client::open(&mut session, 1, terminal("read x; exit 4", Some(id))).await;
+    let told = async |session: &mut Session| {
+        session
+            .hear_that(|said| match said {
+                FromRuntime::Health(report) => {
+                    Some(report.terminals.iter().map(|it| (it.attached, it.ended)).collect::<Vec<_>>())
+                }
+                _ => None,
+            })
+            .await
+    };
+    // The first report of a session may come before or after it was opened.
+    while told(&mut session).await != [(true, false)] {}
+    session.say(FromHub::StreamClose(StreamRef { stream: 1 })).await;
+    while told(&mut session).await != [(false, false)] {}
+    client = Client::attach(&mut session, 2, id, client.known).await;
+    while told(&mut session).await != [(true, false)] {}
+    client.enter(&mut session, "\n").await;
+    session.say(FromHub::StreamClose(StreamRef { stream: 2 })).await;
+    while told(&mut session).await != [(false, true)] {}
+    client = Client::attach(&mut session, 3, id, client.known).await;
+    assert_eq!(client.see_end(&mut session).await, TaskOutcome::Exited { code: 4 });
+    while !told(&mut session).await.is_empty() {}
+}
+
+#[tokio::test]
+async fn a_long_command_on_a_terminal_does_not_make_a_report_too_long() {
+    let mut scene = scene().await;
+    scene.hub.heartbeat_ms = 3_600_000;
+    drop(scene.session);
+    let (mut session, _) = scene.hub.session().await;
+    let line = format!("cat # {}", "x".repeat(100_000));
+    Client::open(&mut session, 1, terminal(&line, Some(TerminalId::generate()))).await;
+    let report = session.hear_that(|said| match said {
+        FromRuntime::Health(report) => report.terminals.into_iter().next(),
+        _ => None,
+    });
+    let argv = report.await.argv;
+    assert_eq!(argv[..2], ["sh", "-c"]);
+    assert!(argv[2].starts_with("cat # xx") && argv[2].ends_with("x…") && argv.concat().len() < 1100, "{argv:?}");
+}
+
+#[tokio::test]
 async fn a_terminal_never_runs_ahead_of_its_client_further_than_the_window() {
     let mut scene = scene().await;
     let id = TerminalId::generate();

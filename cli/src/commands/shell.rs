@@ -235,7 +235,7 @@ mod tests {
 
     fn report(end: &str, opened_at: i64, attached: bool) -> TerminalReport {
         let terminal = format!("0190c5a8-0000-7000-8000-0000000000{end}").parse().unwrap();
-        TerminalReport { terminal, argv: Vec::new(), opened_at, attached }
+        TerminalReport { terminal, argv: Vec::new(), opened_at, attached, ended: false }
     }
 
     #[test]

@@ -254,6 +254,7 @@ mod tests {
             argv: Vec::new(),
             opened_at: samples::now().as_millisecond() - 60_000,
             attached: false,
+            ended: false,
         };
         let attached = TerminalReport { argv: vec!["top".into()], attached: true, ..terminal.clone() };
         insta::assert_snapshot!(plain(&terminal_table(&[terminal, attached], samples::now())), @"
