@@ -37,6 +37,14 @@ pub(crate) const PYTHON: Tool = Tool {
     elsewhere: "elsewhere from python.org",
 };
 
+/// Real machines, and what their image is built with.
+pub(crate) const QEMU: Tool = Tool {
+    name: "QEMU with mmdebstrap",
+    programs: &["qemu-system-x86_64", "qemu-img", "mmdebstrap"],
+    packages: &["qemu-system-x86", "qemu-utils", "mmdebstrap", "e2fsprogs"],
+    elsewhere: "elsewhere there is no way to build the image",
+};
+
 /// The browser that looks at the dashboard in tests.
 pub(crate) const BROWSER: Tool = Tool {
     name: "Chromium with chromedriver",

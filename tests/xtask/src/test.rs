@@ -3,11 +3,14 @@
 
 use std::process::Command;
 
-use crate::machine::{BROWSER, C_COMPILER, GIT, Machine, PYTHON};
+use crate::dist;
+use crate::machine::{BROWSER, C_COMPILER, GIT, Machine, PYTHON, QEMU};
 use crate::run::{answers, cargo, run, told};
 
 /// Tells the browser test that there is a browser, so that it does not leave itself out.
 const BROWSER_VARIABLE: &str = "VM_AGENT_TEST_BROWSER";
+/// The same for tests that boot machines.
+const MACHINES_VARIABLE: &str = "VM_AGENT_TEST_MACHINES";
 
 /// Runs everything that can be tested on this machine.
 ///
@@ -21,11 +24,22 @@ pub(crate) fn everything() -> Result<(), String> {
     for component in ["fmt", "clippy"] {
         need_component(component)?;
     }
-    let browser = machine.need(&BROWSER);
-    if let Err(reason) = &browser {
-        eprintln!("xtask: the browser test is left out: {reason}");
+    let optional = [
+        (BROWSER_VARIABLE, "the browser test", machine.need(&BROWSER)),
+        // The runtime goes into them.
+        (MACHINES_VARIABLE, "real machines", machine.need(&QEMU).and_then(|()| dist::build(dist::TARGET, None))),
+    ];
+    let (mut variables, mut left_out) = (Vec::new(), String::new());
+    for (variable, tests, possible) in optional {
+        match possible {
+            Ok(()) => variables.push(variable),
+            Err(reason) => {
+                eprintln!("xtask: {tests}: left out: {reason}");
+                left_out.push_str(&format!(", without {tests}"));
+            }
+        }
     }
-    let checks = checks(answers("cargo", &["nextest", "--version"]), browser.is_ok());
+    let checks = checks(answers("cargo", &["nextest", "--version"]), &variables);
     let names: Vec<String> = checks.iter().map(told).collect();
     let mut failed = Vec::new();
     for (check, name) in checks.into_iter().zip(&names) {
@@ -34,7 +48,6 @@ pub(crate) fn everything() -> Result<(), String> {
             failed.push(reason);
         }
     }
-    let left_out = if browser.is_ok() { "" } else { ", without the browser test" };
     if failed.is_empty() {
         eprintln!("xtask: all {} checks passed{left_out}", names.len());
         Ok(())
@@ -45,7 +58,7 @@ pub(crate) fn everything() -> Result<(), String> {
 
 /// The checks, in order. Test runners differ in what they run: only cargo itself runs the examples in
 /// documentation, and benchmarks are run once, as tests.
-fn checks(nextest: bool, browser: bool) -> Vec<Command> {
+fn checks(nextest: bool, variables: &[&str]) -> Vec<Command> {
     let mut lines: Vec<&[&str]> = vec![
         &["fmt", "--all", "--check"],
         &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
@@ -63,9 +76,7 @@ fn checks(nextest: bool, browser: bool) -> Vec<Command> {
         .into_iter()
         .map(|line| {
             let mut command = cargo(line);
-            if browser {
-                command.env(BROWSER_VARIABLE, "1");
-            }
+            command.envs(variables.iter().map(|variable| (variable, "1")));
             command
         })
         .collect()
@@ -88,7 +99,7 @@ mod tests {
 
     #[test]
     fn doctests_and_benchmarks_run_with_either_test_runner() {
-        let lines = |nextest| checks(nextest, false).iter().map(told).collect::<Vec<_>>();
+        let lines = |nextest| checks(nextest, &[]).iter().map(told).collect::<Vec<_>>();
         assert!(lines(true).contains(&"cargo test --locked --workspace --doc".to_owned()));
         assert!(lines(false).contains(&"cargo test --locked --workspace".to_owned()));
         for nextest in [true, false] {
@@ -97,9 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn the_browser_test_must_run_exactly_where_there_is_a_browser() {
+    fn what_can_be_tested_here_must_not_leave_itself_out() {
         let told_so = |command: &Command| command.get_envs().any(|(name, _)| name == BROWSER_VARIABLE);
-        assert!(checks(true, true).iter().all(told_so));
-        assert!(!checks(true, false).iter().any(told_so));
+        assert!(checks(true, &[BROWSER_VARIABLE]).iter().all(told_so));
+        assert!(!checks(true, &[MACHINES_VARIABLE]).iter().any(told_so));
     }
 }
