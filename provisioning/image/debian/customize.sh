@@ -66,7 +66,12 @@ chroot "$root" systemctl --quiet mask systemd-firstboot.service apt-daily.timer 
     dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer getty.target \
     systemd-networkd-wait-online.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount \
     dev-mqueue.mount modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service \
-    modprobe@efi_pstore.service modprobe@loop.service systemd-pstore.service
+    modprobe@efi_pstore.service modprobe@fuse.service modprobe@loop.service systemd-pstore.service \
+    proc-sys-fs-binfmt_misc.automount systemd-binfmt.service sys-fs-fuse-connections.mount \
+    systemd-journal-flush.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
+    systemd-ask-password-console.path systemd-ask-password-wall.path kmod-static-nodes.service
+# Users, the linker's cache and the journal's catalogue are up to date.
+touch "$root/etc/.updated" "$root/var/.updated"
 : >"$root/etc/machine-id"
 rm -f "$root/etc/hostname" "$root/etc/resolv.conf" "$root/var/lib/dbus/machine-id"
 echo "nameserver 10.0.2.3" >"$root/etc/resolv.conf"
