@@ -481,7 +481,10 @@ async fn a_token_that_is_revoked_ends_the_process_that_it_opened() {
     field.controller().revoke_token(id, &ann()).await.unwrap();
     let end = said().await;
     assert!(matches!(&end, ExecEvent::Failed { problem } if problem.code == ProblemCode::Unauthorized), "{end:?}");
-    let ended = async || (agent(field.controller(), "db").await?.session?.streams == 0).then_some(());
+    let ended = async || {
+        let metrics = field.controller().metrics().await.ok()?;
+        metrics.contains("\nvmagent_hub_streams 0\n").then_some(())
+    };
     until("the process is ended", ended).await;
     field.runtimes.change("db", |inside| inside.holds = false);
     field.end().await;
