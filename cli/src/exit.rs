@@ -34,12 +34,14 @@ impl Exit {
     pub const UNREACHABLE: Self = Self(8);
     /// No credential, or a wrong one.
     pub const DENIED: Self = Self(10);
-    /// Something stands in the way that only a person can remove: an approval, a protection.
+    /// Something stands in the way that waiting may not remove: an approval, a protection, a pause, a window, too
+    /// little room.
     pub const BLOCKED: Self = Self(11);
     /// Interrupted by Ctrl-C.
     pub const INTERRUPTED: Self = Self(130);
-    /// `exec`, `shell`, `run` or `task --wait` could not run the command or lost it. Any other code of theirs is
-    /// the command's own.
+    /// `exec`, `shell`, `run` or `task --wait` have no code of what they ran: it never began, ran out of its time, was
+    /// cancelled, or its end is not known. Any other code of theirs is its own, but for that of an interrupt, and of a
+    /// command line that makes no sense.
     pub const EXEC_FAILED: Self = Self(255);
 
     /// The number.

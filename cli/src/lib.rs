@@ -37,11 +37,12 @@ use crate::ui::{Color, Format, STRONG, Ui};
 
 /// Isolated workers from a file: a fleet of virtual machines that stays as the file says
 ///
-/// Exit codes: 0 done, 1 failed, 2 changes are pending (with --detailed-exitcode), 3 wrong usage or
-/// invalid file, 4 not found, 5 conflict, 6 waited too long (it may still succeed), 8 no controller or
-/// runtime answers, 10 denied, 11 a person has to act first, 130 interrupted. `exec`, `shell`, `run` and
-/// `task --wait` end with the command's own code; 255 says that it could not be run. `diff` ends with 0 when nothing
-/// differs and with 1 when something does.
+/// Exit codes: 0 done, 1 failed, 2 changes are pending (with --detailed-exitcode), 3 wrong usage or invalid file, 4 not
+/// found, 5 conflict, 6 waited too long (it may still succeed), 8 no controller or runtime answers, 10 denied, 11
+/// blocked (by an approval, a protection, a pause, a window, or too little room), 130 interrupted. `exec`, `shell`,
+/// `run` and `task --wait` end with the code of what they ran, with 128 and the signal's number when a signal ended it,
+/// and with 255 when there is no code: it never began, ran out of its time, was cancelled, or its end is not known.
+/// `diff` ends with 0 when nothing differs, with 1 when something does, and with 2 when it failed.
 #[derive(Debug, Parser)]
 #[command(name = "vm-agent", version, arg_required_else_help = true)]
 struct Cli {

@@ -84,6 +84,16 @@ async fn chosen(
     select(selector, &client.get::<List<AgentView>>("/agents").await?.content.items)
 }
 
+/// That there are all of these agents.
+pub(crate) async fn known(client: &Client, names: &[AgentName]) -> Result<(), CommandError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let agents = client.get::<List<AgentView>>("/agents").await?.content.items;
+    let known: Vec<&AgentName> = agents.iter().map(|agent| &agent.name).collect();
+    names.iter().find(|name| !known.contains(name)).map_or(Ok(()), |unknown| Err(no_such_agent(unknown, &known)))
+}
+
 /// What was said of an agent, with the nearest name where there is no such agent.
 pub(crate) async fn about<T>(
     client: &Client,
@@ -122,7 +132,7 @@ fn is_replica(known: &str, of: &AgentName) -> bool {
 }
 
 /// The known word nearest to a mistyped one, if any is near.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let near = |known: &'a str| {
         let distance = strsim::damerau_levenshtein(word, known);
         (distance <= 1 + known.len() / 4).then_some((distance, known))

@@ -17,6 +17,7 @@ use vm_agent_schemas::units::Span;
 use crate::client::Client;
 use crate::exit::{CommandError, Exit};
 use crate::render::count;
+use crate::table::printable;
 use crate::ui::{BAD, GOOD, STRONG, Ui};
 
 /// Pause after an event before looking: many events come at once, and one look covers them all.
@@ -80,7 +81,7 @@ enum Standing {
     Gone,
     /// Something goes on.
     Waiting(String),
-    /// Nothing goes on until a person has acted.
+    /// Waiting may bring nothing: a person, a window or room on the host is needed.
     Stuck(String),
 }
 
@@ -187,7 +188,7 @@ fn is_at(agent: &AgentView, power: PowerState) -> bool {
     agent.sync == Sync::Synced && agent.health == health
 }
 
-/// Whether waiting longer brings nothing: only a person can end this.
+/// Whether waiting longer may bring nothing: a person has to end this, or nobody knows when it ends.
 fn needs_person(reason: &WaitsFor) -> bool {
     match reason {
         WaitsFor::Approval { .. }
@@ -251,8 +252,8 @@ fn line(name: &AgentName, standing: &Standing) -> String {
     match standing {
         Standing::Ready => format!("{STRONG}{name}{STRONG:#}: {GOOD}ready{GOOD:#}"),
         Standing::Gone => format!("{STRONG}{name}{STRONG:#}: {GOOD}gone{GOOD:#}"),
-        Standing::Waiting(text) => format!("{STRONG}{name}{STRONG:#}: {text}"),
-        Standing::Stuck(text) => format!("{STRONG}{name}{STRONG:#}: {BAD}{text}{BAD:#}"),
+        Standing::Waiting(text) => format!("{STRONG}{name}{STRONG:#}: {}", printable(text)),
+        Standing::Stuck(text) => format!("{STRONG}{name}{STRONG:#}: {BAD}{}{BAD:#}", printable(text)),
     }
 }
 
@@ -261,9 +262,13 @@ fn outcome(standings: &Standings) -> Result<(), CommandError> {
     if stuck.is_empty() {
         return Ok(());
     }
-    let text = format!("{} can't go on until a person has acted{}", count(stuck.len(), "agent"), listed(&stuck));
+    let text = format!("{} blocked{}", are(stuck.len()), listed(&stuck));
     Err(CommandError::new(Exit::BLOCKED, text)
         .hint("`vm-agent why NAME` says what an agent waits for and what would help"))
+}
+
+fn are(agents: usize) -> String {
+    format!("{} {}", count(agents, "agent"), if agents == 1 { "is" } else { "are" })
 }
 
 fn too_late(standings: &Standings, limit: Span) -> CommandError {
@@ -281,7 +286,7 @@ fn open(standings: &Standings) -> impl Iterator<Item = (&AgentName, &str)> {
 }
 
 fn listed(agents: &[(&AgentName, &str)]) -> String {
-    agents.iter().map(|(name, text)| format!("\n  {name}: {text}")).collect()
+    agents.iter().map(|(name, text)| format!("\n  {name}: {}", printable(text))).collect()
 }
 
 /// What Ctrl-C means while something is waited for.
@@ -368,7 +373,7 @@ mod tests {
         assert_eq!(stuck, ["a", "b", "old"]);
         let error = outcome(&found.into_iter().filter(|(_, it)| !it.is_waiting()).collect()).unwrap_err();
         assert_eq!(error.exit, Exit::BLOCKED);
-        assert!(error.to_string().starts_with("3 agents can't go on until a person has acted\n  a: waits for"));
+        assert!(error.to_string().starts_with("3 agents are blocked\n  a: waits for"));
     }
 
     #[test]

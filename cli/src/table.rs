@@ -82,6 +82,37 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// A text of our own styles and lines, with everything else that a terminal would obey written out. Each page writes
+/// out what comes from inside a machine by itself; this holds for what no page has thought of.
+pub(crate) fn tame(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) {
+        shown.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let length = match style(rest) {
+            Some(length) => {
+                shown.push_str(&rest[..length]);
+                length
+            }
+            None => {
+                let control = rest.chars().next().expect("a character was found");
+                shown.extend(control.escape_default());
+                control.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    shown + rest
+}
+
+/// The length of the sequence that sets a style, where one stands at the beginning.
+fn style(text: &str) -> Option<usize> {
+    let parameters = text.strip_prefix("\x1b[")?;
+    let end = parameters.find(|c: char| !(c.is_ascii_digit() || c == ';'))?;
+    parameters[end..].starts_with('m').then_some("\x1b[".len() + end + "m".len())
+}
+
 /// The beginning of a line that fits into `width` columns. Styles are dropped from a line that is
 /// cut: half a sequence is worse than none.
 pub(crate) fn truncate(line: &str, width: usize) -> String {
@@ -119,6 +150,13 @@ mod tests {
     fn what_a_terminal_would_obey_is_written_out() {
         assert_eq!(printable("it\tis\nfine"), "it is fine");
         assert_eq!(printable("\u{1b}]0;owned\u{7} \u{9b}2J é"), r"\u{1b}]0;owned\u{7} \u{9b}2J é");
+    }
+
+    #[test]
+    fn only_styles_and_lines_reach_a_terminal() {
+        let ours = format!("{GOOD}fine{GOOD:#}\n\tand so on");
+        assert_eq!(tame(&ours), ours);
+        assert_eq!(tame("\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}1A\u{1b}"), r"\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}1A\u{1b}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::exit::{CommandError, Exit};
+use crate::table::tame;
 
 /// Something good.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
@@ -87,6 +88,8 @@ impl Ui {
     pub(crate) fn print(&mut self, text: impl fmt::Display) -> Result<(), CommandError> {
         self.clear_live()?;
         let text = text.to_string();
+        // Programs get what there is, byte by byte.
+        let text = if io::stdout().is_terminal() { tame(&text) } else { text };
         self.stdout.write_all(text.as_bytes())?;
         if !text.is_empty() && !text.ends_with('\n') {
             self.stdout.write_all(b"\n")?;
@@ -103,7 +106,7 @@ impl Ui {
         table: impl FnOnce() -> String,
     ) -> Result<(), CommandError> {
         match format {
-            Format::Json => self.print(format_args!("{document:#}")),
+            Format::Json => self.print(json(document)),
             Format::Yaml => self.print(to_yaml(document)),
             Format::Name => self.print(names(document)),
             Format::Table | Format::Wide => self.print(table()),
@@ -114,7 +117,7 @@ impl Ui {
     pub(crate) fn status(&mut self, text: impl fmt::Display) -> Result<(), CommandError> {
         if !self.quiet {
             self.clear_live()?;
-            writeln!(self.stderr, "{}", text.to_string().trim_end())?;
+            writeln!(self.stderr, "{}", tame(text.to_string().trim_end()))?;
         }
         Ok(())
     }
@@ -122,7 +125,7 @@ impl Ui {
     /// Tells of something that should not be, though the command goes on.
     pub(crate) fn warn(&mut self, text: impl fmt::Display) -> Result<(), CommandError> {
         self.clear_live()?;
-        writeln!(self.stderr, "{BUSY}warning:{BUSY:#} {text}")?;
+        writeln!(self.stderr, "{BUSY}warning:{BUSY:#} {}", tame(&text.to_string()))?;
         Ok(())
     }
 
@@ -130,7 +133,7 @@ impl Ui {
     pub(crate) fn hint(&mut self, text: impl fmt::Display) -> Result<(), CommandError> {
         if !self.quiet {
             self.clear_live()?;
-            writeln!(self.stderr, "{STRONG}hint:{STRONG:#} {text}")?;
+            writeln!(self.stderr, "{STRONG}hint:{STRONG:#} {}", tame(&text.to_string()))?;
         }
         Ok(())
     }
@@ -146,12 +149,12 @@ impl Ui {
             let _ = writeln!(self.stderr);
             return;
         }
-        let _ = writeln!(self.stderr, "{BAD}error:{BAD:#} {error}");
+        let _ = writeln!(self.stderr, "{BAD}error:{BAD:#} {}", tame(&error.to_string()));
         for diagnostic in error.diagnostics() {
-            let _ = writeln!(self.stderr, "{}", crate::render::diagnostic(diagnostic));
+            let _ = writeln!(self.stderr, "{}", tame(&crate::render::diagnostic(diagnostic)));
         }
         for hint in error.hints() {
-            let _ = writeln!(self.stderr, "{STRONG}hint:{STRONG:#} {hint}");
+            let _ = writeln!(self.stderr, "{STRONG}hint:{STRONG:#} {}", tame(hint));
         }
     }
 
@@ -167,7 +170,7 @@ impl Ui {
         // A line that wraps or scrolls away could not be drawn over again.
         let shown = lines.len().min(rows.saturating_sub(2).max(1));
         for line in &lines[..shown] {
-            writeln!(self.stderr, "{}", crate::table::truncate(line, width.saturating_sub(1)))?;
+            writeln!(self.stderr, "{}", crate::table::truncate(&tame(line), width.saturating_sub(1)))?;
         }
         if shown < lines.len() {
             writeln!(self.stderr, "… and {} more", lines.len() - shown)?;
@@ -216,6 +219,20 @@ fn terminal_size() -> (usize, usize) {
     size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
+/// A document as JSON. Of the controls that JSON itself leaves as they are, some terminals obey a few.
+fn json(document: &Value) -> String {
+    let text = format!("{document:#}");
+    if !text.contains(is_late_control) {
+        return text;
+    }
+    let written = |c: char| if is_late_control(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    text.chars().map(written).collect()
+}
+
+fn is_late_control(character: char) -> bool {
+    matches!(character, '\u{7f}'..='\u{9f}')
+}
+
 fn to_yaml(document: &Value) -> String {
     serde_yaml::to_string(document).expect("what was JSON can be written as YAML")
 }
@@ -236,6 +253,14 @@ fn names(document: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn json_that_a_terminal_shows_says_the_same() {
+        let document = json!({"subject": "\u{9b}2J é\u{1b}\u{7f}"});
+        let text = super::json(&document);
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document);
+    }
 
     #[test]
     fn a_document_is_named_by_its_items_or_by_itself() {

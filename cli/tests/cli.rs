@@ -220,7 +220,7 @@ fn without_a_controller_the_next_command_is_named() {
     error: no controller runs on $DIR/state
     hint: start one with `vm-agent up`
     ");
-    let agent_commands: [&[&str]; 14] = [
+    let agent_commands: [&[&str]; 13] = [
         &["status", "web"],
         &["events"],
         &["drift"],
@@ -229,7 +229,6 @@ fn without_a_controller_the_next_command_is_named() {
         &["override", "ls"],
         &["task", "web", "--", "true"],
         &["task", "ls"],
-        &["run", "--rm", "--", "true"],
         &["message", "send", "web", "hello"],
         &["dead"],
         &["cp", "web:a", "."],
@@ -239,7 +238,14 @@ fn without_a_controller_the_next_command_is_named() {
     for command in agent_commands {
         assert_eq!(sandbox.run(command).status.code(), Some(8), "{command:?}");
     }
-    for command in [&["exec", "web", "--", "true"][..], &["shell", "web"], &["forward", "web", "--stdio", "22"]] {
+    let of_what_they_run: [&[&str]; 5] = [
+        &["exec", "web", "--", "true"],
+        &["run", "--rm", "--", "true"],
+        &["task", "web", "--wait", "--", "true"],
+        &["shell", "web"],
+        &["forward", "web", "--stdio", "22"],
+    ];
+    for command in of_what_they_run {
         assert_eq!(sandbox.run(command).status.code(), Some(255), "{command:?}");
     }
 }

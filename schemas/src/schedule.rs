@@ -21,11 +21,54 @@ pub struct Cron {
 /// Why a text is not a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is not a schedule: write minute, hour, day of month, month and day of week, and a time \
-     zone if it is not UTC, such as `0 3 * * mon-fri Europe/Berlin`"
+    "`{text}` is not a schedule: {wrong}; write minute, hour, day of month, month and day of week, and a time zone if \
+     it is not UTC, such as `0 3 * * mon-fri Europe/Berlin`"
 )]
 pub struct InvalidCron {
     text: String,
+    /// What of it is wrong.
+    wrong: String,
+}
+
+/// The fields of a schedule, in order, with what each may say.
+const FIELDS: [(&str, &str); 5] = [
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of month", "1 to 31"),
+    ("month", "1 to 12, or jan to dec"),
+    ("day of week", "0 to 7, or sun to sat"),
+];
+
+impl InvalidCron {
+    /// Finds the field that is wrong: the first that is refused where all others say nothing in particular.
+    fn of(text: &str) -> Self {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let wrong = match words.len() {
+            0 => "it says nothing".to_owned(),
+            5 | 6 => Self::field(&words).unwrap_or_else(|| "its fields contradict each other".to_owned()),
+            1 => "it has 1 field".to_owned(),
+            count => format!("it has {count} fields"),
+        };
+        Self { text: text.to_owned(), wrong }
+    }
+
+    fn field(words: &[&str]) -> Option<String> {
+        for (index, (name, range)) in FIELDS.into_iter().enumerate() {
+            let mut alone = ["*"; FIELDS.len()];
+            alone[index] = words[index];
+            if read(&alone.join(" ")).is_none() {
+                return Some(format!("`{}` is no {name} ({range})", words[index]));
+            }
+        }
+        let zone = words.get(FIELDS.len())?;
+        read(&format!("* * * * * {zone}")).is_none().then(|| format!("`{zone}` is no time zone"))
+    }
+}
+
+fn read(text: &str) -> Option<Crontab> {
+    let mut options = ParseOptions::default();
+    options.fallback_timezone_option = FallbackTimezoneOption::UTC;
+    parse_crontab_with(text, options).ok()
 }
 
 impl Cron {
@@ -46,9 +89,7 @@ impl FromStr for Cron {
     type Err = InvalidCron;
 
     fn from_str(text: &str) -> Result<Self, InvalidCron> {
-        let mut options = ParseOptions::default();
-        options.fallback_timezone_option = FallbackTimezoneOption::UTC;
-        let crontab = parse_crontab_with(text, options).map_err(|_| InvalidCron { text: text.to_owned() })?;
+        let crontab = read(text).ok_or_else(|| InvalidCron::of(text))?;
         Ok(Self { text: Arc::from(text), crontab: Arc::new(crontab) })
     }
 }
@@ -122,9 +163,20 @@ mod tests {
 
     #[test]
     fn what_is_no_schedule_is_refused_with_an_example() {
-        for bad in ["", "daily", "* * * *", "61 * * * *", "0 3 * * * Mars/Olympus"] {
+        for (bad, wrong) in [
+            ("", "it says nothing"),
+            ("daily", "it has 1 field"),
+            ("* * * *", "it has 4 fields"),
+            ("61 * * * *", "`61` is no minute (0 to 59)"),
+            ("0 24 * * *", "`24` is no hour (0 to 23)"),
+            ("0 3 0 * *", "`0` is no day of month (1 to 31)"),
+            ("0 3 * 13 *", "`13` is no month (1 to 12, or jan to dec)"),
+            ("0 3 * * moon", "`moon` is no day of week (0 to 7, or sun to sat)"),
+            ("0 3 * * * Mars/Olympus", "`Mars/Olympus` is no time zone"),
+        ] {
             let error = bad.parse::<Cron>().unwrap_err().to_string();
-            assert!(error.contains("Europe/Berlin"), "{bad}: {error}");
+            let begin = format!("`{bad}` is not a schedule: {wrong}; write minute, hour, ");
+            assert!(error.starts_with(&begin) && error.ends_with("`0 3 * * mon-fri Europe/Berlin`"), "{error}");
         }
     }
 }

@@ -1,6 +1,7 @@
 use clap::Args;
 use vm_agent_schemas::api::{Approval, ApproveRequest, List};
 
+use super::rounds;
 use crate::Context;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
@@ -41,11 +42,15 @@ pub(crate) async fn list(context: &mut Context, args: ApprovalsArgs) -> CommandR
 
 pub(crate) async fn approve(context: &mut Context, args: ApproveArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let request = ApproveRequest { dry_run: args.dry_run };
-    for id in &args.ids {
-        let answer = client.post::<Approval>(&format!("/approvals/{id}"), &request).await.map_err(unapplied)?;
-        let tense = if args.dry_run { "would be approved" } else { "approved" };
-        context.ui.status(format_args!("{tense}: {}", answer.content.what))?;
+    for dry_run in rounds(args.dry_run, args.ids.len()) {
+        for id in &args.ids {
+            let request = ApproveRequest { dry_run };
+            let answer = client.post::<Approval>(&format!("/approvals/{id}"), &request).await.map_err(unapplied)?;
+            if dry_run == args.dry_run {
+                let tense = if dry_run { "would be approved" } else { "approved" };
+                context.ui.status(format_args!("{tense}: {}", answer.content.what))?;
+            }
+        }
     }
     Ok(Exit::SUCCESS)
 }

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use clap::Args;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::units::ByteSize;
 
 use crate::Context;
 use crate::archive::{destination, folder_of, size_of};
 use crate::exit::{CommandError, CommandResult, Exit};
+use crate::render;
 use crate::transfer::{download, upload};
 
 /// What the folder is called in which something lies until all of it has come.
@@ -70,7 +70,7 @@ pub(crate) async fn run(context: &mut Context, args: CpArgs) -> CommandResult {
                 .hint(format!("copy it by way of here: vm-agent cp {a}:{from} . && vm-agent cp ./{name} {b}:{to}")));
         }
     };
-    let size = ByteSize::from_bytes(bytes).rounded();
+    let size = render::bytes(bytes);
     context.ui.status(format_args!("copied {size} in {:.1} s", began.elapsed().as_secs_f64()))?;
     Ok(Exit::SUCCESS)
 }

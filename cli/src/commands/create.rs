@@ -1,8 +1,8 @@
 use clap::Args;
 use hyper::Method;
 use vm_agent_schemas::api::{Changed, CreateRequest};
-use vm_agent_schemas::fleet::{AgentEntry, DriverName, PowerState, resolve_entry};
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::fleet::{AgentEntry, DriverName, Fleet, PowerState, resolve_entry};
+use vm_agent_schemas::names::{AgentName, ProfileName};
 use vm_agent_schemas::units::ByteSize;
 
 use super::{finish, key_value};
@@ -41,6 +41,9 @@ pub(crate) struct CreateArgs {
 /// What a machine that is made by hand is like.
 #[derive(Debug, Args)]
 pub(super) struct MachineArgs {
+    /// The profile of the fleet file whose settings lie under these [default: that of the file's `defaults`]
+    #[arg(long, value_name = "NAME")]
+    profile: Option<ProfileName>,
     /// What makes its machine: multipass, qemu, incus, or local (a process that isolates nothing)
     #[arg(long, value_parser = driver)]
     driver: Option<DriverName>,
@@ -65,6 +68,7 @@ impl MachineArgs {
     /// The spec that these come to, over the file's defaults.
     pub(super) fn into_entry(self) -> AgentEntry {
         AgentEntry {
+            profile: self.profile,
             driver: self.driver,
             image: self.image,
             cpus: self.cpus,
@@ -76,9 +80,9 @@ impl MachineArgs {
     }
 }
 
-/// That such an agent can be made.
+/// That such an agent can be made, as far as that can be said without knowing the file's profiles.
 pub(super) fn check(spec: &AgentEntry) -> Result<(), CommandError> {
-    resolve_entry(&AgentEntry::default(), spec)
+    resolve_entry(&Fleet::default(), &AgentEntry { profile: None, ..spec.clone() })
         .map(drop)
         .map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))
 }

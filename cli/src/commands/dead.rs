@@ -25,7 +25,12 @@ pub(crate) async fn run(context: &mut Context, args: DeadArgs) -> CommandResult 
         context.ui.status("There are no dead letters.")?;
     } else {
         context.ui.document(format, &answer.raw, || render::dead_table(dead, Timestamp::now()))?;
-        context.ui.hint("`vm-agent task replay ID` tries one again, `vm-agent task drop ID` gives it up")?;
+        for (kind, is_there) in [("task", !dead.tasks.is_empty()), ("message", !dead.messages.is_empty())] {
+            if is_there {
+                let (replay, drop) = (format!("vm-agent {kind} replay ID"), format!("vm-agent {kind} drop ID"));
+                context.ui.hint(format_args!("`{replay}` tries a {kind} again, `{drop}` gives it up"))?;
+            }
+        }
     }
     Ok(Exit::SUCCESS)
 }

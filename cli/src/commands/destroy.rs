@@ -3,7 +3,7 @@ use hyper::Method;
 use vm_agent_schemas::api::{ChangeRequest, Changed};
 use vm_agent_schemas::names::AgentName;
 
-use super::finish;
+use super::{finish, rounds};
 use crate::Context;
 use crate::exit::CommandResult;
 use crate::select::{Targets, about};
@@ -39,12 +39,16 @@ pub(crate) async fn run(context: &mut Context, args: DestroyArgs) -> CommandResu
         let names = targets.iter().map(AgentName::as_str).collect::<Vec<_>>().join(" ");
         context.ui.confirm(&format!("this deletes the machines and all data of: {names}"), &names)?;
     }
-    let request = ChangeRequest { reason: args.reason, dry_run: args.dry_run, ..ChangeRequest::default() };
+    let mut request = ChangeRequest { reason: args.reason, ..ChangeRequest::default() };
     let mut changed = Vec::new();
-    for name in targets {
-        let answer = client.call::<Changed>(Method::DELETE, &format!("/agents/{name}"), &request).await;
-        let answer = about(&client, &name, answer).await?;
-        changed.push((name, Goal::Gone, answer));
+    for dry_run in rounds(args.dry_run, targets.len()) {
+        request.dry_run = dry_run;
+        changed.clear();
+        for name in &targets {
+            let answer = client.call::<Changed>(Method::DELETE, &format!("/agents/{name}"), &request).await;
+            let answer = about(&client, name, answer).await?;
+            changed.push((name.clone(), Goal::Gone, answer));
+        }
     }
     finish(context, &client, &changed, &args.wait, args.output.output).await
 }

@@ -5,7 +5,7 @@ use super::list::retain;
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::render;
-use crate::select::AnyTargets;
+use crate::select::{AnyTargets, known};
 use crate::ui::{Format, OutputArgs};
 
 /// Show where the fleet differs from what is wanted, and propose nothing
@@ -24,6 +24,7 @@ pub(crate) async fn run(context: &mut Context, args: DriftArgs) -> CommandResult
     let format = args.output.output;
     let mut answer = client.get::<List<AgentDrift>>("/drift").await?;
     if let Some(names) = args.targets.resolve(&client).await? {
+        known(&client, &names).await?;
         answer.content.items.retain(|item| names.contains(&item.agent));
         retain(&mut answer.raw, "agent", &names);
     }

@@ -167,6 +167,12 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Whether each round is a dry run. Where several are meant they are all asked about before anything is done to one: what
+/// is wrong with the last must not leave the first done.
+fn rounds(dry_run: bool, count: usize) -> impl Iterator<Item = bool> {
+    (!dry_run && count > 1).then_some(true).into_iter().chain([dry_run])
+}
+
 /// Tells what an imperative change came to, and waits until it is so.
 async fn finish(
     context: &mut Context,

@@ -3,6 +3,7 @@ use vm_agent_schemas::api::{ChangeRequest, Changed, Resumable};
 use vm_agent_schemas::units::Span;
 
 use super::power::lasting;
+use super::rounds;
 use crate::Context;
 use crate::exit::{CommandResult, Exit};
 use crate::select::{AnyTargets, about};
@@ -51,7 +52,7 @@ pub(crate) async fn resume(context: &mut Context, args: ResumeArgs) -> CommandRe
 
 async fn set(context: &mut Context, target: TargetArgs, lasting: Option<Span>, verb: &str) -> CommandResult {
     let client = context.place.client().await?;
-    let request = ChangeRequest { lasting, sticky: false, reason: target.reason, dry_run: target.dry_run };
+    let mut request = ChangeRequest { lasting, sticky: false, reason: target.reason, dry_run: target.dry_run };
     let tense = if target.dry_run { "would be" } else { "is" };
     let Some(names) = target.targets.resolve(&client).await? else {
         let answer = client.post::<Resumable>(&format!("/{verb}"), &request).await?;
@@ -59,14 +60,20 @@ async fn set(context: &mut Context, target: TargetArgs, lasting: Option<Span>, v
         context.ui.status(format_args!("the fleet {tense} {state}"))?;
         return Ok(Exit::SUCCESS);
     };
-    for name in &names {
-        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
-        let answer = about(&client, name, answer).await?;
-        let state = if verb == "pause" { "paused" } else { "looked after" };
-        context.ui.status(match &answer.content.overridden {
-            Some(_) => format!("{name} {tense} {state}, whatever the file says"),
-            None => format!("{name} {tense} {state}, as the file says"),
-        })?;
+    for dry_run in rounds(target.dry_run, names.len()) {
+        request.dry_run = dry_run;
+        for name in &names {
+            let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
+            let answer = about(&client, name, answer).await?;
+            if dry_run != target.dry_run {
+                continue;
+            }
+            let state = if verb == "pause" { "paused" } else { "looked after" };
+            context.ui.status(match &answer.content.overridden {
+                Some(_) => format!("{name} {tense} {state}, whatever the file says"),
+                None => format!("{name} {tense} {state}, as the file says"),
+            })?;
+        }
     }
     Ok(Exit::SUCCESS)
 }

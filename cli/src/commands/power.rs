@@ -5,7 +5,7 @@ use vm_agent_schemas::api::{ChangeRequest, Changed};
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::units::Span;
 
-use super::finish;
+use super::{finish, rounds};
 use crate::Context;
 use crate::exit::CommandResult;
 use crate::select::{Targets, about};
@@ -72,13 +72,18 @@ pub(crate) async fn stop(context: &mut Context, args: StopArgs) -> CommandResult
 
 async fn set(context: &mut Context, args: PowerArgs, verb: &str, power: PowerState) -> CommandResult {
     let client = context.place.client().await?;
-    let request =
+    let mut request =
         ChangeRequest { lasting: args.lasting, sticky: args.sticky, reason: args.reason, dry_run: args.dry_run };
+    let names = args.targets.resolve(&client).await?;
     let mut changed = Vec::new();
-    for name in args.targets.resolve(&client).await? {
-        let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
-        let answer = about(&client, &name, answer).await?;
-        changed.push((name, Goal::Power(power), answer));
+    for dry_run in rounds(args.dry_run, names.len()) {
+        request.dry_run = dry_run;
+        changed.clear();
+        for name in &names {
+            let answer = client.post::<Changed>(&format!("/agents/{name}/{verb}"), &request).await;
+            let answer = about(&client, name, answer).await?;
+            changed.push((name.clone(), Goal::Power(power), answer));
+        }
     }
     finish(context, &client, &changed, &args.wait, args.output.output).await
 }

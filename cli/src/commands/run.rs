@@ -20,8 +20,9 @@ const LETTERS: &[u8] = b"bcdfghjkmnpqrstvwxz23456789";
 
 /// Make an agent for one task, and do it there
 ///
-/// The agent is made by hand, beside the file; with --rm it is deleted afterwards, whatever came of the task. Ends
-/// with the task's own exit code, and with 255 when it was never done or its end is not known.
+/// The agent is made by hand, beside the file, over the file's defaults and the profile that is named; --env is that of
+/// the task. With --rm the agent is deleted afterwards, whatever came of the task. Ends with the exit code of what ran,
+/// and with 255 when there is none: it never began, ran longer than it may, or its end is not known.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Delete the agent afterwards, also after Ctrl-C and when something fails
@@ -44,12 +45,12 @@ pub(crate) struct RunArgs {
 
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> CommandResult {
     let terms = Terms { timeout: args.job.timeout(), ..Terms::default() };
-    let job = args.job.into_job(args.operands)?;
+    let job = args.job.into_job(args.operands).map_err(CommandError::of_exec)?;
     let id = TaskId::generate();
     let task = TaskRequest { job, terms, id: Some(id), key: None };
     let spec = AgentEntry { power: Some(PowerState::Running), ..args.machine.into_entry() };
-    check(&spec)?;
-    let client = context.place.client().await?;
+    check(&spec).map_err(CommandError::of_exec)?;
+    let client = context.place.client().await.map_err(CommandError::of_exec)?;
     let name = args.name.unwrap_or_else(new_name);
     let create = CreateRequest { spec, reason: Some("vm-agent run".to_owned()), dry_run: false };
     client.call::<Changed>(Method::PUT, &format!("/agents/{name}"), &create).await.map_err(CommandError::of_exec)?;
@@ -73,7 +74,7 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> CommandResult {
             Err(CommandError::new(Exit::INTERRUPTED, format!("interrupted; the task and agent `{name}` are gone")))
         }
         (Ok(()), done) => done,
-        (Err(left), Ok(_)) => Err(left),
+        (Err(left), Ok(_)) => Err(left.of_exec()),
         (Err(left), Err(error)) => Err(error.hint(left.to_string()).hint(format!("vm-agent destroy {name}"))),
     }
 }

@@ -8,6 +8,7 @@ use crate::Context;
 use crate::client::Fetched;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
+use crate::select::nearest;
 use crate::ui::{Format, OutputArgs};
 
 /// Make, list, rotate and revoke tokens for the API over TCP
@@ -114,8 +115,12 @@ fn named<'a>(tokens: &'a [ApiToken], wanted: &str) -> Result<&'a ApiToken, Comma
     let same: Vec<&ApiToken> = tokens.iter().filter(|token| token.name == wanted).collect();
     match same.as_slice() {
         [token] => Ok(token),
-        [] => Err(CommandError::new(Exit::NOT_FOUND, format!("there is no token `{wanted}`"))
-            .hint("see which there are: vm-agent token ls")),
+        [] => {
+            let near = nearest(wanted, tokens.iter().map(|token| token.name.as_str()));
+            let hint = near.map(|near| format!("did you mean `{near}`?"));
+            Err(CommandError::new(Exit::NOT_FOUND, format!("there is no token `{wanted}`"))
+                .hint(hint.unwrap_or_else(|| "see which there are: vm-agent token ls".to_owned())))
+        }
         several => {
             let ids: Vec<String> = several.iter().map(|token| token.id.to_string()).collect();
             Err(CommandError::new(Exit::CONFLICT, format!("{} tokens are for {wanted}", several.len()))
@@ -137,5 +142,8 @@ mod tests {
         assert_eq!(found("ana"), Err(Exit::CONFLICT));
         assert_eq!(found(&tokens[2].id.to_string()), Ok(tokens[2].id));
         assert_eq!(found("bob"), Err(Exit::NOT_FOUND));
+        let hint = |wanted: &str| named(&tokens, wanted).unwrap_err().hints()[0].clone();
+        assert_eq!(hint("cl"), "did you mean `ci`?");
+        assert_eq!(hint("bob"), "see which there are: vm-agent token ls");
     }
 }

@@ -13,11 +13,11 @@ use vm_agent_schemas::task::Task;
 use super::plan::{policy, transition};
 use super::tasks::{task_state, work};
 use super::{ago, change, count, health_cell, health_text, says_nothing, sync_cell, time_left, value};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, printable};
 use crate::ui::{BUSY, FAINT, PLAIN, STRONG};
 
 const COLUMNS: [&str; 7] = ["NAME", "DRIVER", "POWER", "SYNC", "HEALTH", "LAST SEEN", "NOTES"];
-const WIDE_COLUMNS: [&str; 14] = [
+const WIDE_COLUMNS: [&str; 15] = [
     "NAME",
     "DRIVER",
     "POWER",
@@ -26,6 +26,7 @@ const WIDE_COLUMNS: [&str; 14] = [
     "LAST SEEN",
     "INCARNATION",
     "EPOCH",
+    "RUNTIME",
     "CPUS",
     "MEMORY",
     "DISK",
@@ -51,6 +52,7 @@ pub(crate) fn agent_table(agents: &[AgentView], wide: bool, now: Timestamp) -> S
             cells.extend([
                 Cell::from(text(agent.incarnation)),
                 text(agent.session.as_ref().map(|session| session.epoch)).into(),
+                text(agent.session.as_ref().map(|session| &session.runtime_version)).into(),
                 text(spec.map(|spec| spec.cpus)).into(),
                 text(spec.map(|spec| spec.memory)).into(),
                 text(spec.map(|spec| spec.disk)).into(),
@@ -164,12 +166,13 @@ fn session(page: &mut Page, agent: &AgentView, now: Timestamp) {
 fn wanted(page: &mut Page, agent: &AgentView) {
     let Some(wanted) = &agent.wanted else { return };
     let spec = serde_json::to_value(&wanted.spec).expect("a spec can be written as JSON");
-    page.section(
+    page.styled(
         "Wanted",
         Field::ALL.iter().filter_map(|field| {
             let origin = wanted.origins.get(field)?;
             let found = spec.get(field.key()).filter(|found| !says_nothing(found))?;
-            Some(format!("{field}: {} {FAINT}({origin}){FAINT:#}", value(field.key(), found)))
+            let found = printable(&value(field.key(), found));
+            Some(format!("{field}: {found} {FAINT}({origin}){FAINT:#}"))
         }),
     );
 }
@@ -182,12 +185,17 @@ struct Page {
 
 impl Page {
     fn line(&mut self, name: &str, value: &dyn fmt::Display) {
-        let value = value.to_string();
+        let value = printable(&value.to_string());
         let value = if value.is_empty() { "-" } else { &value };
         let _ = writeln!(self.text, "{STRONG}{name:<10}{STRONG:#}  {value}");
     }
 
     fn section(&mut self, name: &str, lines: impl Iterator<Item = String>) {
+        self.styled(name, lines.map(|line| printable(&line)));
+    }
+
+    /// Lines that have styles; what comes from elsewhere is written out in them.
+    fn styled(&mut self, name: &str, lines: impl Iterator<Item = String>) {
         for (index, line) in lines.enumerate() {
             if index == 0 {
                 let _ = writeln!(self.text, "{STRONG}{name}{STRONG:#}");
@@ -228,11 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn the_wide_table_adds_lives_and_sizes() {
+    fn the_wide_table_adds_lives_versions_and_sizes() {
         insta::assert_snapshot!(plain(&agent_table(&[samples::healthy("web")], true, samples::now())), @"
-        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  CPUS  MEMORY  DISK  IMAGE  LABELS  NOTES
-        web   local   running  Synced  Healthy  4s ago     1            3      1     8G      5G    24.04  -       -
+        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  RUNTIME  CPUS  MEMORY  DISK  IMAGE  LABELS  NOTES
+        web   local   running  Synced  Healthy  4s ago     1            3      0.1.0    1     8G      5G    24.04  -       -
         ");
+    }
+
+    #[test]
+    fn nothing_from_inside_reaches_the_terminal_as_it_is() {
+        let mut hostile = samples::hostile_agent("web");
+        let task = samples::hostile_task("web");
+        let event = Event { message: samples::HOSTILE.into(), ..samples::event(7, "web") };
+        samples::assert_tame(&agent(&hostile, &[task], &[event], samples::now()));
+        hostile.waits_for = vec![vm_agent_schemas::plan::WaitsFor::Problem { what: samples::HOSTILE.into() }];
+        samples::assert_tame(&agent_table(&[hostile], true, samples::now()));
     }
 
     #[test]

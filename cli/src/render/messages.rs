@@ -6,7 +6,7 @@ use vm_agent_schemas::message::{Message, MessageState};
 
 use super::tasks::{whose, work};
 use super::{ago, left};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, printable};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, PLAIN, STRONG};
 
 /// Messages, in the order given.
@@ -35,7 +35,8 @@ pub(crate) fn message_table(messages: &[Message], now: Timestamp) -> String {
 pub(crate) fn message_line(message: &Message) -> String {
     let Message { id, from, to, subject, body, .. } = message;
     let at = message.created_at.strftime("%Y-%m-%dT%H:%M:%SZ");
-    format!("{FAINT}{at} {id}{FAINT:#} {STRONG}{from}{STRONG:#} to {to}: {subject} {body}")
+    let said = printable(&format!("{subject} {body}"));
+    format!("{FAINT}{at} {id}{FAINT:#} {STRONG}{from}{STRONG:#} to {to}: {said}")
 }
 
 /// What could not be delivered, keeps failing, or is of unknown fate.
@@ -92,6 +93,15 @@ mod tests {
         0190c5a8-0000-7000-8000-000000000001  host  db    1m0s ago  dead: nobody took it in time  build    {"ref":"main"}
         "#);
         insta::assert_snapshot!(plain(&message_line(&dead())), @r#"2026-01-02T03:03:05Z 0190c5a8-0000-7000-8000-000000000001 host to db: build {"ref":"main"}"#);
+    }
+
+    #[test]
+    fn what_programs_write_is_written_out() {
+        let hostile = Message { subject: samples::HOSTILE.into(), body: samples::HOSTILE.into(), ..dead() };
+        samples::assert_tame(&message_line(&hostile));
+        samples::assert_tame(&message_table(std::slice::from_ref(&hostile), samples::now()));
+        let letters = DeadLetters { tasks: vec![samples::hostile_task("web")], messages: vec![hostile] };
+        samples::assert_tame(&dead_table(&letters, samples::now()));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) use messages::{dead_table, message_line, message_table};
 pub(crate) use plan::{Planned, covering, field, origin, origin_of, plan, toll};
 pub(crate) use spec::spec;
 pub(crate) use status::{approval_table, audit_table, controller, drift_table, event, override_table, token_table};
-pub(crate) use tasks::{artifact_table, task, task_table, terminal_table, whose};
+pub(crate) use tasks::{artifact_table, bytes, task, task_table, terminal_table, whose};
 pub(crate) use why::{Known, next, why};
 
 use jiff::Timestamp;

@@ -12,6 +12,7 @@ use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Cost, Drift, DriftClass, Fuse, Plan, Step, StepAction, WaitsFor};
 
 use super::{change, count, time_left, value};
+use crate::table::printable;
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 /// A plan, and what is told with it.
@@ -123,6 +124,7 @@ impl Planned<'_> {
         let Step { agent, reason, .. } = line.step;
         // That it is to be replaced is said already.
         let reason = if line.then.is_some() { reason.trim_start_matches("to replace it: ") } else { reason };
+        let (action, reason) = (printable(&action), printable(reason));
         let _ = writeln!(
             text,
             "{style}{symbol}{style:#} {action} {STRONG}{agent}{STRONG:#}: {reason} {FAINT}({}){FAINT:#}",
@@ -138,7 +140,8 @@ impl Planned<'_> {
                 continue;
             }
             let origin = self.origin(agent, drift).map_or_else(String::new, |origin| format!(" ({origin})"));
-            let _ = writeln!(text, "    {}{FAINT}{origin}{}{FAINT:#}", transition(drift, " "), policy(drift));
+            let (values, origin) = (printable(&transition(drift, " ")), printable(&origin));
+            let _ = writeln!(text, "    {values}{FAINT}{origin}{}{FAINT:#}", policy(drift));
         }
     }
 
@@ -168,20 +171,23 @@ impl Planned<'_> {
             let path = it.change.path().as_str();
             self.plan.agent(&it.agent).is_none_or(|agent| agent.drift.iter().all(|drift| drift.path != path))
         };
-        let line = |it: &Override| format!("{}  {} ({})", it.agent, change(&it.change), said(it, self.now));
+        let line = |it: &Override| {
+            let said = format!("{} ({})", change(&it.change), said(it, self.now));
+            format!("{}  {}", it.agent, printable(&said))
+        };
         section(text, "Overridden:", self.overrides.iter().filter(untold).map(line).collect());
     }
 
     /// What the file lets guests do to the host that they may not do now: whoever applies it says yes.
     fn write_reach(&self, text: &mut String) {
-        let line = |line: &String| format!("{BUSY}!{BUSY:#} {line}");
+        let line = |line: &String| format!("{BUSY}!{BUSY:#} {}", printable(line));
         section(text, "Newly allowed by this file:", self.reach.iter().map(line).collect());
     }
 
     /// What waits for a person's yes, and how to say it.
     fn write_approvals(&self, text: &mut String) {
         let lines: Vec<String> =
-            self.plan.approvals.iter().map(|it| format!("{}  {}", it.id.short(), it.what)).collect();
+            self.plan.approvals.iter().map(|it| format!("{}  {}", it.id.short(), printable(&it.what))).collect();
         if !lines.is_empty() {
             section(text, "Waiting for a yes:", lines);
             let _ = writeln!(text, "`{}` says yes to all of these.", self.yes);
@@ -263,7 +269,7 @@ fn section(text: &mut String, heading: &str, lines: Vec<String>) {
 
 fn write_waits<'a>(text: &mut String, waits: impl Iterator<Item = &'a WaitsFor>) {
     for waits in waits {
-        let _ = writeln!(text, "    {BUSY}!{BUSY:#} waits for {waits}");
+        let _ = writeln!(text, "    {BUSY}!{BUSY:#} waits for {}", printable(&waits.to_string()));
     }
 }
 

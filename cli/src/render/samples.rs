@@ -10,7 +10,8 @@ use vm_agent_schemas::api::{
 use vm_agent_schemas::credential::{ApiToken, Role};
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::{
-    AgentEntry, DeclaredAgent, Diagnostic, DriftPolicy, DriverName, Field, Origin, PowerState, Until, resolve_entry,
+    AgentEntry, DeclaredAgent, Diagnostic, DriftPolicy, DriverName, Field, Fleet, Origin, PowerState, Until,
+    resolve_entry,
 };
 use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Life, MessageId, OverrideId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::{Change, Override};
@@ -18,12 +19,14 @@ use vm_agent_schemas::message::{Message, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::plan::{
-    AgentPlan, ApprovalRequest, Cost, Disturbance, Drift, DriftClass, Fuse, Health, Plan, Rest, Step, StepAction, Sync,
-    WaitsFor,
+    AgentPlan, ApprovalRequest, Condition, ConditionStatus, Cost, Disturbance, Drift, DriftClass, Fuse, Health, Plan,
+    Rest, Step, StepAction, Sync, WaitsFor,
 };
 use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{Address, TaskOutcome};
+
+use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 pub(crate) fn now() -> Timestamp {
     "2026-01-02T03:04:05Z".parse().unwrap()
@@ -37,10 +40,51 @@ pub(crate) fn name(text: &str) -> AgentName {
     text.parse().unwrap()
 }
 
+/// What somebody inside a machine may write to rule the terminal of whoever looks: a title, a cleared screen in two
+/// ways, a line of their own, and hidden letters.
+pub(crate) const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}1A\rfine\nName  other \u{1b}[8m";
+
+/// That nothing of [`HOSTILE`] is in a page as it is: neither what a terminal would obey, nor a line or a style.
+pub(crate) fn assert_tame(page: &str) {
+    let ours = [GOOD, BAD, BUSY, FAINT, STRONG].map(|style| style.to_string());
+    let plain = ours.iter().fold(page.replace("\u{1b}[0m", ""), |page, style| page.replace(style, ""));
+    assert!(page.contains(r"\u{1b}]0;owned"), "it is not told: {page:?}");
+    assert!(!plain.contains(|c: char| c.is_control() && c != '\n'), "{plain:?}");
+    assert!(plain.lines().all(|line| !line.starts_with("Name  other")), "{plain}");
+}
+
+/// An agent of which everything that can be is hostile.
+pub(crate) fn hostile_agent(agent: &str) -> AgentView {
+    let condition = Condition {
+        kind: "RuntimeReady".into(),
+        status: ConditionStatus::False,
+        reason: HOSTILE.into(),
+        message: HOSTILE.into(),
+        last_transition_time: before(60),
+        observed_generation: None,
+    };
+    let drift = Drift { observed: HOSTILE.into(), wanted: HOSTILE.into(), ..memory_drift() };
+    let mut view = AgentView { conditions: vec![condition], drift: vec![drift], ..healthy(agent) };
+    view.waits_for = vec![WaitsFor::Problem { what: HOSTILE.into() }];
+    view.session.as_mut().expect("a healthy agent has a session").runtime_version = HOSTILE.into();
+    view
+}
+
+/// A task that failed with a hostile reason, and that does something of a hostile name.
+pub(crate) fn hostile_task(agent: &str) -> Task {
+    let outcome = TaskOutcome::Failed { reason: HOSTILE.into() };
+    Task {
+        state: TaskState::Ended { outcome },
+        job: Job::exec(["/bin/sh", "-c", HOSTILE]),
+        dead: Some(HOSTILE.into()),
+        ..task(agent)
+    }
+}
+
 fn declared() -> DeclaredAgent {
     let entry =
         AgentEntry { driver: Some(DriverName::Local), memory: Some("8G".parse().unwrap()), ..AgentEntry::default() };
-    resolve_entry(&AgentEntry::default(), &entry).unwrap()
+    resolve_entry(&Fleet::default(), &entry).unwrap()
 }
 
 pub(crate) fn healthy(agent: &str) -> AgentView {

@@ -11,7 +11,7 @@ use vm_agent_schemas::plan::{ConditionStatus, Fuse};
 
 use super::plan::transition_values;
 use super::{ago, change, coarse, count, diagnostic, left, time_left, word};
-use crate::table::{Cell, Table, printable};
+use crate::table::{Cell, Table, printable, tame};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
 
 /// The controller.
@@ -37,7 +37,8 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
             .expires_at
             .map_or_else(|| "until resumed".to_owned(), |end| coarse(end.duration_since(now).as_secs()) + " left");
         let why = pause.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        line("Paused", format!("by {}, {}, {until}{why}", pause.author, ago(now, pause.created_at)));
+        let said = format!("by {}, {}, {until}{why}", pause.author, ago(now, pause.created_at));
+        line("Paused", printable(&said));
     }
     line(
         "Fuse",
@@ -58,7 +59,7 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
                 (_, true) => format!("{name} {GOOD}answers{GOOD:#}, {instances}"),
                 (problem, false) => {
                     let last = driver.last_answer.map_or_else(|| "never".to_owned(), |at| ago(now, at));
-                    let problem = problem.as_deref().unwrap_or("it says nothing");
+                    let problem = printable(problem.as_deref().unwrap_or("it says nothing"));
                     format!("{name} {BAD}does not answer{BAD:#} (last answer: {last}): {problem}")
                 }
             },
@@ -71,7 +72,8 @@ pub(crate) fn controller(status: &ControllerStatus, now: Timestamp) -> String {
             ConditionStatus::False => "no",
             ConditionStatus::Unknown => "unknown",
         };
-        line("Condition", format!("{}: {holds} ({}): {}", condition.kind, condition.reason, condition.message));
+        let told = format!("{}: {holds} ({}): {}", condition.kind, condition.reason, condition.message);
+        line("Condition", printable(&told));
     }
     text
 }
@@ -88,15 +90,15 @@ fn file(file: &FileStatus, now: Timestamp) -> Vec<String> {
         FileState::Held | FileState::Guarded | FileState::RolledBack => BUSY,
         FileState::Invalid | FileState::Missing => BAD,
     };
-    let mut lines = vec![format!("{from}, revision {revision}{when}{by}")];
+    let mut lines = vec![printable(&format!("{from}, revision {revision}{when}{by}"))];
     // The message repeats the first of what stands below.
     let message = match file.diagnostics.len() {
-        0 => file.message.clone(),
+        0 => printable(&file.message),
         wrong => format!("{}; the accepted file stays in force", count(wrong, "error")),
     };
     lines.push(format!("{style}{}{style:#}: {message}", state(file.state)));
     // The text of a diagnostic has a mark under a word: it stays in one piece, and in its columns.
-    lines.extend(file.diagnostics.iter().map(|it| diagnostic(it).replace('\n', "\n            ")));
+    lines.extend(file.diagnostics.iter().map(|it| tame(&diagnostic(it)).replace('\n', "\n            ")));
     lines
 }
 
@@ -225,6 +227,18 @@ mod tests {
         insta::assert_snapshot!(plain(&controller(&status, samples::now())));
         let text = plain(&controller(&samples::controller(FileState::Held, Vec::new()), samples::now()));
         assert!(text.contains("File        held: what is on the disk is told here\n"), "{text}");
+    }
+
+    #[test]
+    fn what_drivers_people_and_conditions_say_is_written_out() {
+        let mut status = samples::controller(FileState::Held, Vec::new());
+        status.file.message = samples::HOSTILE.into();
+        status.conditions = samples::hostile_agent("web").conditions;
+        for driver in &mut status.drivers {
+            (driver.answering, driver.problem) = (false, Some(samples::HOSTILE.into()));
+        }
+        samples::assert_tame(&controller(&status, samples::now()));
+        samples::assert_tame(&event(&Event { message: samples::HOSTILE.into(), ..samples::event(7, "web") }));
     }
 
     #[test]

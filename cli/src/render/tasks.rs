@@ -8,8 +8,8 @@ use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{TaskOutcome, TerminalReport};
 
 use super::{ago, command, count, left, word};
-use crate::table::{Cell, Table};
-use crate::ui::{BAD, BUSY, FAINT, GOOD, STRONG};
+use crate::table::{Cell, Table, printable};
+use crate::ui::{BAD, BUSY, FAINT, GOOD, PLAIN, STRONG};
 
 /// Tasks; `of` has each say whose it is.
 pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
@@ -33,14 +33,19 @@ pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
 /// Everything about one task.
 pub(crate) fn task(task: &Task, now: Timestamp) -> String {
     let mut page = String::new();
-    let mut line = |name: &str, value: &str| {
-        let _ = writeln!(page, "{STRONG}{name:<10}{STRONG:#}  {value}");
+    let mut styled = |name: &str, value: &str, style: anstyle::Style| {
+        let value = printable(value);
+        let _ = writeln!(page, "{STRONG}{name:<10}{STRONG:#}  {style}{value}{style:#}");
+    };
+    let mut line = |name: &str, value: &str| match name {
+        "State" => styled(name, value, style(task)),
+        "Dead" => styled(name, value, BAD),
+        _ => styled(name, value, PLAIN),
     };
     line("Task", &task.id.to_string());
     line("Agent", &whose(task));
     line("Work", &work(&task.job.work));
-    let style = style(task);
-    line("State", &format!("{style}{}{style:#}", task_state(task)));
+    line("State", &task_state(task));
     line("Source", &source(&task.source));
     line("Accepted", &ago(now, task.created_at));
     if let Some(at) = task.started_at {
@@ -60,7 +65,7 @@ pub(crate) fn task(task: &Task, now: Timestamp) -> String {
         line("Cancelled", &format!("by {who}; its end has not come yet"));
     }
     if let Some(reason) = &task.dead {
-        line("Dead", &format!("{BAD}{reason}{BAD:#}"));
+        line("Dead", reason);
     }
     for attempt in &task.former {
         line("Before", &former(attempt, now));
@@ -71,10 +76,6 @@ pub(crate) fn task(task: &Task, now: Timestamp) -> String {
 
 fn left_behind(task: &Task, line: &mut impl FnMut(&str, &str)) {
     let Some(report) = &task.report else { return };
-    let bytes = |bytes: u64| match bytes {
-        0..1024 => count(usize::try_from(bytes).unwrap_or_default(), "byte"),
-        bytes => ByteSize::from_bytes(bytes).rounded(),
-    };
     line("Output", &format!("{} on stdout, {} on stderr", bytes(report.stdout), bytes(report.stderr)));
     if let Some(usage) = &report.usage {
         let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
@@ -83,6 +84,14 @@ fn left_behind(task: &Task, line: &mut impl FnMut(&str, &str)) {
     }
     for artifact in &report.artifacts {
         line("Artifact", &format!("{} ({})", artifact.path, artifact.size.rounded()));
+    }
+}
+
+/// An amount of data, for people.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => count(usize::try_from(bytes).unwrap_or_default(), "byte"),
+        bytes => ByteSize::from_bytes(bytes).rounded(),
     }
 }
 
@@ -237,6 +246,16 @@ mod tests {
             ..samples::task("web")
         };
         insta::assert_snapshot!(plain(&task(&running, samples::now())));
+    }
+
+    #[test]
+    fn what_a_task_says_of_itself_is_written_out() {
+        let artifact = Artifact { path: samples::HOSTILE.into(), ..artifact() };
+        let report = Report { stdout: 0, stderr: 0, usage: None, artifacts: vec![artifact.clone()] };
+        let task = Task { report: Some(report), dead: Some(samples::HOSTILE.into()), ..samples::hostile_task("web") };
+        samples::assert_tame(&super::task(&task, samples::now()));
+        samples::assert_tame(&task_table(&[task], true, samples::now()));
+        samples::assert_tame(&artifact_table(&[artifact]));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use vm_agent_schemas::wire::TaskOutcome;
 use super::plan::{covering, origin, origin_of, policy, said, toll, transition};
 use super::tasks::work;
 use super::{ago, change, coarse, value};
+use crate::table::printable;
 use crate::ui::{BAD, BUSY, FAINT, STRONG};
 
 /// Most failed tasks that are shown.
@@ -43,16 +44,16 @@ pub(crate) fn why(known: &Known<'_>) -> String {
     let _ = writeln!(text, "{STRONG}{}{STRONG:#} is {} and {}{paused}.", agent.name, agent.sync, agent.health);
     section(&mut text, "Wanted", wanted(known));
     let overrides = agent.overrides.iter().map(|it| format!("{} ({})", change(&it.change), said(it, *now)));
-    section(&mut text, "Said beside the file", overrides.collect());
-    section(&mut text, "Seen", seen(known));
+    section(&mut text, "Said beside the file", overrides.map(|line| printable(&line)).collect());
+    section(&mut text, "Seen", seen(known).iter().map(|line| printable(line)).collect());
     section(&mut text, &since("Differs", "Converged", known), differences(known));
     section(&mut text, "Next steps", steps(known));
     let waits = agent.waits_for.iter().filter(|it| !known.steps.iter().any(|step| step.waits_for.contains(it)));
     section(&mut text, "Waits for", waits.map(|it| waits_for(it, *now)).collect());
     section(&mut text, "Tasks that failed", failed_tasks(known));
-    let events = known.events.iter().map(|it| format!("{} {}: {}", ago(*now, it.at), it.kind, it.message));
+    let events = known.events.iter().map(|it| format!("{} {}: {}", ago(*now, it.at), it.kind, printable(&it.message)));
     section(&mut text, "Last events", events.collect());
-    let _ = writeln!(text, "\n{STRONG}Next:{STRONG:#} {}", next(agent, known.steps, *now));
+    let _ = writeln!(text, "\n{STRONG}Next:{STRONG:#} {}", printable(&next(agent, known.steps, *now)));
     text
 }
 
@@ -62,7 +63,7 @@ fn section(text: &mut String, name: &str, lines: Vec<String>) {
     }
     let _ = writeln!(text, "\n{STRONG}{name}{STRONG:#}");
     for line in lines {
-        let _ = writeln!(text, "  {}", line.replace('\n', "\\n"));
+        let _ = writeln!(text, "  {line}");
     }
 }
 
@@ -75,7 +76,8 @@ fn wanted(known: &Known<'_>) -> Vec<String> {
         let said = *layer != Origin::BuiltIn || field == Field::Power;
         let found = spec.get(field.key()).filter(|found| said && !found.is_null())?;
         let layer = origin(layer, covering(&known.agent.overrides, &known.agent.name, field.key()), known.now);
-        Some(format!("{field}: {} {FAINT}({layer}){FAINT:#}", value(field.key(), found)))
+        let (found, layer) = (printable(&value(field.key(), found)), printable(&layer));
+        Some(format!("{field}: {found} {FAINT}({layer}){FAINT:#}"))
     };
     Field::ALL.into_iter().filter_map(line).collect()
 }
@@ -121,9 +123,9 @@ fn differences(known: &Known<'_>) -> Vec<String> {
     let line = |it: &Drift| {
         let layer = agent.wanted.as_ref();
         let layer = layer.and_then(|wanted| origin_of(it, wanted, &agent.overrides, &agent.name, known.now));
-        let layer = layer.map_or_else(String::new, |layer| format!("; {layer}"));
+        let layer = layer.map_or_else(String::new, |layer| format!("; {}", printable(&layer)));
         let left = if it.policy == DriftPolicy::Warn { policy(it) } else { "" };
-        format!("{} {FAINT}({}{layer}){left}{FAINT:#}", transition(it, ": "), it.cost)
+        format!("{} {FAINT}({}{layer}){left}{FAINT:#}", printable(&transition(it, ": ")), it.cost)
     };
     agent.drift.iter().map(line).collect()
 }
@@ -134,8 +136,8 @@ fn steps(known: &Known<'_>) -> Vec<String> {
         lines.push(format!(
             "{} {}: {} {FAINT}({}){FAINT:#}",
             step.action.symbol(),
-            step.action,
-            step.reason,
+            printable(&step.action.to_string()),
+            printable(&step.reason),
             toll(step)
         ));
         let waits = step.waits_for.iter().filter(|it| **it != WaitsFor::EarlierStep);
@@ -156,7 +158,7 @@ fn waits_for(it: &WaitsFor, now: Timestamp) -> String {
         WaitsFor::Driver { since, .. } => format!(" (for {})", coarse(now.duration_since(*since).as_secs())),
         _ => String::new(),
     };
-    format!("{it}{time}")
+    printable(&format!("{it}{time}"))
 }
 
 /// Tasks whose latest run did not succeed; they come newest first.
@@ -169,7 +171,8 @@ fn failed_tasks(known: &Known<'_>) -> Vec<String> {
             return None;
         }
         let when = task.ended_at.map_or_else(String::new, |at| format!(", {}", ago(known.now, at)));
-        Some(format!("{}: {BAD}{outcome}{BAD:#}{when}", work(&task.job.work)))
+        let (work, outcome) = (printable(&work(&task.job.work)), printable(&outcome.to_string()));
+        Some(format!("{work}: {BAD}{outcome}{BAD:#}{when}"))
     };
     latest.filter_map(line).take(TASKS_SHOWN).collect()
 }
@@ -280,6 +283,21 @@ mod tests {
         let steps: Vec<Step> = plan.steps.into_iter().filter(|step| step.agent == agent.name).collect();
         let all = Known { driver: Some(&driver), steps: &steps, tasks: &tasks, events: &events, ..known(&agent) };
         insta::assert_snapshot!(shown(&all));
+    }
+
+    #[test]
+    fn nothing_from_inside_reaches_the_terminal_as_it_is() {
+        let (agent, tasks) = (samples::hostile_agent("db"), [samples::hostile_task("db")]);
+        let events = [Event { message: samples::HOSTILE.into(), ..samples::event(7, "db") }];
+        let mut driver = samples::driver();
+        (driver.answering, driver.problem) = (false, Some(samples::HOSTILE.into()));
+        let mut steps = samples::disruptive_plan().steps;
+        for step in &mut steps {
+            step.reason = samples::HOSTILE.into();
+            step.waits_for = vec![WaitsFor::Problem { what: samples::HOSTILE.into() }];
+        }
+        let all = Known { driver: Some(&driver), steps: &steps, tasks: &tasks, events: &events, ..known(&agent) };
+        samples::assert_tame(&why(&all));
     }
 
     #[test]

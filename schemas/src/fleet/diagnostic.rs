@@ -143,6 +143,14 @@ impl Finding {
         Self { hint: hint.into(), ..self }
     }
 
+    /// The finding where there is no file that it could have a place in.
+    pub(super) fn sentence(self) -> String {
+        match self.hint {
+            Some(hint) => format!("{}; {hint}", self.message),
+            None => self.message,
+        }
+    }
+
     /// The finding in words for people, once its place and the file's lines are known.
     pub(super) fn told(self, file: &str, place: Option<Place>, path: &str, lines: &[&str]) -> Diagnostic {
         let line = place.and_then(|place| lines.get(place.line.checked_sub(1)?));

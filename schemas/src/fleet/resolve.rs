@@ -55,6 +55,8 @@ pub struct Fleet {
     pub webhooks: Vec<Webhook>,
     /// What an agent made by hand has where its maker does not say otherwise.
     pub defaults: AgentEntry,
+    /// The templates that an agent made by hand can take.
+    pub profiles: BTreeMap<ProfileName, AgentEntry>,
 }
 
 /// One agent of the file: its spec, and where each field came from.
@@ -320,7 +322,7 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
 
     for (declared, entry) in &file.agents {
         let path = vec!["agents".to_owned(), declared.to_string()];
-        let layers = match layers(file, entry, &path) {
+        let layers = match layers(file.defaults.as_ref(), &file.profiles, (Origin::Agent, entry), &path) {
             Ok(layers) => layers,
             Err(finding) => {
                 findings.push(finding);
@@ -363,9 +365,7 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
 
     check_messages(&file.messages, &agents.keys().collect(), &sets, &mut findings);
     name_dependencies(&mut agents, &sets, &mut findings);
-    if findings.is_empty() {
-        findings.extend(find_cycle(&agents));
-    }
+    findings.extend(find_cycles(&agents, &sets));
     if findings.is_empty() {
         Ok(Fleet {
             digest: None,
@@ -378,42 +378,47 @@ pub(crate) fn resolve(file: &FleetFile) -> Result<Fleet, Vec<Finding>> {
             messages: file.messages.clone(),
             webhooks: file.webhooks.clone(),
             defaults: file.defaults.clone().unwrap_or_default(),
+            profiles: file.profiles.clone(),
         })
     } else {
         Err(findings)
     }
 }
 
-/// The spec of an agent beside the file, over the file's `defaults`: an imperative `create`.
+/// The spec of an agent beside the file, over the fleet's `defaults` and a profile: an imperative `create`.
 ///
 /// # Errors
 /// What is wrong with the entry, as sentences.
-pub fn resolve_entry(defaults: &AgentEntry, entry: &AgentEntry) -> Result<DeclaredAgent, Vec<String>> {
+pub fn resolve_entry(fleet: &Fleet, entry: &AgentEntry) -> Result<DeclaredAgent, Vec<String>> {
     let mut findings = Vec::new();
-    if entry.profile.is_some() || entry.replicas.is_some() {
-        findings.push(Finding::at(&[], "profile and replicas belong to the fleet file".to_owned()));
+    if entry.replicas.is_some() {
+        findings.push(Finding::at(&[], "replicas belong to the fleet file".to_owned()));
     }
-    let agent = stack(&[(Origin::Defaults, defaults), (Origin::Override, entry)]);
+    let top = (Origin::Override, entry);
+    let agent = match layers(Some(&fleet.defaults), &fleet.profiles, top, &[]) {
+        Ok(layers) => stack(&layers),
+        Err(finding) => return Err(findings.into_iter().chain([finding]).map(Finding::sentence).collect()),
+    };
     check_agent(&agent.spec, &[], &mut findings);
-    if findings.is_empty() { Ok(agent) } else { Err(findings.into_iter().map(|f| f.message).collect()) }
+    if findings.is_empty() { Ok(agent) } else { Err(findings.into_iter().map(Finding::sentence).collect()) }
 }
 
 /// The layers of an agent, lowest first.
 fn layers<'a>(
-    file: &'a FleetFile,
-    entry: &'a AgentEntry,
+    defaults: Option<&'a AgentEntry>,
+    profiles: &'a BTreeMap<ProfileName, AgentEntry>,
+    (origin, entry): (Origin, &'a AgentEntry),
     path: &[String],
 ) -> Result<Vec<(Origin, &'a AgentEntry)>, Finding> {
-    let mut layers = vec![(Origin::Agent, entry)];
-    let defaults = file.defaults.as_ref();
+    let mut layers = vec![(origin, entry)];
     let mut wanted = entry.profile.as_ref().or_else(|| defaults.and_then(|d| d.profile.as_ref()));
     let mut seen = BTreeSet::new();
     while let Some(name) = wanted {
         if !seen.insert(name) {
             return Err(Finding::at(path, format!("profile `{name}` builds on itself")));
         }
-        let Some(profile) = file.profiles.get(name) else {
-            let known = file.profiles.keys().map(ProfileName::as_str);
+        let Some(profile) = profiles.get(name) else {
+            let known = profiles.keys().map(ProfileName::as_str);
             let mut at = path.to_vec();
             at.push("profile".into());
             return Err(Finding::at(&at, format!("there is no profile `{name}`")).hinted(nearest(name.as_str(), known)));
@@ -504,12 +509,16 @@ fn name_dependencies(
     }
 }
 
-/// A cycle of dependencies, if there is one: none of its agents could ever start.
-fn find_cycle(agents: &BTreeMap<AgentName, Arc<DeclaredAgent>>) -> Option<Finding> {
+/// Cycles of dependencies: none of their agents could ever start. Of those that share an agent one is told.
+fn find_cycles(
+    agents: &BTreeMap<AgentName, Arc<DeclaredAgent>>,
+    sets: &BTreeMap<AgentName, Vec<AgentName>>,
+) -> Vec<Finding> {
     let mut settled: BTreeSet<&AgentName> = BTreeSet::new();
+    let mut findings = Vec::new();
+    let enter = |name| agents.get(name).map(|agent| agent.spec.depends_on.0.keys().collect()).unwrap_or_default();
     for start in agents.keys() {
         let mut trail: Vec<(&AgentName, Vec<&AgentName>)> = Vec::new();
-        let enter = |name| agents.get(name).map(|agent| agent.spec.depends_on.0.keys().collect()).unwrap_or_default();
         if !settled.contains(start) {
             trail.push((start, enter(start)));
         }
@@ -519,18 +528,29 @@ fn find_cycle(agents: &BTreeMap<AgentName, Arc<DeclaredAgent>>) -> Option<Findin
                 Some(next) => {
                     if let Some(from) = trail.iter().position(|(name, _)| *name == next) {
                         let round: Vec<&str> = trail[from..].iter().map(|(name, _)| name.as_str()).collect();
-                        let path = ["agents".to_owned(), next.to_string(), "dependsOn".to_owned()];
-                        let message = format!("agents wait for each other: {} -> {next}", round.join(" -> "));
-                        return Some(Finding::at(&path, message));
+                        let message = match round.as_slice() {
+                            [_] => format!("`{next}` waits for itself"),
+                            _ => format!("agents wait for each other: {} -> {next}", round.join(" -> ")),
+                        };
+                        // A replica has no place of its own in the file.
+                        let declared = sets.iter().find(|(_, members)| members.contains(next));
+                        let declared = declared.map_or(next, |(declared, _)| declared);
+                        let path = ["agents".to_owned(), declared.to_string(), "dependsOn".to_owned()];
+                        findings.push(Finding::at(&path, message));
+                        settled.extend(trail.drain(..).map(|(name, _)| name));
+                    } else {
+                        trail.push((next, enter(next)));
                     }
-                    trail.push((next, enter(next)));
                 }
                 None => {
                     settled.insert(name);
                     trail.pop();
                 }
             }
+            if findings.len() >= FINDINGS_MAX {
+                return findings;
+            }
         }
     }
-    None
+    findings
 }

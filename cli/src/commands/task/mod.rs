@@ -21,7 +21,7 @@ use crate::Context;
 use crate::client::Client;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
-use crate::select::{about, no_such_agent};
+use crate::select::{about, known};
 use crate::ui::{Format, OutputArgs};
 use job::TermsArgs;
 
@@ -32,8 +32,9 @@ use job::TermsArgs;
 /// each agent a task of its own; --any gives one task to whichever of them is idle first. Without anything to do the
 /// tasks of the agent are listed.
 ///
-/// With --wait it ends with the task's own exit code, with 128 and the signal's number when a signal ended it, with 1
-/// when it failed without a code, and with 255 when it was never done or its end is not known.
+/// With --wait it ends with the exit code of what ran, with 128 and the signal's number when a signal ended it, with 1
+/// when work that is no process failed or not all of several tasks succeeded, and with 255 when there is no code: the
+/// task never began, ran longer than it may, was cancelled, or its end is not known.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Examples:\n  vm-agent task builder --wait -- make test\n  vm-agent task builder --script \
@@ -117,14 +118,17 @@ async fn give(context: &mut Context, args: TaskArgs) -> CommandResult {
         let client = context.place.client().await?;
         return records::tasks_of(context, &client, &args.to.names, format).await;
     }
+    let waits = args.wait.wait;
+    // Who waits takes every code for that of what ran.
+    let told = |error: CommandError| if waits { error.of_exec() } else { error };
     let timeout = args.job.timeout();
     let key = args.terms.key.clone();
-    let terms = args.terms.into_terms(timeout, Timestamp::now())?;
-    let job = args.job.into_job(args.operands)?;
+    let terms = args.terms.into_terms(timeout, Timestamp::now()).map_err(told)?;
+    let job = args.job.into_job(args.operands).map_err(told)?;
     let request = TaskRequest { job, terms, id: None, key };
-    let client = context.place.client().await?;
-    let (tasks, raw) = accepted(&client, args.to, request).await?;
-    if !args.wait.wait {
+    let client = context.place.client().await.map_err(told)?;
+    let (tasks, raw) = accepted(&client, args.to, request).await.map_err(told)?;
+    if !waits {
         context.ui.document(format, &raw, || tasks.iter().map(|task| format!("{}\n", task.id)).collect())?;
         hint(context, &tasks)?;
         return Ok(Exit::SUCCESS);
@@ -147,7 +151,10 @@ async fn accepted(client: &Client, to: ToArgs, request: TaskRequest) -> Result<(
                 let answer = about(client, &name, answer).await?;
                 return Ok((vec![answer.content], answer.raw));
             }
-            Err(names) => TaskTo::Agents(known(client, names).await?),
+            Err(names) => {
+                known(client, &names).await?;
+                TaskTo::Agents(names)
+            },
         },
     };
     let answer = client.post::<List<Task>>("/tasks", &TasksRequest { to, task: request }).await?;
@@ -164,16 +171,6 @@ async fn all(client: &Client) -> Result<Vec<AgentName>, CommandError> {
             .hint("declare some in fleet.yaml and run `vm-agent apply`"));
     }
     Ok(names)
-}
-
-/// These agents, if there are all of them.
-async fn known(client: &Client, names: Vec<AgentName>) -> Result<Vec<AgentName>, CommandError> {
-    let agents = client.get::<List<AgentView>>("/agents").await?.content.items;
-    let known: Vec<&AgentName> = agents.iter().map(|agent| &agent.name).collect();
-    match names.iter().find(|name| !known.contains(name)) {
-        Some(unknown) => Err(no_such_agent(unknown, &known)),
-        None => Ok(names),
-    }
 }
 
 fn hint(context: &mut Context, tasks: &[Task]) -> Result<(), CommandError> {

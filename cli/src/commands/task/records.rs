@@ -7,12 +7,12 @@ use vm_agent_schemas::ids::{GroupId, TaskId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 
-use super::{OnInterrupt, conclude, known, watch};
+use super::{OnInterrupt, conclude, watch};
 use crate::Context;
 use crate::client::{Client, Fetched, query};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
-use crate::select::AnyTargets;
+use crate::select::{AnyTargets, known};
 use crate::ui::{Format, OutputArgs};
 
 /// List tasks, newest first
@@ -136,10 +136,8 @@ pub(super) async fn list(context: &mut Context, args: LsArgs) -> CommandResult {
     for name in &names {
         found.extend(client.get::<List<Task>>(&path(Some(name))).await?.content.items);
     }
-    // No tasks of a mistyped name are no answer.
-    if found.is_empty() {
-        known(&client, names.clone()).await?;
-    }
+    // No tasks of a mistyped name are no answer; of an agent that is gone there may be some.
+    known(&client, &without(&names, &found)).await?;
     found.sort_by_key(|task| std::cmp::Reverse((task.created_at, task.id)));
     found.truncate(args.limit);
     print(context, &listed(found), names.len() != 1, format)
@@ -157,11 +155,15 @@ pub(super) async fn tasks_of(
         let path = query("/tasks", &[("agent", Some(name.to_string()))]);
         found.extend(client.get::<List<Task>>(&path).await?.content.items);
     }
-    if found.is_empty() {
-        known(client, names.to_vec()).await?;
-    }
+    known(client, &without(names, &found)).await?;
     found.sort_by_key(|task| std::cmp::Reverse((task.created_at, task.id)));
     print(context, &listed(found), names.len() != 1, format)
+}
+
+/// Of these agents those that have none of these tasks.
+fn without(names: &[AgentName], tasks: &[Task]) -> Vec<AgentName> {
+    let has = |name: &AgentName| tasks.iter().any(|task| task.agent.as_ref() == Some(name));
+    names.iter().filter(|name| !has(name)).cloned().collect()
 }
 
 /// Tasks as the controller would list them.

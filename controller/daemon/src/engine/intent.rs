@@ -274,7 +274,7 @@ pub fn create(
     if let Err(error) = records.fleet.name.instance_of(agent) {
         return Err(Problem::new(ProblemCode::Invalid, format!("the instance of `{agent}` can't be named: {error}")));
     }
-    let spec = resolve_entry(&records.fleet.defaults, &request.spec)
+    let spec = resolve_entry(&records.fleet, &request.spec)
         .map_err(|problems| Problem::new(ProblemCode::Invalid, problems.join("; ")))?;
     let present = presence(records, agent);
     if records.fleet.agents.contains_key(agent) {

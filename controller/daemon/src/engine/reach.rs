@@ -9,11 +9,19 @@ use std::path::PathBuf;
 use vm_agent_schemas::fleet::{
     AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, SecretSource, Webhook, WebhookUrl, resolve_entry,
 };
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::names::{AgentName, ProfileName};
 use vm_agent_schemas::net::Listen;
 
-/// Whom a fleet lets do something; nothing means agents made by hand, under which its defaults lie.
-type Guest = Option<AgentName>;
+/// Whom a fleet lets do something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guest {
+    /// An agent of the file.
+    Agent(AgentName),
+    /// Each agent made by hand, under which the file's defaults lie.
+    ByHand,
+    /// Each agent made by hand that takes this profile.
+    From(ProfileName),
+}
 
 /// One thing that a fleet lets guests do to the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,8 +41,9 @@ pub enum Reach {
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = |agent: &Guest| match agent {
-            Some(agent) => format!("agent `{agent}`"),
-            None => "each agent made by hand".to_owned(),
+            Guest::Agent(agent) => format!("agent `{agent}`"),
+            Guest::ByHand => "each agent made by hand".to_owned(),
+            Guest::From(profile) => format!("each agent made by hand from profile `{profile}`"),
         };
         let sentence = match self {
             Self::Mount { agent, target, source, writable } => {
@@ -63,10 +72,10 @@ impl fmt::Display for Reach {
 #[must_use]
 pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
     let mut all = BTreeSet::new();
-    // What lies under an agent made by hand; of defaults that make no agent nothing can come.
-    let by_hand = resolve_entry(&fleet.defaults, &AgentEntry::default()).ok();
-    let declared = fleet.agents.iter().map(|(name, agent)| (Some(name.clone()), &agent.spec));
-    let guests: Vec<(Guest, &AgentSpec)> = declared.chain(by_hand.iter().map(|agent| (None, &agent.spec))).collect();
+    let by_hand = by_hand(fleet);
+    let declared = fleet.agents.iter().map(|(name, agent)| (Guest::Agent(name.clone()), &agent.spec));
+    let guests: Vec<(Guest, &AgentSpec)> =
+        declared.chain(by_hand.iter().map(|(guest, spec)| (guest.clone(), spec))).collect();
     for (guest, spec) in &guests {
         let mount = |(target, mount): (&String, &Mount)| Reach::Mount {
             agent: guest.clone(),
@@ -94,6 +103,26 @@ pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
         |webhook: &Webhook| Reach::Webhook { url: webhook.url.clone(), secret: webhook.secret.as_ref().map(origin) };
     all.extend(fleet.webhooks.iter().map(webhook));
     all
+}
+
+/// What lies under agents made by hand; of layers that make no agent nothing can come. What every one of them may do is
+/// told once, and not again for each profile.
+fn by_hand(fleet: &Fleet) -> Vec<(Guest, AgentSpec)> {
+    let of = |profile: Option<&ProfileName>| {
+        let entry = AgentEntry { profile: profile.cloned(), ..AgentEntry::default() };
+        resolve_entry(fleet, &entry).ok().map(|agent| agent.spec)
+    };
+    let plain = of(None);
+    let mut guests: Vec<(Guest, AgentSpec)> = plain.clone().map(|spec| (Guest::ByHand, spec)).into_iter().collect();
+    for profile in fleet.profiles.keys() {
+        let Some(mut spec) = of(Some(profile)) else { continue };
+        if let Some(plain) = &plain {
+            spec.mounts.retain(|target, mount| plain.mounts.get(target) != Some(mount));
+            spec.secrets.retain(|variable, source| plain.secrets.get(variable) != Some(source));
+        }
+        guests.push((Guest::From(profile.clone()), spec));
+    }
+    guests
 }
 
 /// What a fleet lets guests do that they may not do now.
@@ -205,7 +234,11 @@ mod tests {
     #[test]
     fn what_a_profile_gives_counts_for_each_of_its_agents() {
         let text = "profiles: {p: {mounts: {/src: /}}}\nagents: {a: {profile: p}, b: {profile: p}}";
-        assert_eq!(beyond("agents: {a: {}, b: {}}", text).len(), 2);
+        let of = ["agent `a`", "agent `b`", "each agent made by hand from profile `p`"];
+        let expected = of.map(|who| format!("{who} may read /, mounted at /src"));
+        assert_eq!(beyond("agents: {a: {}, b: {}}", text), expected);
+        let under = "defaults: {mounts: {/src: /}}\nprofiles: {p: {cpus: 2}}\nagents: {}";
+        assert_eq!(beyond("agents: {}", under), ["each agent made by hand may read /, mounted at /src"]);
     }
 
     #[test]

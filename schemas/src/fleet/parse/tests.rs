@@ -145,6 +145,9 @@ limits: {parallelism: 0x}
         fleet.yaml:3:17: agents.web.dependsOn[0]: `a_b` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters
          3 |     dependsOn: [a_b, web, c_d, [x], nobody]
            |                 ^
+        fleet.yaml:3:22: agents.web.dependsOn[1]: `web` waits for itself
+         3 |     dependsOn: [a_b, web, c_d, [x], nobody]
+           |                      ^
         fleet.yaml:3:27: agents.web.dependsOn[2]: `c_d` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters
          3 |     dependsOn: [a_b, web, c_d, [x], nobody]
            |                           ^
@@ -626,6 +629,30 @@ mod contradictions {
         fleet.yaml:2:18: agents.a.dependsOn: agents wait for each other: a -> b -> c -> a
          2 |   a: {dependsOn: [b]}
            |                  ^
+        ");
+    }
+
+    #[test]
+    fn cycles_are_told_with_everything_else_that_is_wrong() {
+        let file = "agents:\n  a: {dependsOn: [b]}\n  b: {dependsOn: [a]}\n  c: {cpus: 0, dependsOn: [databse]}\n  \
+                    x: {dependsOn: [y]}\n  y: {memroy: 1G, replicas: 2, dependsOn: [x]}\n";
+        insta::assert_snapshot!(complaint(file), @"
+        fleet.yaml:2:18: agents.a.dependsOn: agents wait for each other: a -> b -> a
+         2 |   a: {dependsOn: [b]}
+           |                  ^
+        fleet.yaml:4:13: agents.c.cpus: a machine has at least 1 processor
+         4 |   c: {cpus: 0, dependsOn: [databse]}
+           |             ^
+        fleet.yaml:4:28: agents.c.dependsOn[0]: there is no agent `databse` to depend on
+         4 |   c: {cpus: 0, dependsOn: [databse]}
+           |                            ^
+        fleet.yaml:5:18: agents.x.dependsOn: agents wait for each other: x -> y-2 -> x
+         5 |   x: {dependsOn: [y]}
+           |                  ^
+        fleet.yaml:6:7: agents.y.memroy: there is no key `memroy` here
+         6 |   y: {memroy: 1G, replicas: 2, dependsOn: [x]}
+           |       ^
+        hint: did you mean `memory`?
         ");
     }
 
