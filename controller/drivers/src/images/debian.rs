@@ -25,6 +25,8 @@ pub fn debian() -> Recipe {
         "root/etc/systemd/journald.conf.d/vm-agent.conf" =
             "image/debian/root/etc/systemd/journald.conf.d/vm-agent.conf",
         "root/etc/systemd/network/vm-agent.network" = "image/debian/root/etc/systemd/network/vm-agent.network",
+        "root/etc/systemd/system/systemd-udev-trigger.service.d/vm-agent.conf" =
+            "image/debian/root/etc/systemd/system/systemd-udev-trigger.service.d/vm-agent.conf",
         "root/usr/local/lib/vm-agent/boot" = "image/debian/root/usr/local/lib/vm-agent/boot",
         "guest/vm-agent-boot.service" = "guest/vm-agent-boot.service",
         "guest/vm-agent-guest.service" = "guest/vm-agent-guest.service",

@@ -20,9 +20,10 @@ pub(super) const CONSOLE: &str = "console";
 const TRANSLATED_MIB: u32 = 256;
 
 /// What the kernel of an image that is booted directly is told. The mitigations cost an emulated processor
-/// much and protect nobody there: all of the machine is one agent's.
+/// much and protect nobody there: all of the machine is one agent's. An emulated timer on a host under load
+/// ticks too late for the check of it, which ends the boot.
 const KERNEL_COMMAND_LINE: &str =
-    "root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off";
+    "root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off no_timer_check";
 
 /// A kernel that QEMU loads itself, and its initial memory disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +152,7 @@ mod tests {
         -m 1048576k
         -kernel /images/abc/vmlinuz
         -initrd /images/abc/initrd
-        -append root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off
+        -append root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 mitigations=off no_timer_check
         -blockdev driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename=disk.qcow2
         -device virtio-blk-pci,drive=disk,id=disk0
         -blockdev driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename=seed.img
