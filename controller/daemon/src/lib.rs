@@ -33,6 +33,7 @@ mod reconciler;
 mod retention;
 mod run;
 mod secrets;
+mod seldom;
 pub mod source;
 #[doc(hidden)]
 pub mod storing;

@@ -12,19 +12,20 @@ use crate::core::Core;
 use crate::engine::notices::{event_of, looks_at, matters};
 use crate::engine::records::Change;
 use crate::reconciler::Chain;
+use crate::seldom::Seldom;
 
 /// Most notices that are told in one transaction.
 const TOGETHER: usize = 256;
 
 /// Takes notices until the hub is gone.
 pub(crate) async fn run(core: Arc<Core>, mut notices: mpsc::Receiver<Notice>) {
-    let mut together = Vec::new();
+    let (mut together, mut seldom) = (Vec::new(), Seldom::default());
     while notices.recv_many(&mut together, TOGETHER).await > 0 {
         let mut events = Vec::new();
         let mut wake = false;
         for notice in together.drain(..) {
             wake |= matters(&notice);
-            events.extend(take(&core, notice));
+            events.extend(take(&core, notice, &mut seldom));
         }
         let changes = events.into_iter().map(Change::Event).collect();
         if let Err(error) = core.ledger.record(changes, Timestamp::now()).await {
@@ -37,24 +38,38 @@ pub(crate) async fn run(core: Arc<Core>, mut notices: mpsc::Receiver<Notice>) {
 }
 
 /// Logs and counts what a notice says, and gives what there is to tell.
-fn take(core: &Core, notice: Notice) -> Option<NewEvent> {
+fn take(core: &Core, notice: Notice, seldom: &mut Seldom) -> Option<NewEvent> {
     if let Some(agent) = looks_at(&notice) {
         look_at(core, agent);
     }
     core.metrics.told(&notice);
-    let event = event_of(&notice);
+    let mut event = event_of(&notice);
     match notice {
+        Notice::Refused { agent, .. } => {
+            // Whoever is no agent of ours may say any name.
+            let agent = agent.filter(|agent| core.ledger.records().claims.contains_key(agent));
+            let untold = seldom.may_tell(agent.as_ref(), Timestamp::now());
+            event = event.filter(|_| untold.is_some()).map(|event| with_untold(event, untold.unwrap_or_default()));
+        }
         Notice::Log { agent, lines, dropped } => {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
             log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());
         }
         Notice::UpgradeFailed { agent, failed } => core.upgrading.failed(&agent, failed.reason),
         Notice::TaskUnknown { agent, task } => {
-            tracing::warn!(agent.name = %agent, task.id = %task.task, "A runtime spoke of a task that is not under way");
+            tracing::debug!(agent.name = %agent, task.id = %task.task, "A runtime spoke of a task that is not under way");
         }
         _ => {}
     }
     event
+}
+
+/// An event that tells as well how many like it were not told.
+fn with_untold(event: NewEvent, untold: u64) -> NewEvent {
+    if untold == 0 {
+        return event;
+    }
+    NewEvent { message: format!("{} ({untold} before it were not told)", event.message), ..event }
 }
 
 fn look_at(core: &Core, agent: &AgentName) {

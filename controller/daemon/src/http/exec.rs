@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::stream::SplitStream;
 use futures::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use vm_agent_hub::{Stream, StreamEvent};
 use vm_agent_schemas::api::{ExecEvent, ExecRequest, Problem, ProblemCode};
 use vm_agent_schemas::names::AgentName;
@@ -37,6 +37,12 @@ const STREAM: u32 = 0;
 const OUTBOX: usize = 32;
 /// How often a client is asked whether it is still there, so that one that vanished is noticed.
 const PING: Duration = Duration::from_secs(30);
+
+/// The pause between two sizes or signals of a client, in the long run: each is a message to the runtime, and too
+/// many would fill its queue and cost it its session.
+const PACE: Duration = Duration::from_millis(10);
+/// How much of those pauses may be owed.
+const PACE_OWED: Duration = Duration::from_secs(1);
 
 /// Answers with a WebSocket on which a process of the agent speaks.
 pub(super) async fn exec(
@@ -162,12 +168,19 @@ async fn bridge(
     mut stream: Stream,
 ) -> Option<ExecEvent> {
     let mut pings = interval(PING);
+    let mut paid = Instant::now();
     loop {
         tokio::select! {
             message = source.next() => match message {
                 Some(Ok(Message::Text(text))) => {
-                    if let Err(problem) = request(&text).and_then(|request| obey(&stream, &request)) {
-                        return Some(ExecEvent::Failed { problem });
+                    let obeyed = request(&text).and_then(|request| obey(&stream, &request).map(|()| request));
+                    match obeyed {
+                        Ok(ExecRequest::Resize { .. } | ExecRequest::Signal { .. }) => {
+                            paid = paid.max(Instant::now()) + PACE;
+                            sleep(paid.saturating_duration_since(Instant::now()).saturating_sub(PACE_OWED)).await;
+                        }
+                        Ok(_) => {}
+                        Err(problem) => return Some(ExecEvent::Failed { problem }),
                     }
                 }
                 Some(Ok(Message::Binary(bytes))) => match input(&bytes) {

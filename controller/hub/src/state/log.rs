@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::wire::LogLines;
 
+use super::meter::Meter;
+
 /// Most lines in one message.
 const LINES_MAX: usize = 64;
 
@@ -18,8 +20,7 @@ const BURST: SignedDuration = SignedDuration::from_secs(2);
 /// What is left out of one session's log.
 #[derive(Debug, Default)]
 pub(super) struct LogMeter {
-    /// When nothing is owed any more for what was passed on.
-    paid: Timestamp,
+    passed: Meter,
     left_out: u64,
 }
 
@@ -53,15 +54,7 @@ impl LogMeter {
     }
 
     fn spend(&mut self, now: Timestamp) -> bool {
-        let most = now.saturating_add(BURST).unwrap_or(now);
-        // Also when the clock was set back no more than that is owed.
-        self.paid = self.paid.clamp(now, most);
-        let paid = self.paid.saturating_add(COST).unwrap_or(most);
-        let fits = paid <= most;
-        if fits {
-            self.paid = paid;
-        }
-        fits
+        self.passed.spend(COST, BURST, now)
     }
 }
 

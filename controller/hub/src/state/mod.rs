@@ -26,6 +26,7 @@ mod handshake;
 mod live;
 mod log;
 mod messages;
+mod meter;
 mod output;
 mod pool;
 mod post_office;
@@ -57,6 +58,7 @@ pub use event::{
 pub use sessions::configuration_fits;
 pub use upgrade::Offer;
 
+use meter::Meter;
 use post_office::PostOffice;
 use sessions::Session;
 use tasks::Tasks;
@@ -100,6 +102,8 @@ struct Enrolled {
     configuration: Option<Configuration>,
     /// The connection of its session.
     live: Option<ConnId>,
+    /// How often it has had a new one.
+    sessions: Meter,
 }
 
 /// One connection.

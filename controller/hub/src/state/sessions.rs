@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation};
 use vm_agent_schemas::names::AgentName;
@@ -14,6 +14,7 @@ use vm_agent_schemas::wire::{
 
 use super::handshake::{self, Refusal};
 use super::log::LogMeter;
+use super::meter::Meter;
 use super::streams::Streams;
 use super::{
     CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed,
@@ -28,6 +29,13 @@ const SILENT_AFTER_HALF_HEARTBEATS: u32 = 5;
 /// Heartbeats after which the connection of a silent runtime is closed: by then it is more likely dead
 /// than suspended, and a runtime that comes back reconnects at no cost.
 const CLOSED_AFTER_HEARTBEATS: u32 = 10;
+
+/// What a new session costs: each is stored and told, so that one runtime that comes and goes would keep the disk
+/// busy for all. Two a second are far more than one that waits between its attempts makes in the long run.
+const SESSION_COST: SignedDuration = SignedDuration::from_millis(500);
+
+/// How much of that may be owed: 120 sessions at once.
+const SESSIONS_OWED: SignedDuration = SignedDuration::from_secs(60);
 
 /// The accepted connection of a runtime.
 #[derive(Debug)]
@@ -206,11 +214,15 @@ impl Hub {
             }
         };
         check_sender(&from, &hello.agent)?;
-        let (Some(agent), Some(connection)) = (self.agents.get(&hello.agent), self.connections.get(&conn)) else {
+        let (Some(agent), Some(connection)) = (self.agents.get_mut(&hello.agent), self.connections.get(&conn)) else {
             return Err(Refusal::new(RefusalCode::UnknownAgent, "the agent was removed meanwhile"));
         };
         let version = handshake::check_hello(&hello, &self.fleet, Some(&agent.credential), now)?;
         handshake::check_proof(&hello, &connection.challenge, &proof)?;
+        // Only now: nobody else can use up what is the runtime's.
+        if !agent.sessions.spend(SESSION_COST, SESSIONS_OWED, now) {
+            return Err(Refusal::flow("the runtime connects again and again, far more often than it may"));
+        }
         self.accept(conn, hello, version, now);
         Ok(())
     }
@@ -411,7 +423,10 @@ impl Hub {
         let credential = Credential { epoch: credential.epoch.max(former), ..credential };
         let configuration = configuration.filter(may_be_kept);
         let durable = (credential.join.clone(), credential.binding.clone());
-        let replaced = self.agents.insert(agent.clone(), Enrolled { credential, durable, configuration, live: None });
+        let replaced = self.agents.insert(
+            agent.clone(),
+            Enrolled { credential, durable, configuration, live: None, sessions: Meter::default() },
+        );
         // Numbers of incarnations begin anew with a new claim: what took another's place is new whatever its
         // number.
         self.end_incarnations(&agent, replaced.is_none().then_some(incarnation), now);

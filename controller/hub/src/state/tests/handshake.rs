@@ -164,6 +164,19 @@ fn a_newer_session_takes_the_place_of_the_older() {
 }
 
 #[test]
+fn a_runtime_that_connects_again_and_again_is_slowed_down_and_no_other_is() {
+    let mut world = World::new();
+    let join = |world: &mut World, conn: u64, agent: &str| world.join(conn, &hello(agent, 1), 1);
+    for conn in 1..=120 {
+        assert!(welcome(&join(&mut world, conn, "web")).is_some(), "{conn}");
+    }
+    assert_eq!(refused(&join(&mut world, 121, "web"), 121), Some(RefusalCode::Flow));
+    assert!(welcome(&join(&mut world, 122, "db")).is_some());
+    world.now = 1;
+    assert!(welcome(&join(&mut world, 123, "web")).is_some(), "it gets in again");
+}
+
+#[test]
 fn a_message_in_anothers_name_ends_the_connection() {
     let mut world = World::joined();
     let effects = world.say(1, "db", FromRuntime::Health(health()));
