@@ -135,6 +135,17 @@ impl Peer {
         self.socket.send(message).await
     }
 
+    /// The next piece of bulk data of the hub, messages left out; nothing once the connection is closed.
+    pub async fn receive(&mut self) -> Option<Frame> {
+        loop {
+            match self.socket.next().await?.ok()? {
+                Message::Binary(data) => return Some(Frame::decode(&data).expect("the hub keeps the protocol")),
+                Message::Close(_) => return None,
+                _ => {}
+            }
+        }
+    }
+
     /// The next message of the hub, bulk data left out; nothing once the connection is closed.
     pub async fn hear(&mut self) -> Option<FromHub> {
         loop {

@@ -17,5 +17,6 @@ mod restart;
 mod room;
 mod steady;
 mod store;
+mod upgrade;
 mod webhooks;
 mod windows;
