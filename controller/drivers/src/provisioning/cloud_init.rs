@@ -77,7 +77,9 @@ fn unite(there: &mut Map<String, Value>, wanted: &Map<String, Value>, within: &s
             (Some(there), wanted) if there == wanted => {}
             (Some(there), _) => {
                 let reason = match there {
-                    Value::Array(_) => "the runtime is installed by a list there, and yours has to be one too".to_owned(),
+                    Value::Array(_) => {
+                        "the runtime is installed by a list there, and yours has to be one too".to_owned()
+                    }
                     ours => format!("the runtime needs it to be {ours}"),
                 };
                 return Err(Conflict { key: format!("{within}{key}"), reason });
@@ -95,7 +97,7 @@ fn document(value: &Value) -> String {
     for character in format!("{value:#}").chars() {
         match u32::from(character) {
             // Outside of texts, JSON has only ASCII that is printed.
-            code @ (0x7f..=0x9f | 0xa0 | 0x2028 | 0x2029 | 0xfeff | 0xfffe | 0xffff) => {
+            code @ (0x7f..=0x9f | 0x2028 | 0x2029 | 0xfeff | 0xfffe | 0xffff) => {
                 text.push_str(&format!("\\u{code:04x}"));
             }
             _ => text.push(character),
@@ -116,7 +118,19 @@ mod tests {
 
     #[test]
     fn without_a_user_it_only_installs_from_the_seed_disk() {
-        insta::assert_snapshot!(with(json!({})).unwrap(), @r##""##);
+        insta::assert_snapshot!(with(json!({})).unwrap(), @r#"
+        #cloud-config
+        {
+          "bootcmd": [
+            [
+              "sh",
+              "-c",
+              "place=$(mktemp -d /run/vm-agent-seed.XXXXXX) && mount -o ro LABEL=CIDATA \"$place\" && sh \"$place/install.sh\"; umount \"$place\""
+            ]
+          ],
+          "preserve_hostname": true
+        }
+        "#);
     }
 
     #[test]
@@ -128,7 +142,40 @@ mod tests {
             "write_files": [{ "path": "/etc/motd", "permissions": "0644", "content": "on\nné\u{7f}\u{85}😀\n" }],
             "preserve_hostname": true,
         });
-        insta::assert_snapshot!(with(wanted).unwrap(), @r##""##);
+        insta::assert_snapshot!(with(wanted).unwrap(), @r#"
+        #cloud-config
+        {
+          "bootcmd": [
+            [
+              "sh",
+              "-c",
+              "place=$(mktemp -d /run/vm-agent-seed.XXXXXX) && mount -o ro LABEL=CIDATA \"$place\" && sh \"$place/install.sh\"; umount \"$place\""
+            ],
+            "echo early",
+            [
+              "sh",
+              "-c",
+              "echo \"quoted\" 'text'"
+            ]
+          ],
+          "preserve_hostname": true,
+          "package_update": true,
+          "packages": [
+            "git",
+            [
+              "libpython3-dev",
+              "3.11.2-1"
+            ]
+          ],
+          "write_files": [
+            {
+              "path": "/etc/motd",
+              "permissions": "0644",
+              "content": "on\nné\u007f\u0085😀\n"
+            }
+          ]
+        }
+        "#);
     }
 
     #[test]
@@ -153,13 +200,21 @@ mod tests {
         let map = |value: Value| value.as_object().cloned().unwrap();
         let mut there = map(json!({ "apt": { "conf": "a", "sources": { "x": [1] } } }));
         unite(&mut there, &map(json!({ "apt": { "sources": { "x": [2], "y": {} } }, "z": null })), "").unwrap();
-        assert_eq!(Value::Object(there.clone()), json!({ "apt": { "conf": "a", "sources": { "x": [1, 2], "y": {} } }, "z": null }));
+        assert_eq!(
+            Value::Object(there.clone()),
+            json!({ "apt": { "conf": "a", "sources": { "x": [1, 2], "y": {} } }, "z": null })
+        );
         let conflict = unite(&mut there, &map(json!({ "apt": { "sources": { "x": 2 } } })), "").unwrap_err();
         assert_eq!(conflict.key, "apt.sources.x");
     }
 
     #[test]
     fn every_incarnation_has_an_instance_id_of_its_own() {
-        insta::assert_snapshot!(meta_data(&"web".parse().unwrap(), Incarnation(7)), @r##""##);
+        insta::assert_snapshot!(meta_data(&"web".parse().unwrap(), Incarnation(7)), @r#"
+        {
+          "instance-id": "web-7",
+          "local-hostname": "web"
+        }
+        "#);
     }
 }
