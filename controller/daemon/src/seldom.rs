@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn much_at_once_is_told_and_then_little_and_each_agent_has_its_own() {
         let (mut seldom, web) = (Seldom::default(), "web".parse().unwrap());
-        let at = |seconds| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
         let told = |seldom: &mut Seldom, now| (0..1000).filter_map(|_| seldom.may_tell(None, now)).collect::<Vec<_>>();
         assert_eq!(told(&mut seldom, at(0)), [0; 50]);
         assert_eq!(seldom.may_tell(Some(&web), at(0)), Some(0));
