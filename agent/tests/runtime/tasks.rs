@@ -94,10 +94,9 @@ async fn a_task_ordered_twice_runs_once() {
     session.say(FromHub::Task(order.clone())).await;
     session.say(FromHub::Task(order.clone())).await;
     started(session, order.task).await;
+    let kept = session.keep(order.task, 1, Kept::default(), |kept| kept.known(Channel::Stdout) > 0).await;
     session.say(FromHub::Task(order.clone())).await;
     started(session, order.task).await;
-    let session = &mut scene.session;
-    let kept = session.keep(order.task, 1, Kept::default(), |kept| kept.known(Channel::Stdout) > 0).await;
     fs::write(scene.work("go"), "").unwrap();
     let first = scene.session.keep(order.task, 1, kept, |_| false).await;
     assert_eq!((first.text().as_str(), first.outcome()), ("said\n", &DONE));

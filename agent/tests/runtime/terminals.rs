@@ -203,7 +203,7 @@ async fn a_terminal_that_is_not_kept_ends_with_its_stream() {
 async fn kept_terminals_are_reported_until_they_are_hung_up() {
     let mut scene = scene().await;
     let id = TerminalId::generate();
-    scene.hub.heartbeat_ms = 100;
+    scene.hub.heartbeat_ms = 1000;
     drop(scene.session);
     let (mut session, _) = scene.hub.session().await;
     let mut client = Client::open(&mut session, 1, terminal("echo up; cat", Some(id))).await;
