@@ -149,32 +149,27 @@ pub fn belong_to(conn: &rusqlite::Connection, fleet: &FleetName) -> Result<(), S
 pub fn note(conn: &rusqlite::Connection, records: &[Record], now: Timestamp) -> Result<Vec<Event>, StoreError> {
     let mut events = Vec::new();
     for record in records {
-        if let Record::Task(task) = record {
-            let before = store::tasks::get(conn, task.id)?;
-            store::tasks::put(conn, task)?;
-            for event in news_of(before.as_ref(), task) {
-                events.push(store::events::append(conn, &event, now)?);
+        match record {
+            Record::Task(task) => {
+                let before = store::tasks::put(conn, task)?;
+                for event in news_of(before.as_ref(), task) {
+                    events.push(store::events::append(conn, &event, now)?);
+                }
             }
-        } else {
-            note_one(conn, record)?;
+            // The loop stores a credential first and drops it last: one that is gone, or of another life of
+            // the machine, is not brought back.
+            Record::Credential(credential) => {
+                let known = store::credentials::get(conn, &credential.agent)?;
+                if known.is_some_and(|known| known.incarnation == credential.incarnation) {
+                    store::credentials::put(conn, credential)?;
+                }
+            }
+            Record::Message(message) => store::messages::put(conn, message)?,
+            // It goes to the output log, where there is one.
+            Record::Output { .. } => {}
         }
     }
     Ok(events)
-}
-
-fn note_one(conn: &rusqlite::Connection, record: &Record) -> Result<(), StoreError> {
-    match record {
-        // The loop stores a credential first and drops it last: one that is gone, or of another life of
-        // the machine, is not brought back.
-        Record::Credential(credential) => {
-            let known = store::credentials::get(conn, &credential.agent)?;
-            let same = known.is_some_and(|known| known.incarnation == credential.incarnation);
-            if same { store::credentials::put(conn, credential) } else { Ok(()) }
-        }
-        Record::Message(message) => store::messages::put(conn, message),
-        // It goes to the output log, where there is one.
-        Record::Task(_) | Record::Output { .. } => Ok(()),
-    }
 }
 
 fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {
@@ -209,12 +204,7 @@ fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Re
         Change::DropApproval(id) => {
             store::approvals::remove(conn, id)?;
         }
-        Change::Task(task) => {
-            if store::tasks::get(conn, task.id)?.is_some() {
-                return Err(StoreError::AlreadyExists { what: "a task", key: task.id.to_string() });
-            }
-            store::tasks::put(conn, task)?;
-        }
+        Change::Task(task) => store::tasks::accept(conn, task)?,
         Change::DropDead(task) => {
             store::tasks::drop_dead(conn, *task)?;
         }

@@ -1,30 +1,38 @@
-//! Makes the hub's records durable: what has queued up is written together, in the order it came.
+//! Makes the hub's records durable, in the order in which they come.
 //!
-//! Output goes to the output log, everything else into one transaction of the database. The log comes
-//! first. It is flushed to the disk (`fdatasync`) when the transaction says that an attempt or a task is
-//! over, so that nobody is told of an end whose output may still be lost; output alone is only handed to
-//! the operating system, since a runtime keeps what it sent until the end is acknowledged. The
-//! transaction is on the disk when it is answered: SQLite runs in WAL mode with `synchronous = FULL`, which
-//! flushes the WAL with every commit.
+//! Output goes to the output log, everything else into the database, each batch whole or not at all. The log
+//! comes first: what has queued up goes into it together, and it is flushed to the disk (`fdatasync`) when one
+//! of the batches says that an attempt or a task is over, so that nobody is told of an end whose output may
+//! still be lost. Output alone is only handed to the operating system, since a runtime keeps what it sent until
+//! the end is acknowledged. The database's writer puts what it is asked for meanwhile into one transaction. That
+//! is on the disk when it is answered: SQLite runs in WAL mode with `synchronous = FULL`, which flushes the WAL
+//! with every commit.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use vm_agent_hub::{Record, Storage};
+use vm_agent_schemas::wire::TaskRef;
+use vm_agent_store::output::OutputRecord;
 
-use crate::disk;
 use crate::ledger::Ledger;
 use crate::output::Output;
 use crate::reconciler::Chain;
 use crate::storing::{Holes, Sorted, sorted};
 
-/// Most batches that one transaction takes: enough to use a commit well, and few enough that the
-/// first of them does not wait long for the last.
+/// Most batches whose output is written together: enough to use a flush well, and few enough that the first of
+/// them does not wait long for the last.
 const TOGETHER: usize = 512;
 
-type Batch = (Vec<Record>, oneshot::Sender<Result<(), String>>);
+/// What becomes of a batch once it has its place in the order.
+type Written = BoxFuture<'static, Result<(), String>>;
+
+struct Batch {
+    records: Arc<Vec<Record>>,
+    answer: oneshot::Sender<Written>,
+}
 
 /// The hub's way to the ledger.
 pub(crate) struct HubStorage {
@@ -37,10 +45,17 @@ impl HubStorage {
         // The hub bounds what it has under way; the order must be taken without waiting.
         let (queue, mut batches) = mpsc::unbounded_channel::<Batch>();
         tokio::spawn(async move {
-            let (mut together, mut holes) = (Vec::new(), Holes::default());
+            let (mut together, holes) = (Vec::new(), Arc::<Mutex<Holes>>::default());
             while batches.recv_many(&mut together, TOGETHER).await > 0 {
-                write_together(&ledger, &output, &mut holes, std::mem::take(&mut together)).await;
-                output.tell();
+                let kept = keep_output(&output, &holes, &together).await;
+                for (Batch { records, answer }, kept) in together.drain(..).zip(kept) {
+                    let written = match kept {
+                        Ok(sorted) => write(&ledger, over(&output, &holes, sorted.over), records, sorted.others).await,
+                        Err(error) => Box::pin(std::future::ready(Err(error))),
+                    };
+                    // The hub that asked may be gone; then nobody needs the answer.
+                    let _ = answer.send(written);
+                }
             }
         });
         Arc::new(Self { queue })
@@ -48,53 +63,88 @@ impl HubStorage {
 }
 
 impl Storage for HubStorage {
-    fn store(&self, records: Vec<Record>) -> BoxFuture<'static, Result<(), String>> {
+    fn store(&self, records: Arc<Vec<Record>>) -> BoxFuture<'static, Result<(), String>> {
         let (answer, written) = oneshot::channel();
-        let queued = self.queue.send((records, answer));
+        let queued = self.queue.send(Batch { records, answer });
         Box::pin(async move {
-            queued.map_err(|_| "the store is closed".to_owned())?;
-            written.await.unwrap_or_else(|_| Err("the store is closed".to_owned()))
+            queued.map_err(|_| CLOSED)?;
+            written.await.map_err(|_| CLOSED)?.await
         })
     }
 }
 
-async fn write_together(ledger: &Ledger, output: &Output, holes: &mut Holes, batches: Vec<Batch>) {
-    let all: Vec<Record> = batches.iter().flat_map(|(records, _)| records.iter().cloned()).collect();
-    if write(ledger, output, holes, all).await.is_ok() {
-        batches.into_iter().for_each(|(_, answer)| drop(answer.send(Ok(()))));
-        return;
+const CLOSED: &str = "the store is closed";
+
+/// Puts what of the batches is output into the log, and tells for each whether it is there.
+async fn keep_output(output: &Output, holes: &Mutex<Holes>, batches: &[Batch]) -> Vec<Result<Sorted, String>> {
+    let sorted: Vec<Sorted> = batches.iter().map(|batch| sorted(batch.records.iter())).collect();
+    let all: Vec<OutputRecord> = sorted.iter().flat_map(|sorted| sorted.output.iter().cloned()).collect();
+    let is_over = sorted.iter().any(|sorted| !sorted.over.is_empty());
+    let admitted = lock(holes).admit(&all);
+    if admitted && output.append(all, is_over).await.is_ok() {
+        sorted.iter().for_each(|sorted| lock(holes).stored(&sorted.output, &[]));
+        return sorted.into_iter().map(Ok).collect();
     }
     // One of them is refused: find out which, so that it does not take its neighbours with it. Output that
     // was appended before is not appended twice.
-    for (records, answer) in batches {
-        let pieces = sorted(records.clone()).output;
-        let written = write(ledger, output, holes, records).await;
-        if written.is_err() {
-            holes.failed(&pieces);
+    let mut kept = Vec::with_capacity(sorted.len());
+    for sorted in sorted {
+        kept.push(keep_alone(output, holes, sorted).await);
+    }
+    kept
+}
+
+async fn keep_alone(output: &Output, holes: &Mutex<Holes>, sorted: Sorted) -> Result<Sorted, String> {
+    let admitted = lock(holes).admit(&sorted.output);
+    let kept = if admitted {
+        let appended = output.append(sorted.output.clone(), !sorted.over.is_empty()).await;
+        appended.map_err(|error| Chain(&error).to_string())
+    } else {
+        Err("output before this could not be stored, and has to come again first".to_owned())
+    };
+    match kept {
+        Ok(()) => lock(holes).stored(&sorted.output, &[]),
+        Err(_) => lock(holes).failed(&sorted.output),
+    }
+    kept.map(|()| sorted)
+}
+
+/// What is to be done once it is stored that these attempts are over.
+fn over(output: &Arc<Output>, holes: &Arc<Mutex<Holes>>, over: Vec<TaskRef>) -> impl FnOnce() + Send + 'static {
+    let (output, holes) = (Arc::clone(output), Arc::clone(holes));
+    move || {
+        if !over.is_empty() {
+            lock(&holes).stored(&[], &over);
         }
-        // The hub that asked may be gone; then nobody needs the answer.
-        let _ = answer.send(written);
+        over.into_iter().for_each(|task| output.settled(task));
+        output.tell();
     }
 }
 
-async fn write(ledger: &Ledger, output: &Output, holes: &mut Holes, records: Vec<Record>) -> Result<(), String> {
-    let Sorted { output: pieces, records, over } = sorted(records);
-    if !holes.admit(&pieces) {
-        return Err("output before this could not be stored, and has to come again first".to_owned());
+fn lock(holes: &Mutex<Holes>) -> MutexGuard<'_, Holes> {
+    // What is done under the lock leaves nothing half done.
+    holes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives what of a batch is for the database its place there.
+async fn write(
+    ledger: &Ledger,
+    then: impl FnOnce() + Send + 'static,
+    records: Arc<Vec<Record>>,
+    others: usize,
+) -> Written {
+    if others == 0 {
+        then();
+        return Box::pin(std::future::ready(Ok(())));
     }
-    if !pieces.is_empty() || !over.is_empty() {
-        let appended = output.append(pieces.clone(), !over.is_empty()).await;
-        appended.map_err(|error| Chain(&error).to_string())?;
-    }
-    if !records.is_empty() {
-        let written = records.clone();
-        let now = Timestamp::now();
-        let stored = ledger.store().write(move |conn| disk::note(conn, &records, now)).await;
-        ledger.note(&written, stored.map_err(|error| Chain(&error).to_string())?);
-    }
-    holes.stored(&pieces, &over);
-    over.into_iter().for_each(|task| output.settled(task));
-    Ok(())
+    let written = ledger.note(records, Timestamp::now(), then).await;
+    Box::pin(async move {
+        match written {
+            Ok(written) => written.await,
+            Err(error) => Err(error),
+        }
+        .map_err(|error| Chain(&error).to_string())
+    })
 }
 
 #[cfg(test)]
@@ -103,7 +153,7 @@ mod tests {
     use vm_agent_schemas::event::EventKind;
     use vm_agent_schemas::ids::TaskId;
     use vm_agent_schemas::task::{Job, Task, TaskSource, TaskState, Terms};
-    use vm_agent_schemas::wire::{Channel, TaskOutcome, TaskRef};
+    use vm_agent_schemas::wire::{Channel, TaskOutcome};
     use vm_agent_store::output::{Position, Wanted};
     use vm_agent_store::{self as store, Store};
 
@@ -131,11 +181,11 @@ mod tests {
         let (ledger, output) = (Arc::new(ledger), Arc::new(Output::open(&folder.path().join("output")).unwrap()));
         let storage = HubStorage::start(Arc::clone(&ledger), Arc::clone(&output));
         let (web, over) = (task(), task());
-        storage.store(vec![Record::Task(ended(&over))]).await.unwrap();
+        storage.store(Arc::new(vec![Record::Task(ended(&over))])).await.unwrap();
         // All of these are there before the first is written.
-        let first = storage.store(vec![wrote(&web, 0, "one "), Record::Task(web.clone())]);
-        let refused = storage.store(vec![Record::Task(over.clone())]);
-        let last = storage.store(vec![wrote(&web, 4, "two"), Record::Task(ended(&web))]);
+        let first = storage.store(Arc::new(vec![wrote(&web, 0, "one "), Record::Task(web.clone())]));
+        let refused = storage.store(Arc::new(vec![Record::Task(over.clone())]));
+        let last = storage.store(Arc::new(vec![wrote(&web, 4, "two"), Record::Task(ended(&web))]));
         let (first, refused, last) = tokio::join!(first, refused, last);
         assert!(first.is_ok() && last.is_ok());
         assert!(refused.unwrap_err().contains("has ended"));
@@ -159,7 +209,7 @@ mod tests {
             let mut heard = ledger.subscribe();
             let storage = HubStorage::start(Arc::clone(&ledger), Arc::clone(&output));
             for _ in 0..2 {
-                storage.store(vec![Record::Task(ended(&began))]).await.unwrap();
+                storage.store(Arc::new(vec![Record::Task(ended(&began))])).await.unwrap();
             }
             let events = ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap();
             let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
@@ -175,7 +225,7 @@ mod tests {
     #[test]
     fn an_attempt_is_over_with_its_task_and_with_the_one_that_follows() {
         let first = task();
-        let over = |task: &Task| sorted(vec![Record::Task(task.clone())]).over.first().map(|task| task.attempt);
+        let over = |task: &Task| sorted(&[Record::Task(task.clone())]).over.first().map(|task| task.attempt);
         assert_eq!(over(&first), None);
         assert_eq!(over(&ended(&first)), Some(1));
         assert_eq!(over(&Task { attempt: 2, ..first.clone() }), Some(1));

@@ -1,10 +1,11 @@
 //! What the controller knows and must not forget: the store's records, with a copy in memory that every
-//! pass reads. The copy is never ahead of the disk: a change is made durable first, and changes are
-//! made one after the other.
+//! pass reads. The copy is never ahead of the disk: a change is made durable first. The store's writer
+//! changes the copy after each commit, in the order of the writes, so that many changes share a commit.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use rusqlite::Connection;
 use tokio::sync::broadcast;
 use vm_agent_hub::Record;
 use vm_agent_schemas::event::Event;
@@ -22,9 +23,16 @@ const EVENTS_IN_FLIGHT: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Ledger {
     store: Store,
+    known: Arc<Known>,
+    /// Changes are written side by side; what rests on what people have said so far is written when nothing
+    /// else is under way.
+    turn: tokio::sync::RwLock<()>,
+}
+
+/// The copy in memory, and who follows it.
+#[derive(Debug)]
+struct Known {
     records: Mutex<Arc<Records>>,
-    /// Held from before a write until its copy in memory is changed: changes don't overtake.
-    turn: tokio::sync::Mutex<()>,
     events: broadcast::Sender<Event>,
 }
 
@@ -49,14 +57,20 @@ impl Ledger {
             None => records,
         };
         let (events, _) = broadcast::channel(EVENTS_IN_FLIGHT);
-        let (records, turn) = (Mutex::new(Arc::new(records)), tokio::sync::Mutex::default());
-        Ok(Self { store, records, turn, events })
+        let known = Arc::new(Known { records: Mutex::new(Arc::new(records)), events });
+        Ok(Self { store, known, turn: tokio::sync::RwLock::default() })
     }
 
-    /// The records as they are now.
+    /// The records as they are now. As long as somebody keeps them, the next change is made to a copy of
+    /// them all: a short look is for [`Self::look`].
     #[must_use]
     pub(crate) fn records(&self) -> Arc<Records> {
-        Arc::clone(&self.lock())
+        Arc::clone(&self.known.lock())
+    }
+
+    /// Looks at the records as they are now.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
+        look(&self.known.lock())
     }
 
     /// The store itself, for what nobody keeps a copy of.
@@ -72,14 +86,14 @@ impl Ledger {
     pub(crate) async fn belong_to(&self, fleet: FleetName) -> Result<(), StoreError> {
         let name = fleet.clone();
         self.store.write(move |conn| disk::belong_to(conn, &name)).await?;
-        Arc::make_mut(&mut self.lock()).owner = Some(fleet);
+        Arc::make_mut(&mut self.known.lock()).owner = Some(fleet);
         Ok(())
     }
 
     /// Events from now on.
     #[must_use]
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        self.known.events.subscribe()
     }
 
     /// Makes changes durable, all or none, and then known.
@@ -90,7 +104,7 @@ impl Ledger {
         if changes.is_empty() {
             return Ok(());
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn.read().await;
         self.record_in_turn(changes, now).await
     }
 
@@ -100,8 +114,8 @@ impl Ledger {
     /// # Errors
     /// When the store fails; then nothing is changed.
     pub(crate) async fn announce(&self, changes: Vec<Change>, said: u64, now: Timestamp) -> Result<bool, StoreError> {
-        let _turn = self.turn.lock().await;
-        let is_last_word = self.lock().said == said;
+        let _turn = self.turn.write().await;
+        let is_last_word = self.look(|records| records.said == said);
         if is_last_word {
             self.record_in_turn(changes, now).await?;
         }
@@ -109,18 +123,15 @@ impl Ledger {
     }
 
     async fn record_in_turn(&self, changes: Vec<Change>, now: Timestamp) -> Result<(), StoreError> {
-        let (changes, events) = self
-            .store
-            .write(move |conn| {
-                let events = disk::write(conn, &changes, now)?;
-                Ok((changes, events))
-            })
-            .await?;
-        let mut records = self.lock();
-        let known = Arc::make_mut(&mut records);
-        changes.into_iter().for_each(|change| known.apply(change));
-        drop(records);
-        self.tell(events);
+        let known = Arc::clone(&self.known);
+        let write = move |conn: &Connection| {
+            let events = disk::write(conn, &changes, now)?;
+            Ok((changes, events))
+        };
+        let apply =
+            |changes: Vec<Change>| |known: &mut Records| changes.into_iter().for_each(|change| known.apply(change));
+        let told = self.store.write_then(write, move |(changes, events)| known.take(apply(changes), events)).await?;
+        log(&told);
         Ok(())
     }
 
@@ -134,43 +145,73 @@ impl Ledger {
         mut changes: Vec<Change>,
         now: Timestamp,
     ) -> Result<Revision, StoreError> {
-        let _turn = self.turn.lock().await;
-        changes.extend(self.records().protections(&new.fleet));
-        let (revision, new, changes, events) = self
-            .store
-            .write(move |conn| {
-                let (revision, events) = disk::accept(conn, &new, &changes, now)?;
-                Ok((revision, new, changes, events))
-            })
-            .await?;
-        let mut records = self.lock();
-        let known = Arc::make_mut(&mut records);
-        known.accept(new, revision, now);
-        changes.into_iter().for_each(|change| known.apply(change));
-        drop(records);
-        self.tell(events);
+        let _turn = self.turn.write().await;
+        changes.extend(self.look(|records| records.protections(&new.fleet)));
+        let known = Arc::clone(&self.known);
+        let write = move |conn: &Connection| {
+            let (revision, events) = disk::accept(conn, &new, &changes, now)?;
+            Ok((revision, new, changes, events))
+        };
+        let apply = move |(revision, new, changes, events): (Revision, NewFile, Vec<Change>, Vec<Event>)| {
+            let apply = |records: &mut Records| {
+                records.accept(new, revision, now);
+                changes.into_iter().for_each(|change| records.apply(change));
+            };
+            (revision, known.take(apply, events))
+        };
+        let (revision, told) = self.store.write_then(write, apply).await?;
+        log(&told);
         Ok(revision)
     }
 
-    /// Takes note of records that the hub has stored by itself, and tells of the events that were stored with
-    /// them.
-    pub(crate) fn note(&self, stored: &[Record], events: Vec<Event>) {
-        Arc::make_mut(&mut self.lock()).note(stored);
-        self.tell(events);
+    /// Stores what the hub wants to survive, with the events that follow from it, and then does `then`. Once
+    /// the first of the two futures is over, it has its place in the order.
+    ///
+    /// # Errors
+    /// When the store fails, or a record contradicts what is stored; then nothing is changed.
+    pub(crate) async fn note(
+        &self,
+        records: Arc<Vec<Record>>,
+        now: Timestamp,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + 'static, StoreError> {
+        let known = Arc::clone(&self.known);
+        let write = move |conn: &Connection| {
+            let events = disk::note(conn, &records, now)?;
+            Ok((records, events))
+        };
+        let apply = move |(records, events): (Arc<Vec<Record>>, Vec<Event>)| {
+            let told = known.take(|known| known.note(&records), events);
+            then();
+            told
+        };
+        let written = self.store.queue_write(write, apply).await?;
+        Ok(async { written.await.map(|told| log(&told)) })
     }
+}
 
-    fn tell(&self, events: Vec<Event>) {
-        for event in events {
-            let agent = event.agent.as_ref().map(AgentName::as_str).unwrap_or_default();
-            tracing::info!(agent.name = agent, event.kind = event.kind.as_str(), "{}", event.message);
+impl Known {
+    /// Takes in what has become durable, and tells of it.
+    fn take(&self, apply: impl FnOnce(&mut Records), events: Vec<Event>) -> Vec<Event> {
+        apply(Arc::make_mut(&mut self.lock()));
+        for event in &events {
             // Nobody following is no failure.
-            let _ = self.events.send(event);
+            let _ = self.events.send(event.clone());
         }
+        events
     }
 
     fn lock(&self) -> MutexGuard<'_, Arc<Records>> {
         // A change that panicked half-way has changed a copy only.
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Not where they are told of: a log that is slow to take them must not hold up the store.
+fn log(events: &[Event]) {
+    for event in events {
+        let agent = event.agent.as_ref().map(AgentName::as_str).unwrap_or_default();
+        tracing::info!(agent.name = agent, event.kind = event.kind.as_str(), "{}", event.message);
     }
 }
 
@@ -192,5 +233,24 @@ mod tests {
         ledger.record(vec![Change::Mode(Mode::Down)], now).await.unwrap();
         assert!(!ledger.announce(event(), decided, now).await.unwrap());
         assert_eq!(ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn changes_that_are_made_side_by_side_share_a_commit_and_are_told_in_the_order_of_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(Store::open(&folder.path().join("state.db")).unwrap()).await.unwrap();
+        let (mut told, before) = (ledger.subscribe(), ledger.store().stats().commits);
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let busy = ledger.store().write(move |_| Ok(held.recv().unwrap()));
+        let change = |number: u32| {
+            let event = NewEvent::fleet(EventKind::StepStarted, number.to_string());
+            ledger.record(vec![Change::Event(event)], Timestamp::UNIX_EPOCH)
+        };
+        let changes = futures::future::join_all((0..20).map(change));
+        let (busy, changes, ()) = tokio::join!(busy, changes, async { let_go.send(()).unwrap() });
+        assert!(busy.is_ok() && changes.iter().all(Result::is_ok));
+        assert!(ledger.store().stats().commits - before <= 2, "that of the one that was busy, and one for the others");
+        let told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).map(|event| event.message).collect();
+        assert_eq!(told, (0..20).map(|number| number.to_string()).collect::<Vec<_>>());
     }
 }

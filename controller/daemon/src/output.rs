@@ -45,6 +45,9 @@ impl Output {
     /// # Errors
     /// When the disk fails.
     pub(crate) async fn append(&self, records: Vec<OutputRecord>, durable: bool) -> Result<(), Failure> {
+        if records.is_empty() && (!durable || self.log.is_durable()) {
+            return Ok(());
+        }
         let log = Arc::clone(&self.log);
         let write = move || {
             log.append(&records)?;

@@ -8,28 +8,30 @@ use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::{Channel, TaskRef};
 use vm_agent_store::output::OutputRecord;
 
-/// Records, by where they go.
+/// What of some records goes into the output log, and when. All others go into the database, in one
+/// transaction.
 #[derive(Debug, Default)]
 pub struct Sorted {
     /// Into the output log, which comes first.
     pub output: Vec<OutputRecord>,
-    /// Into the database, in one transaction.
-    pub records: Vec<Record>,
+    /// How many go into the database.
+    pub others: usize,
     /// The attempts that those say are over: then the log has to be durable before them.
     pub over: Vec<TaskRef>,
 }
 
 /// Sorts records by where they go.
 #[must_use]
-pub fn sorted(all: Vec<Record>) -> Sorted {
+pub fn sorted<'a>(all: impl IntoIterator<Item = &'a Record>) -> Sorted {
     let mut sorted = Sorted::default();
     for record in all {
-        sorted.over.extend(ended_by(&record));
+        sorted.over.extend(ended_by(record));
         match record {
             Record::Output { task, channel, offset, data } => {
+                let (task, channel, offset, data) = (*task, *channel, *offset, data.clone());
                 sorted.output.push(OutputRecord { task, channel, offset, data });
             }
-            record => sorted.records.push(record),
+            Record::Credential(_) | Record::Task(_) | Record::Message(_) => sorted.others += 1,
         }
     }
     sorted

@@ -82,7 +82,42 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.shared.writer.run(job).await
+        self.shared.writer.run(job, |value| value).await
+    }
+
+    /// Writes, and then has `then` take note of it, whether or not somebody still waits for the answer: in
+    /// the order in which the writes are in the database, so that a copy in memory is changed as that is.
+    /// It holds up all other writes, and must not wait for anything.
+    ///
+    /// # Errors
+    /// As of [`Self::write`]; then nothing was taken note of. [`StoreError::Panicked`] when `then` did.
+    pub async fn write_then<T, U, F, N>(&self, job: F, then: N) -> Result<U, StoreError>
+    where
+        T: Send + 'static,
+        U: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce(T) -> U + Send + 'static,
+    {
+        self.shared.writer.run(job, then).await
+    }
+
+    /// The same in two parts: once the first is over, the write has its place in the order, and the next can
+    /// be asked for.
+    ///
+    /// # Errors
+    /// As of [`Self::write_then`].
+    pub async fn queue_write<T, U, F, N>(
+        &self,
+        job: F,
+        then: N,
+    ) -> Result<impl Future<Output = Result<U, StoreError>> + Send + use<T, U, F, N>, StoreError>
+    where
+        T: Send + 'static,
+        U: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce(T) -> U + Send + 'static,
+    {
+        self.shared.writer.queue(job, then).await
     }
 
     /// Reads. The closure sees one state of the database, with every write that was answered before.
@@ -94,7 +129,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.shared.reader.run(job).await
+        self.shared.reader.run(job, |value| value).await
     }
 
     /// Writes a copy of the database to a new file (mode 0600). Delays neither reads nor writes; the

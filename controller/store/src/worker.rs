@@ -81,11 +81,29 @@ impl Worker {
         Ok(Self { queue, ended })
     }
 
-    /// Has a job done, and gives its result. Dropping the future does not take the job back.
-    pub(crate) async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
+    /// Has a job done, and gives its result, once `then` has seen it on the thread. Dropping the future does
+    /// not take the job back.
+    pub(crate) async fn run<T, U, F, N>(&self, job: F, then: N) -> Result<U, StoreError>
     where
         T: Send + 'static,
+        U: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce(T) -> U + Send + 'static,
+    {
+        self.queue(job, then).await?.await
+    }
+
+    /// The same in two parts: once the first is over, the job has its place in the order.
+    pub(crate) async fn queue<T, U, F, N>(
+        &self,
+        job: F,
+        then: N,
+    ) -> Result<impl Future<Output = Result<U, StoreError>> + Send + use<T, U, F, N>, StoreError>
+    where
+        T: Send + 'static,
+        U: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        N: FnOnce(T) -> U + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move |conn: Result<&Connection, StoreError>| {
@@ -97,13 +115,17 @@ impl Worker {
             Done {
                 succeeded: result.is_ok(),
                 answer: Box::new(move |committed| {
+                    let seen = result.and_then(|value| {
+                        committed?;
+                        catch_unwind(AssertUnwindSafe(|| then(value))).map_err(|_| StoreError::Panicked)
+                    });
                     // Who asked may have stopped waiting.
-                    let _ = reply.send(result.and_then(|value| committed.map(|()| value)));
+                    let _ = reply.send(seen);
                 }),
             }
         });
         self.queue.send(Message::Run(job)).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        Ok(async { answer.await.map_err(|_| StoreError::Closed)? })
     }
 
     /// Takes no more jobs, and waits until all that were taken are done and the thread has let go of
@@ -170,16 +192,21 @@ fn write_all(conn: &mut Connection, jobs: Vec<Job>, counts: &Counts) {
 /// One transaction over the jobs. `done` gets each job that was run; an error means that nothing of
 /// any of these is kept.
 fn write_group(conn: &mut Connection, jobs: &mut VecDeque<Job>, done: &mut Vec<Done>) -> Result<(), rusqlite::Error> {
-    let mut tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Prepared once: there are two of these for each job.
+    let run = |sql| tx.prepare_cached(sql)?.execute(()).map(drop);
     while !jobs.is_empty() {
-        let savepoint = tx.savepoint()?;
+        run("SAVEPOINT job")?;
         // Taken only now: what is taken must be answered.
         let Some(job) = jobs.pop_front() else { break };
-        let ran = job(Ok(&savepoint));
+        let ran = job(Ok(&*tx));
         let succeeded = ran.succeeded;
         done.push(ran);
         // Either fails when the transaction is gone.
-        if succeeded { savepoint.commit()? } else { savepoint.finish()? }
+        if !succeeded {
+            run("ROLLBACK TO job")?;
+        }
+        run("RELEASE job")?;
     }
     tx.commit()
 }

@@ -39,8 +39,10 @@ impl Controller {
     /// store fails.
     pub async fn submit_tasks(&self, request: &TasksRequest, actor: &Actor) -> Result<Vec<Task>, Problem> {
         let now = Timestamp::now();
-        let tasks = tasks::requested(&self.core.ledger.records(), request, &actor.name, now)?;
-        if let Some(known) = self.asked_before(&tasks).await? {
+        let tasks = self.core.ledger.look(|records| tasks::requested(records, request, &actor.name, now))?;
+        // What has no name of its own was never asked for before.
+        let is_named = request.task.id.is_some() || request.task.key.is_some();
+        if is_named && let Some(known) = self.asked_before(&tasks).await? {
             return Ok(known);
         }
         let message = match (tasks.as_slice(), request.task.key.as_deref()) {
@@ -50,7 +52,8 @@ impl Controller {
         let sequence = accept_all(tasks.clone(), message, Vec::new());
         carry_out(&self.core, sequence, now).await.map_err(|error| internal(&error))?;
         // Who asked for the same at the same time may have been first.
-        Ok(self.asked_before(&tasks).await?.unwrap_or(tasks))
+        let known = if is_named { self.asked_before(&tasks).await? } else { None };
+        Ok(known.unwrap_or(tasks))
     }
 
     /// The tasks that are known under the id of this one, or under the key of these.
@@ -144,7 +147,7 @@ impl Controller {
     pub async fn replay_task(&self, id: TaskId, actor: &Actor) -> Result<Task, Problem> {
         let now = Timestamp::now();
         let task = self.task(id).await?;
-        let (again, sequence) = tasks::replay(&self.core.ledger.records(), &task, &actor.name, now)?;
+        let (again, sequence) = self.core.ledger.look(|records| tasks::replay(records, &task, &actor.name, now))?;
         carry_out(&self.core, sequence, now).await.map_err(|error| internal(&error))?;
         Ok(again)
     }

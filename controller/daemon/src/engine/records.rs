@@ -329,14 +329,17 @@ impl Records {
     }
 
     fn note_work(&mut self, task: &Task) {
-        self.pooled.remove(&task.id);
-        // Only a task of a pool goes from agent to agent.
-        self.work.retain(|agent, open| {
-            if task.pool.is_some() || Some(agent) == task.agent.as_ref() {
-                open.remove(&task.id);
-            }
-            !open.is_empty()
-        });
+        if task.pool.is_some() {
+            // Only such a one goes from agent to agent.
+            self.pooled.remove(&task.id);
+            self.work.retain(|_, open| !(open.remove(&task.id) && open.is_empty()));
+        } else if let Some(agent) = task.agent.as_ref().filter(|_| task.outcome().is_some())
+            && let Some(open) = self.work.get_mut(agent)
+            && open.remove(&task.id)
+            && open.is_empty()
+        {
+            self.work.remove(agent);
+        }
         match (&task.agent, &task.pool) {
             _ if task.outcome().is_some() => {}
             (Some(agent), _) => drop(self.work.entry(agent.clone()).or_default().insert(task.id)),

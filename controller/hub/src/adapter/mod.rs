@@ -74,7 +74,7 @@ pub trait Storage: Send + Sync + 'static {
     /// Stores records, all or none. Calls are made in the order in which the records must become
     /// durable, and the next call does not wait for the future of the last: an implementation takes a
     /// record's place in the order before it returns.
-    fn store(&self, records: Vec<Record>) -> BoxFuture<'static, Result<(), String>>;
+    fn store(&self, records: Arc<Vec<Record>>) -> BoxFuture<'static, Result<(), String>>;
 }
 
 /// Why a hub can't serve.

@@ -51,7 +51,7 @@ struct Held {
 
 /// A call that is not answered yet.
 struct Pending {
-    records: Vec<Record>,
+    records: Arc<Vec<Record>>,
     /// Where effects wait for it.
     lanes: Vec<Lane>,
 }
@@ -109,7 +109,8 @@ impl Releases {
     }
 
     fn store(&mut self, records: Vec<Record>) -> Call {
-        self.stores.push_back(self.storage.store(records.clone()));
+        let records = Arc::new(records);
+        self.stores.push_back(self.storage.store(Arc::clone(&records)));
         self.pending.push_back(Pending { records, lanes: Vec::new() });
         self.first + self.pending.len() as Call - 1
     }
@@ -150,7 +151,8 @@ impl Releases {
                 }
             }
         }
-        Released { records, result, effects }
+        // Mostly the storage has let go of them.
+        Released { records: Arc::unwrap_or_clone(records), result, effects }
     }
 }
 
@@ -173,7 +175,7 @@ mod tests {
     }
 
     impl Storage for Slow {
-        fn store(&self, _: Vec<Record>) -> BoxFuture<'static, Result<(), String>> {
+        fn store(&self, _: Arc<Vec<Record>>) -> BoxFuture<'static, Result<(), String>> {
             let (answer, done) = oneshot::channel();
             self.calls.lock().unwrap().push_back(answer);
             async { done.await.unwrap() }.boxed()

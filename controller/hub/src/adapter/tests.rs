@@ -49,11 +49,11 @@ struct Memory {
 }
 
 impl Storage for Memory {
-    fn store(&self, records: Vec<Record>) -> BoxFuture<'static, Result<(), String>> {
+    fn store(&self, records: Arc<Vec<Record>>) -> BoxFuture<'static, Result<(), String>> {
         if *self.failing.lock().unwrap() {
             return std::future::ready(Err("the disk is full".to_owned())).boxed();
         }
-        self.records.lock().unwrap().extend(records);
+        self.records.lock().unwrap().extend(records.iter().cloned());
         let mut open = self.open.subscribe();
         async move { open.wait_for(|open| *open).await.map(|_| ()).map_err(|error| error.to_string()) }.boxed()
     }

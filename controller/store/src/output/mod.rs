@@ -190,6 +190,8 @@ struct Active {
     number: u32,
     file: Arc<File>,
     end: u64,
+    /// How much of it is on the disk for certain.
+    durable: u64,
     index: Index,
     /// A write failed, and there may be something behind the end.
     ragged: bool,
@@ -247,17 +249,32 @@ impl OutputLog {
         Ok(())
     }
 
-    /// Makes durable what was appended.
+    /// Whether all that was appended is durable.
+    pub fn is_durable(&self) -> bool {
+        let state = self.lock();
+        state.active.durable == state.active.end
+    }
+
+    /// Makes durable what was appended. The disk is left alone when that is so already: even a flush of
+    /// nothing takes its time.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn sync(&self) -> Result<(), OutputError> {
         // Without the lock: who reads need not wait for the disk.
-        let (file, number) = {
+        let (file, number, end) = {
             let state = self.lock();
-            (Arc::clone(&state.active.file), state.active.number)
+            if state.active.durable == state.active.end {
+                return Ok(());
+            }
+            (Arc::clone(&state.active.file), state.active.number, state.active.end)
         };
-        file.sync_data().map_err(failed("flush", &log_path(&self.dir, number)))
+        file.sync_data().map_err(failed("flush", &log_path(&self.dir, number)))?;
+        let active = &mut self.lock().active;
+        if active.number == number {
+            active.durable = active.durable.max(end);
+        }
+        Ok(())
     }
 
     /// How much of an attempt's output is kept, from the beginning: where it has to go on.
@@ -382,7 +399,7 @@ impl Active {
         let file = options.create(true).truncate(true).read(true).write(true).mode(0o600).open(&path);
         let file = Arc::new(file.map_err(failed("make", &path))?);
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("flush", dir))?;
-        Ok(Self { number, file, end: 0, index: Index::default(), ragged: false })
+        Ok(Self { number, file, end: 0, durable: 0, index: Index::default(), ragged: false })
     }
 
     /// A segment that an earlier life wrote to: what is no whole record at its end is cut off.
@@ -398,7 +415,7 @@ impl Active {
             file.sync_all()
         };
         cut().map_err(failed("mend", &path))?;
-        Ok(Self { number, file: Arc::new(file), end, index, ragged: false })
+        Ok(Self { number, file: Arc::new(file), end, durable: end, index, ragged: false })
     }
 
     /// Writes encoded records, all or none.

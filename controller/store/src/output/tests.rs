@@ -306,3 +306,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_durable_is_known_and_only_what_came_since_is_not() {
+    let dir = tempdir().unwrap();
+    let log = open(&dir, SMALL);
+    assert!(log.is_durable());
+    fill(&log, attempt(1, 1), 5);
+    assert!(!log.is_durable());
+    log.sync().unwrap();
+    assert!(log.is_durable());
+    // Into the next segment, before which this one is sealed.
+    fill(&log, attempt(2, 1), 20);
+    assert!(!log.is_durable());
+    log.sync().unwrap();
+    assert!(log.is_durable());
+    drop(log);
+    assert!(open(&dir, SMALL).is_durable(), "what a new life finds was made durable when it was opened");
+}

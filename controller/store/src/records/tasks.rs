@@ -37,23 +37,34 @@ pub const fn state_name(state: &TaskState) -> &'static str {
     }
 }
 
-/// Stores a task, new or in place of its earlier state. What is stored already is left as it is.
+/// Stores a task that is new.
 ///
 /// # Errors
-/// [`StoreError::TaskEnded`] when the task has ended, and this is not the same end.
 /// [`StoreError::AlreadyExists`] when the id is that of another task, the key is that of another request,
 /// or the machine was given this wording of this task of the file for this moment already, under another
 /// id.
-pub fn put(conn: &Connection, task: &Task) -> Result<(), StoreError> {
-    match get(conn, task.id)? {
-        None => insert(conn, task),
-        Some(stored) if stored == *task => Ok(()),
-        Some(stored) if stored.outcome().is_some() => Err(StoreError::TaskEnded { task: task.id }),
-        Some(stored) if !is_same(&stored, task) => {
-            Err(StoreError::AlreadyExists { what: "another task", key: task.id.to_string() })
+pub fn accept(conn: &Connection, task: &Task) -> Result<(), StoreError> {
+    insert(conn, task)
+}
+
+/// Stores a task, new or in place of its earlier state, and gives that. What is stored already is left as it
+/// is.
+///
+/// # Errors
+/// [`StoreError::TaskEnded`] when the task has ended, and this is not the same end.
+/// [`StoreError::AlreadyExists`] as of [`accept`].
+pub fn put(conn: &Connection, task: &Task) -> Result<Option<Task>, StoreError> {
+    let stored = get(conn, task.id)?;
+    match &stored {
+        None => insert(conn, task)?,
+        Some(stored) if stored == task => {}
+        Some(stored) if stored.outcome().is_some() => return Err(StoreError::TaskEnded { task: task.id }),
+        Some(stored) if !is_same(stored, task) => {
+            return Err(StoreError::AlreadyExists { what: "another task", key: task.id.to_string() });
         }
-        Some(_) => update(conn, task),
+        Some(stored) => update(conn, stored, task)?,
     }
+    Ok(stored)
 }
 
 /// Whether these are states of one task. Only a task of a pool goes from agent to agent.
@@ -167,11 +178,14 @@ fn insert(conn: &Connection, task: &Task) -> Result<(), StoreError> {
     let (id, record) = (task.id.to_string(), json::encode(TABLE, task)?);
     let params =
         (id, agent, &group, state_name(&task.state), task.dead.is_some(), key, &claim, name, digest, due, record);
-    conn.prepare_cached(sql)?.execute(params).map_err(|error| {
-        let key = format!("`{}` on `{}`", name.unwrap_or_default(), agent.unwrap_or_default());
-        already(error, "a task of this wording", &key)
+    conn.prepare_cached(sql)?.execute(params).map_err(|error| match name {
+        Some(name) => already(error, "a task of this wording", &format!("`{name}` on `{}`", agent.unwrap_or_default())),
+        None => already(error, "a task", &task.id),
     })?;
-    forget_runs(conn, agent, claim.as_deref(), name)
+    match (claim, name) {
+        (Some(claim), Some(name)) => forget_runs(conn, agent, &claim, name),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a key that is another request's: of a task that is not of the same group.
@@ -184,12 +198,7 @@ fn claim_key(conn: &Connection, key: &str, group: Option<&str>) -> Result<(), St
 }
 
 /// Drops the oldest runs of a task of the file beyond those that are kept.
-fn forget_runs(
-    conn: &Connection,
-    agent: Option<&str>,
-    claim: Option<&str>,
-    name: Option<&str>,
-) -> Result<(), StoreError> {
+fn forget_runs(conn: &Connection, agent: Option<&str>, claim: &str, name: &str) -> Result<(), StoreError> {
     let sql = "DELETE FROM tasks WHERE rowid IN (
                    SELECT rowid FROM tasks
                    WHERE agent = ?1 AND claim = ?2 AND name = ?3 AND due <> '' AND state = 'ended'
@@ -198,13 +207,18 @@ fn forget_runs(
     Ok(())
 }
 
-fn update(conn: &Connection, task: &Task) -> Result<(), StoreError> {
-    conn.prepare_cached("UPDATE tasks SET agent = ?2, state = ?3, dead = ?4, record = ?5 WHERE id = ?1")?.execute((
-        task.id.to_string(),
-        task.agent.as_ref().map(AgentName::as_str),
-        state_name(&task.state),
-        task.dead.is_some(),
-        json::encode(TABLE, task)?,
-    ))?;
+/// Writes no more than what is different: each column has indexes that would be written with it.
+fn update(conn: &Connection, stored: &Task, task: &Task) -> Result<(), StoreError> {
+    let (id, record) = (task.id.to_string(), json::encode(TABLE, task)?);
+    let agent = task.agent.as_ref().map(AgentName::as_str);
+    let (state, dead) = (state_name(&task.state), task.dead.is_some());
+    if stored.agent != task.agent || stored.dead.is_some() != dead {
+        let sql = "UPDATE tasks SET agent = ?2, state = ?3, dead = ?4, record = ?5 WHERE id = ?1";
+        conn.prepare_cached(sql)?.execute((id, agent, state, dead, record))?;
+    } else if state_name(&stored.state) != state {
+        conn.prepare_cached("UPDATE tasks SET state = ?2, record = ?3 WHERE id = ?1")?.execute((id, state, record))?;
+    } else {
+        conn.prepare_cached("UPDATE tasks SET record = ?2 WHERE id = ?1")?.execute((id, record))?;
+    }
     Ok(())
 }

@@ -103,8 +103,8 @@ impl World {
 
     /// Stores records, as the real storage does.
     fn keep(&mut self, records: &[Record]) -> Result<(), StoreError> {
-        let Sorted { output, records, over } = sorted(records.to_vec());
-        let kept = self.keep_sorted(&output, &records, &over);
+        let Sorted { output, over, .. } = sorted(records);
+        let kept = self.keep_sorted(&output, records, &over);
         let holes = &mut self.life_mut().holes;
         match kept {
             Ok(()) => holes.stored(&output, &over),
@@ -125,7 +125,12 @@ impl World {
             self.log.flush();
         }
         let now = self.clock.wall();
-        self.transaction(|conn| disk::note(conn, records, now).map(drop))
+        let told = self.transaction(|conn| disk::note(conn, records, now))?;
+        for event in told {
+            let agent = event.agent.map(|agent| agent.to_string()).unwrap_or_default();
+            self.trace(|| format!("event {:?} {agent}: {}", event.kind, event.message));
+        }
+        Ok(())
     }
 
     fn attempts_are_over(&mut self, records: &[Record]) {
