@@ -39,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) observers: BTreeMap<DriverName, Observer>,
     /// Something happened that may change the plan. Many tellings are one pass.
     pub(crate) trigger: Arc<Notify>,
+    /// The same for what happens all the time where there is much to do: it waits until the loop has rested.
+    pub(crate) nudged: Notify,
     /// Steps and deliveries under way.
     pub(crate) jobs: TaskTracker,
     /// The controller is to go down.
@@ -70,6 +72,11 @@ impl Core {
     /// Asks for a pass.
     pub(crate) fn wake(&self) {
         self.trigger.notify_one();
+    }
+
+    /// Asks for a pass once the loop has rested.
+    pub(crate) fn nudge(&self) {
+        self.nudged.notify_one();
     }
 
     /// Everything that a plan is made from, as it is now.

@@ -32,7 +32,7 @@ pub(crate) async fn run(core: Arc<Core>, mut notices: mpsc::Receiver<Notice>) {
             tracing::error!(error = %Chain(&error), "Events could not be recorded");
         }
         if wake {
-            core.wake();
+            core.nudge();
         }
     }
 }
@@ -73,9 +73,8 @@ fn with_untold(event: NewEvent, untold: u64) -> NewEvent {
 }
 
 fn look_at(core: &Core, agent: &AgentName) {
-    if let Some(claim) = core.ledger.records().claims.get(agent)
-        && let Some(observer) = core.observers.get(&claim.driver)
-    {
+    let driver = core.ledger.look(|records| records.claims.get(agent).map(|claim| claim.driver));
+    if let Some(observer) = driver.and_then(|driver| core.observers.get(&driver)) {
         observer.ask();
     }
 }

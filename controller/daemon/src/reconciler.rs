@@ -28,10 +28,16 @@ use crate::upgrading::upgrade;
 /// The pause after a pass that the store refused: a full disk does not become empty in a millisecond.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How much longer than a look at the fleet took the loop rests before one for what happens all the time, and how
+/// long at most: a look takes the longer the larger the fleet is, and must leave the processors to what happens.
+const REST: u32 = 9;
+const REST_MAX: Duration = Duration::from_secs(1);
+
 /// Runs passes until the controller goes down, or the fleet has.
 pub(crate) async fn run(core: Arc<Core>) {
     loop {
-        let pause = match pass(&core).await {
+        let mut looked = Duration::ZERO;
+        let pause = match pass(&core, &mut looked).await {
             Ok(act) if act.down => {
                 if let Err(error) = core.ledger.record(vec![at_rest()], Timestamp::now()).await {
                     tracing::error!(error = %Chain(&error), "The end of going down could not be recorded");
@@ -45,8 +51,13 @@ pub(crate) async fn run(core: Arc<Core>) {
                 STORE_PAUSE
             }
         };
+        let rested = async {
+            tokio::time::sleep((looked * REST).min(REST_MAX)).await;
+            core.nudged.notified().await;
+        };
         tokio::select! {
             () = core.trigger.notified() => {}
+            () = rested => {}
             () = tokio::time::sleep(pause) => {}
             () = core.stop.cancelled() => return,
         }
@@ -60,12 +71,16 @@ fn wait_until(at: Option<Timestamp>) -> Duration {
     at.map_or(PASS_EVERY, |at| (until(at) + Duration::from_millis(1)).min(PASS_EVERY))
 }
 
-async fn pass(core: &Arc<Core>) -> Result<Box<Act>, StoreError> {
+/// A pass, and how much of its time it looked at the fleet rather than waited for the disk.
+async fn pass(core: &Arc<Core>, looked: &mut Duration) -> Result<Box<Act>, StoreError> {
     let begun = Instant::now();
     'anew: loop {
+        let looking = Instant::now();
         let inputs = core.inputs().await;
         let now = inputs.now;
-        let mut act = match turn(&inputs, &core.ledger.records(), &core.hub_address, &mut jitter) {
+        let turn = turn(&inputs, &core.ledger.records(), &core.hub_address, &mut jitter);
+        *looked += looking.elapsed();
+        let mut act = match turn {
             Turn::Act(act) => act,
             Turn::Note(changes) => {
                 // What people said meanwhile is not to be undone by what followed from before. Either way it
@@ -148,6 +163,7 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
             }
             Effect::BroughtUp(began) => core.memory().brought_up(began),
             Effect::Wake => core.wake(),
+            Effect::Nudge => core.nudge(),
         }
     }
     Ok(Carried::Out)

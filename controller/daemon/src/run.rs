@@ -310,6 +310,7 @@ impl Running {
             hub,
             observers,
             trigger,
+            nudged: Notify::new(),
             jobs: TaskTracker::new(),
             stop,
             logs: Logs::new(folder.join("logs")),

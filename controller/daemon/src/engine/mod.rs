@@ -85,8 +85,10 @@ pub enum Effect {
     Begin(Box<Job>),
     /// Remember that a step which began then brought a machine up.
     BroughtUp(Timestamp),
-    /// Look again soon.
+    /// Look again at once.
     Wake,
+    /// Look again by and by: this happens all the time where there is much to do.
+    Nudge,
 }
 
 /// One thing to tell the hub.
@@ -131,6 +133,6 @@ pub fn accept_all(tasks: Vec<Task>, message: impl Into<String>, mut changes: Vec
     let submit = |task| Effect::Hub(HubCall::Submit(Box::new(task), OutputKnown::default()));
     let mut sequence = vec![Effect::Accept(changes)];
     sequence.extend(tasks.into_iter().map(submit));
-    sequence.push(Effect::Wake);
+    sequence.push(Effect::Nudge);
     sequence
 }

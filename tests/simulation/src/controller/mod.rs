@@ -520,7 +520,7 @@ impl World {
                 self.soon(Within::Call(id));
             }
             Do::Effect(Effect::BroughtUp(began)) => self.life_mut().memory.brought_up(began),
-            Do::Effect(Effect::Wake) => self.wake(),
+            Do::Effect(Effect::Wake | Effect::Nudge) => self.wake(),
             Do::Accept(file, changes) => self.accept(*file, changes, now)?,
         }
         Ok(Carried::Out)
