@@ -258,7 +258,7 @@ impl FromStr for Mac {
         let some = text.bytes().any(|b| !matches!(b, b'0' | b':'));
         // The lowest bit of the first byte marks the address of a group.
         let single =
-            text.bytes().nth(1).is_some_and(|b| matches!(b, b'0' | b'2' | b'4' | b'6' | b'8' | b'a' | b'c' | b'e'));
+            text.as_bytes().get(1).is_some_and(|b| matches!(b, b'0' | b'2' | b'4' | b'6' | b'8' | b'a' | b'c' | b'e'));
         if six && some && single {
             Ok(Self(text))
         } else {
