@@ -1,7 +1,7 @@
 //! Sessions by hand: terminals that outlive their controller, copies, ports, logs, and answers to messages.
 #![expect(clippy::unwrap_used, reason = "this is a test")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::{Child, Stdio};
@@ -200,6 +200,49 @@ c.sendall(data[::-1]); c.close()
     assert!(answer == [b"dne".to_vec(), b"cba".repeat(100_000)].concat(), "{} bytes", answer.len());
     forward.kill().unwrap();
     forward.wait().unwrap();
+    fleet.finish();
+}
+
+#[test]
+fn a_log_is_shown_from_its_end_from_a_time_on_and_as_it_comes() {
+    let line = "i=0; while :; do i=$((i + 1)); echo \"line $i.\"; test $i -lt 20 || until test -e on; do sleep 0.05; done; rm -f on; done";
+    let service = format!("{{exec: {}}}", serde_json::Value::from(line));
+    let fleet =
+        Fleet::new(&format!("defaults: {{driver: local}}\nagents:\n  web: {{services: {{talk: {service}}}}}\n"));
+    fleet.up();
+    let log = |flags: &[&str]| fleet.ok(&[&["logs", "web"], flags].concat());
+    fleet.wait_for("the service's lines", || log(&[]).contains("line 20.").then_some(()));
+    let last = log(&["--tail", "2"]);
+    assert_eq!(last.lines().count(), 2, "{last}");
+    assert!(last.lines().last().unwrap().contains("line 20."), "{last}");
+    let passed = fleet.wait_for("a second", || Some(log(&["--since", "1s"])).filter(|log| !log.contains("line 20.")));
+    assert!(log(&["--since", "10m"]).contains("line 20."), "{passed}");
+
+    let mut follow = fleet.command(&["logs", "web", "--follow", "--tail", "1"]);
+    let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("line 20."));
+    for number in [21, 22] {
+        std::fs::write(fleet.instance("web").join("work/on"), "").unwrap();
+        let line = lines.next().unwrap().unwrap();
+        assert!(line.contains(&format!("line {number}.")), "{line}");
+    }
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    fleet.finish();
+}
+
+#[test]
+fn a_run_takes_what_the_file_says_of_its_profile() {
+    let fleet = Fleet::new("profiles: {small: {driver: local, env: {SIZE: small}}}\nagents: {}\n");
+    fleet.up();
+    let run = ["run", "--rm", "--profile", "small", "--", "echo $SIZE"];
+    assert_eq!(fleet.ok(&run), "small\n");
+    let refused = fleet.run(&["run", "--rm", "--profile", "smal", "--", "true"]);
+    assert_eq!(refused.code, 255, "{refused:?}");
+    assert!(refused.stderr.contains("there is no profile `smal`; did you mean `small`?"), "{refused:?}");
+    fleet.ok(&["create", "web", "--profile", "small", "--env", "SIZE=other"]);
+    assert_eq!(fleet.exec("web", "echo $SIZE"), "other\n");
     fleet.finish();
 }
 

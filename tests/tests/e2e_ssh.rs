@@ -1,11 +1,10 @@
 //! The SSH client of this machine, in an agent that has no SSH server.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "in a test it is the message that something is wrong")]
+#![expect(clippy::unwrap_used, reason = "in a test it is the message that something is wrong")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use ring::digest::{SHA256, digest};
@@ -20,16 +19,11 @@ struct Reached {
 }
 
 impl Reached {
-    /// Nothing where there is no SSH client.
-    fn new() -> Option<Self> {
-        if Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
-            println!("skipped: there is no ssh on this machine");
-            return None;
-        }
+    fn new() -> Self {
         let fleet = Fleet::new("defaults: {driver: local}\nagents:\n  web: {}\n");
         fleet.up();
         fs::write(fleet.path().join("ssh.conf"), fleet.ok(&["ssh-config"])).unwrap();
-        Some(Self { fleet })
+        Self { fleet }
     }
 
     /// A program that speaks SSH, with the settings of this fleet and of nobody else.
@@ -51,7 +45,7 @@ fn text(bytes: &[u8]) -> &str {
 
 #[test]
 fn an_ssh_client_runs_commands_with_their_input_output_and_exit_codes() {
-    let Some(reached) = Reached::new() else { return };
+    let reached = Reached::new();
     let ran = reached.ssh(&["web.vm-agent", "echo $VM_AGENT_INSTANCE; echo other >&2; exit 7"]);
     let instance = reached.fleet.exec("web", "echo $VM_AGENT_INSTANCE");
     assert_eq!((ran.status.code(), text(&ran.stdout)), (Some(7), instance.as_str()), "{}", text(&ran.stderr));
@@ -90,7 +84,7 @@ fn an_ssh_client_runs_commands_with_their_input_output_and_exit_codes() {
 
 #[test]
 fn an_ssh_client_reaches_ports_of_the_machine() {
-    let Some(reached) = Reached::new() else { return };
+    let reached = Reached::new();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
     // Answers with what came, backwards, and only once the other direction has ended.
@@ -130,29 +124,56 @@ fn an_ssh_client_reaches_ports_of_the_machine() {
 }
 
 #[test]
-fn files_are_copied_by_scp() {
-    let Some(reached) = Reached::new() else { return };
+fn files_are_copied_by_scp_sftp_and_rsync() {
+    let reached = Reached::new();
     let (here, there) = (reached.fleet.path().join("here"), reached.fleet.path().join("there"));
-    let has_server = ["/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec"]
-        .iter()
-        .any(|folder| Path::new(folder).join("sftp-server").exists());
-    if !has_server {
-        println!("without SFTP: there is no sftp-server on this machine");
-    }
-    for protocol in if has_server { &["-O", "-s"][..] } else { &["-O"] } {
+    let run = |mut command: Command| {
+        let ran = command.output().unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{command:?}: {}", text(&ran.stderr));
+    };
+    for protocol in ["-O", "-s"] {
         fs::write(&here, protocol).unwrap();
-        let ran = reached.command("scp").arg(protocol).arg(&here).arg("web.vm-agent:there").output().unwrap();
-        assert_eq!(ran.status.code(), Some(0), "{protocol}: {}", text(&ran.stderr));
-        let ran = reached.command("scp").arg(protocol).arg("web.vm-agent:there").arg(&there).output().unwrap();
-        assert_eq!(ran.status.code(), Some(0), "{protocol}: {}", text(&ran.stderr));
-        assert_eq!(fs::read_to_string(&there).unwrap(), *protocol);
+        for way in [["here", "web.vm-agent:there"], ["web.vm-agent:there", "there"]] {
+            let mut scp = reached.command("scp");
+            scp.arg(protocol).args(way);
+            run(scp);
+        }
+        assert_eq!(fs::read_to_string(&there).unwrap(), protocol);
     }
+
+    fs::write(
+        reached.fleet.path().join("batch"),
+        "mkdir deep\nput here deep/it\nrename deep/it deep/that\nget deep/that there\n",
+    )
+    .unwrap();
+    let mut sftp = reached.command("sftp");
+    sftp.args(["-b", "batch", "web.vm-agent"]);
+    fs::write(&here, "by sftp").unwrap();
+    run(sftp);
+    assert_eq!(fs::read_to_string(&there).unwrap(), "by sftp");
+
+    let folder = reached.fleet.path().join("folder");
+    fs::create_dir_all(folder.join("deep")).unwrap();
+    fs::write(folder.join("deep/a"), "a".repeat(100_000)).unwrap();
+    fs::write(folder.join("b"), "b").unwrap();
+    let rsync = |from: &str, to: &str| {
+        let mut rsync = Command::new("rsync");
+        rsync.args(["-a", "--delete", "-e", "ssh -F ssh.conf", from, to]).current_dir(reached.fleet.path());
+        rsync.env("HOME", reached.fleet.path()).stdin(Stdio::null()).stderr(Stdio::piped());
+        run(rsync);
+    };
+    rsync("folder/", "web.vm-agent:synced/");
+    fs::remove_file(folder.join("b")).unwrap();
+    rsync("folder/", "web.vm-agent:synced/");
+    assert_eq!(reached.fleet.exec("web", "cd synced && find . -type f && wc -c < deep/a"), "./deep/a\n100000\n");
+    rsync("web.vm-agent:synced/", "back/");
+    assert_eq!(fs::read_to_string(reached.fleet.path().join("back/deep/a")).unwrap().len(), 100_000);
     reached.fleet.finish();
 }
 
 #[test]
 fn an_agent_that_can_not_be_reached_gets_a_sentence() {
-    let Some(reached) = Reached::new() else { return };
+    let reached = Reached::new();
     let ran = reached.fleet.run(&["ssh-proxy", "wb"]);
     assert_eq!(ran.code, 255);
     assert!(ran.stderr.contains("there is no agent `wb`") && ran.stdout.is_empty(), "{ran:?}");

@@ -9,8 +9,10 @@ use crate::run::{answers, run};
 pub(crate) struct Tool {
     /// What it is.
     name: &'static str,
-    /// The programs that make it up; each answers to `--version`.
-    programs: &'static [&'static str],
+    /// The programs that make it up, each with the flag that it tells its version at.
+    programs: &'static [(&'static str, &'static str)],
+    /// Places of a file that belongs to it and is no command; it is at one of them, where there are any.
+    places: &'static [&'static str],
     /// The packages that bring it on Debian and Ubuntu.
     packages: &'static [&'static str],
     /// How to install it elsewhere.
@@ -20,19 +22,40 @@ pub(crate) struct Tool {
 /// SQLite and the cryptography are C; they are compiled with the rest.
 pub(crate) const C_COMPILER: Tool = Tool {
     name: "a C compiler",
-    programs: &["cc"],
+    programs: &[("cc", "--version")],
+    places: &[],
     packages: &["gcc", "libc6-dev"],
     elsewhere: "on Fedora `dnf install gcc`, on Arch `pacman -S gcc`, on macOS `xcode-select --install`",
 };
 
 /// Tasks that clone, pull and push are tested with the real one.
-pub(crate) const GIT: Tool =
-    Tool { name: "git", programs: &["git"], packages: &["git"], elsewhere: "elsewhere by the package of that name" };
+pub(crate) const GIT: Tool = Tool {
+    name: "git",
+    programs: &[("git", "--version")],
+    places: &[],
+    packages: &["git"],
+    elsewhere: "elsewhere by the package of that name",
+};
+
+/// What reaches agents by `ssh-config`: the clients here, and the server for SFTP that runs inside.
+pub(crate) const SSH: Tool = Tool {
+    name: "OpenSSH with its sftp-server, and rsync",
+    programs: &[("ssh", "-V"), ("rsync", "--version")],
+    places: &[
+        "/usr/lib/openssh/sftp-server",
+        "/usr/libexec/openssh/sftp-server",
+        "/usr/lib/ssh/sftp-server",
+        "/usr/libexec/sftp-server",
+    ],
+    packages: &["openssh-client", "openssh-sftp-server", "rsync"],
+    elsewhere: "elsewhere by the packages openssh and rsync",
+};
 
 /// Scripts and terminals are tested with a real interpreter.
 pub(crate) const PYTHON: Tool = Tool {
     name: "Python 3",
-    programs: &["python3"],
+    programs: &[("python3", "--version")],
+    places: &[],
     packages: &["python3-minimal"],
     elsewhere: "elsewhere from python.org",
 };
@@ -40,7 +63,8 @@ pub(crate) const PYTHON: Tool = Tool {
 /// Real machines, and what their image is built with.
 pub(crate) const QEMU: Tool = Tool {
     name: "QEMU with mmdebstrap",
-    programs: &["qemu-system-x86_64", "qemu-img", "mmdebstrap"],
+    programs: &[("qemu-system-x86_64", "--version"), ("qemu-img", "--version"), ("mmdebstrap", "--version")],
+    places: &[],
     packages: &["qemu-system-x86", "qemu-utils", "mmdebstrap", "e2fsprogs"],
     elsewhere: "elsewhere there is no way to build the image",
 };
@@ -48,14 +72,16 @@ pub(crate) const QEMU: Tool = Tool {
 /// The browser that looks at the dashboard in tests.
 pub(crate) const BROWSER: Tool = Tool {
     name: "Chromium with chromedriver",
-    programs: &["chromium", "chromedriver"],
+    programs: &[("chromium", "--version"), ("chromedriver", "--version")],
+    places: &[],
     packages: &["chromium", "chromium-driver"],
     elsewhere: "the programs `chromium` and `chromedriver` on the PATH",
 };
 
 impl Tool {
     fn is_here(&self) -> bool {
-        self.programs.iter().all(|program| answers(program, &["--version"]))
+        let is_placed = self.places.is_empty() || self.places.iter().any(|place| Path::new(place).exists());
+        is_placed && self.programs.iter().all(|(program, flag)| answers(program, &[flag]))
     }
 }
 
@@ -142,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_installed_here_is_named_in_one_line() {
-        let tool = Tool { programs: &["no-such-program-anywhere"], ..BROWSER };
+        let tool = Tool { programs: &[("no-such-program-anywhere", "--version")], ..BROWSER };
         let sentence = Machine::Unknown.need(&tool).unwrap_err();
         assert_eq!(
             sentence,

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use crate::dist;
-use crate::machine::{BROWSER, C_COMPILER, GIT, Machine, PYTHON, QEMU};
+use crate::machine::{BROWSER, C_COMPILER, GIT, Machine, PYTHON, QEMU, SSH};
 use crate::run::{answers, cargo, run, told};
 
 /// Tells the browser test that there is a browser, so that it does not leave itself out.
@@ -18,7 +18,7 @@ const MACHINES_VARIABLE: &str = "VM_AGENT_TEST_MACHINES";
 /// The last line, when something failed.
 pub(crate) fn everything() -> Result<(), String> {
     let machine = Machine::look();
-    for tool in [&C_COMPILER, &GIT, &PYTHON] {
+    for tool in [&C_COMPILER, &GIT, &PYTHON, &SSH] {
         machine.need(tool)?;
     }
     for component in ["fmt", "clippy"] {
