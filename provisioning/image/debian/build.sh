@@ -48,9 +48,9 @@ cp -R "$here/." "$work/recipe"
 chmod -R a+rX "$work"
 chmod 1777 "$work/made"
 
-# The machine is made by customize.sh, inside the tree and before mmdebstrap would tidy it away. Without
+# The machine is made by customize.sh, inside the tree, which also tidies up. Without
 # documentation and translations it is a third smaller.
-mmdebstrap --quiet --mode="$mode" --variant=apt --format=null \
+mmdebstrap --quiet --mode="$mode" --variant=apt --format=null --skip=cleanup \
     --aptopt='Apt::Install-Recommends "false"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' \

@@ -78,6 +78,10 @@ echo "nameserver 10.0.2.3" >"$root/etc/resolv.conf"
 rm -rf "$root/var/cache/apt/"* "$root/var/lib/apt/lists/"* "$root/var/cache/debconf/"*-old "$root/var/log/"*.log \
     "$root/var/log/apt" "$root/tmp/"* "$root/var/lib/dpkg/"*-old
 
+# By these mmdebstrap keeps services from starting here; in the machine they would keep on doing so.
+rm -f "$root/usr/sbin/policy-rc.d"
+[ ! -e "$root/sbin/start-stop-daemon.REAL" ] || mv "$root/sbin/start-stop-daemon.REAL" "$root/sbin/start-stop-daemon"
+
 # A view of the tree without what is mounted in it. A journal, because a machine may be killed at any time;
 # blocks of 4 KiB also at this size, since it grows.
 rm -rf "$made/debs" "$initrd"
