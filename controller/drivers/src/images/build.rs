@@ -46,14 +46,15 @@ impl Recipe {
     pub(super) async fn build(&self, into: &Path, on: &OnProgress<'_>) -> Result<(), ToolError> {
         let failed = |source| ToolError::Spawn { program: self.script.into(), source };
         let work = tempfile::Builder::new().prefix("recipe.").tempdir_in(into).map_err(failed)?;
-        self.unpack(work.path()).map_err(failed)?;
+        let (files, temporary) = (work.path().join("files"), work.path().join("tmp"));
+        self.unpack(&files).and_then(|()| fs::create_dir(&temporary)).map_err(failed)?;
         let mut command = Command::new("sh");
-        command.arg(self.script).arg(into).current_dir(work.path());
+        command.arg(self.script).arg(into).current_dir(files);
         command.env_clear().envs(inherited()).env("LC_ALL", "C").kill_on_drop(true);
         if rustix::process::geteuid().is_root() {
             // So that nothing of a build that was killed stays anywhere else. An ordinary user's tree belongs to
             // that user's subordinate ids, which may not enter here.
-            command.env("TMPDIR", work.path());
+            command.env("TMPDIR", temporary);
         }
         let mut child = command
             .stdin(Stdio::null())

@@ -139,7 +139,7 @@ async fn a_recipe_is_built_once_and_kept_read_only_by_its_content() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_builders_at_once_make_one_image() {
     let ground = Ground::new(
-        "test -e ../../built && exit 1; touch ../../built; sleep 0.3; qemu-img create -q -f qcow2 $1/disk.qcow2 1M",
+        "test -e ../../../built && exit 1; touch ../../../built; sleep 0.3; qemu-img create -q -f qcow2 $1/disk.qcow2 1M",
     );
     let other = ground.images.clone();
     let (first, second) = tokio::join!(
@@ -166,7 +166,7 @@ async fn a_recipe_that_fails_or_makes_nothing_is_told_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_build_that_is_given_up_ends_with_all_that_it_started() {
-    let ground = Ground::new("sleep 600 & echo $! > ../../child; wait");
+    let ground = Ground::new("sleep 600 & echo $! > ../../../child; wait");
     let child = ground.root.path().join("images/child");
     let built = ground.images.obtain(&ImageReference::Recipe, &ignore_progress);
     let begun = async {

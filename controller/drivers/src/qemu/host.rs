@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::programs::Programs;
@@ -146,10 +147,16 @@ async fn trial(programs: &Programs, accel: &str) -> Result<(), String> {
 /// Whether QEMU was built with its sandbox. Asked of a QEMU without a machine.
 async fn can_sandbox(programs: &Programs) -> bool {
     let mut command = bare(programs);
-    command.args(["-machine", "none", "-sandbox", "on,spawn=deny", "-monitor", "stdio"]).stdin(Stdio::null());
-    let ended = tokio::time::timeout(TRIAL_LIMIT, command.output()).await;
-    // It ends by itself: its monitor has nothing to read.
-    matches!(ended, Ok(Ok(output)) if output.status.success())
+    command.args(["-machine", "none", "-sandbox", "on,spawn=deny", "-monitor", "stdio"]);
+    let ended = async {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        if let Some(mut monitor) = child.stdin.take() {
+            // One that has ended already reads nothing, and says by its end what is to be known.
+            let _ = monitor.write_all(b"quit\n").await;
+        }
+        child.wait().await
+    };
+    matches!(tokio::time::timeout(TRIAL_LIMIT, ended).await, Ok(Ok(status)) if status.success())
 }
 
 fn bare(programs: &Programs) -> Command {

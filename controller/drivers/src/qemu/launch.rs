@@ -24,6 +24,9 @@ use crate::tool::last_words;
 /// How long QEMU may take to be up. It takes a tenth of a second; the rest is for a host under load.
 const UP_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a QEMU that has closed the channel may take to be gone: then its end is what there is to tell.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long a look at the state of a guest may take whose start has failed.
 const STATE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -157,17 +160,21 @@ pub(super) async fn seed(
     };
     let answer = tokio::select! {
         answer = tokio::time::timeout(limit, channel.ask(First::WhenReady, request)) => answer,
-        status = launched.ended() => {
-            let said = last_words(folder.log_since(0).as_bytes());
-            return Err(LaunchError::Fell { status: status?, said });
-        }
+        status = launched.ended() => return Err(fell(folder, status?)),
     };
     match answer {
+        Ok(Err(error)) => match tokio::time::timeout(END_LIMIT, launched.ended()).await {
+            Ok(status) => Err(fell(folder, status?)),
+            Err(_) => Err(LaunchError::Channel(error)),
+        },
         Ok(Ok(FromGuest::Failed { reason, .. })) => Err(LaunchError::Refused(reason)),
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(LaunchError::Channel(error)),
         Err(_) => Err(LaunchError::NoGuest { limit, seen: seen(&mut channel, folder).await }),
     }
+}
+
+fn fell(folder: &Folder, status: ExitStatus) -> LaunchError {
+    LaunchError::Fell { status, said: last_words(folder.log_since(0).as_bytes()) }
 }
 
 /// What can be seen of a guest that did not come up: how it goes with its runtime, where it was heard, and

@@ -1,0 +1,148 @@
+//! Driver `qemu` with real machines: QEMU, a kernel, systemd, and the guest program in it. What needs no
+//! machine is tested with a stand-in, in `qemu_stand_in.rs`.
+//!
+//! The image is built once, in the folder of `VM_AGENT_TEST_IMAGES` or in the target folder, and is used by
+//! every test that needs one.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Map;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use vm_agent_drivers::contract::{CHECKS, World, an_order};
+use vm_agent_drivers::images::{ImageReference, Images, debian};
+use vm_agent_drivers::provisioning::Provisioning;
+use vm_agent_drivers::qemu::{Programs, Qemu};
+use vm_agent_drivers::{CreateOrder, Driver};
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{InstanceState, Sizes};
+use vm_agent_schemas::units::ByteSize;
+
+/// A driver on a root of its own. Whatever happens to the test, no machine of it runs on.
+struct Ground {
+    root: TempDir,
+    qemu: Qemu,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let programs = Programs::find().unwrap_or_else(|missing| panic!("{missing}"));
+        let root = tempfile::tempdir().unwrap();
+        let machines = root.path().join("machines");
+        let images = Images::new(cache(), machines.clone(), programs.img.clone(), debian());
+        let built = images.obtain(&ImageReference::Recipe, &|progress| eprintln!("{progress:?}")).await;
+        built.unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
+        let provisioning = Provisioning::new(runtime(), &Map::new()).unwrap();
+        let seed_disk = Arc::new(move |instance: &InstanceName, incarnation, path: &Path| {
+            provisioning.write(instance, incarnation, path)
+        });
+        Self { root, qemu: Qemu::new(machines, programs, images, seed_disk) }
+    }
+
+    fn pid(&self, instance: &InstanceName) -> Option<Pid> {
+        let text = fs::read_to_string(self.qemu.folder(instance).join("qemu.pid")).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+}
+
+/// Where images are kept between tests.
+fn cache() -> PathBuf {
+    let named = std::env::var_os("VM_AGENT_TEST_IMAGES").map(PathBuf::from);
+    named.unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("images"))
+}
+
+/// The runtime for guests.
+fn runtime() -> PathBuf {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../dist/x86_64-unknown-linux-gnu/vm-agent-runtime");
+    let path = std::env::var_os("VM_AGENT_RUNTIME").map_or(built, PathBuf::from);
+    assert!(path.exists(), "the runtime for guests is missing; build it: `cargo xtask dist`");
+    path
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.root.path().join("machines")).into_iter().flatten().flatten() {
+            if let Some(pid) = entry.file_name().to_str().and_then(|name| self.pid(&name.parse().ok()?)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl World for Ground {
+    async fn crash(&self, instance: &InstanceName) {
+        let pid = self.pid(instance).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while test_kill_process(pid).is_ok() {
+            assert!(Instant::now() < deadline, "a killed process is gone, and no zombie");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn image(&self) -> String {
+        "debian".to_owned()
+    }
+
+    fn sizes(&self, larger: bool) -> Sizes {
+        let (memory, disk) = if larger { (320, 3) } else { (256, 2) };
+        Sizes { cpus: 1, memory: ByteSize::from_bytes(memory * ByteSize::MIB), disk: ByteSize::from_gib(disk) }
+    }
+
+    fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(&self.root).unwrap().keep()
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
+
+/// The promises that a real machine can break in another way than a stand-in. The others boot many times and
+/// are about the driver alone.
+const PROMISES: [&str; 5] = [
+    "stopping_and_starting_can_be_repeated",
+    "another_nonce_is_refused_by_every_verb",
+    "sizes_change_as_the_capabilities_say",
+    "a_crashed_instance_shows_as_failed_and_can_be_started",
+    "the_nonce_can_be_read_back",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_machines_keep_the_contract() {
+    let mut checked = 0;
+    for check in CHECKS.iter().filter(|check| PROMISES.contains(&check.name)) {
+        let ground = Ground::new().await;
+        let begun = Instant::now();
+        check.run(&ground.qemu, &ground).await;
+        eprintln!("{}: {} s", check.name, begun.elapsed().as_secs());
+        checked += 1;
+    }
+    assert_eq!(checked, PROMISES.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_machine_shows_its_nonce_and_goes_down_by_its_power_button() {
+    let ground = Ground::new().await;
+    let order = CreateOrder { image: ground.image(), sizes: ground.sizes(false), ..an_order("web") };
+    let begun = Instant::now();
+    ground.qemu.create(&order).await.unwrap();
+    eprintln!("from nothing to seeded: {:.1} s", begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+    eprintln!("proof: {:.3} s", begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    ground.qemu.stop(&order.target()).await.unwrap();
+    eprintln!("down: {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(begun.elapsed() < Duration::from_secs(25), "it went down by itself, and was not killed");
+    assert_eq!(ground.qemu.list().await.unwrap()[0].state, InstanceState::Stopped);
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
