@@ -5,6 +5,7 @@
 //! its target with every run of the tests.
 
 mod api;
+mod archives;
 mod fleet;
 mod hub;
 mod text;
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "selector", run: text::selector },
     Target { name: "units", run: text::units },
     Target { name: "api", run: api::bodies },
+    Target { name: "archives", run: archives::archive },
 ];
 
 /// Runs the target of that name.
