@@ -9,6 +9,7 @@ mod create;
 mod dead;
 mod destroy;
 mod diff;
+mod doctor;
 mod down;
 mod drift;
 mod events;
@@ -16,6 +17,7 @@ mod exec;
 mod explain;
 mod forward;
 mod history;
+mod image;
 mod init;
 mod list;
 mod logs;
@@ -97,6 +99,8 @@ pub(crate) enum Command {
     Token(token::TokenArgs),
     Rotate(rotate::RotateArgs),
     Audit(audit::AuditArgs),
+    Image(image::ImageArgs),
+    Doctor(doctor::DoctorArgs),
     Schema(schema::SchemaArgs),
     Version(version::VersionArgs),
     Controller(controller::ControllerArgs),
@@ -146,6 +150,8 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Token(args) => token::run(context, args).await,
         Command::Rotate(args) => rotate::run(context, args).await,
         Command::Audit(args) => audit::run(context, args).await,
+        Command::Image(args) => image::run(context, args).await,
+        Command::Doctor(args) => doctor::run(context, args).await,
         Command::Schema(args) => schema::run(context, args),
         Command::Version(args) => version::run(context, args).await,
         Command::Controller(args) => controller::run(context, args).await,

@@ -5,6 +5,7 @@ mod diagnostic;
 mod diff;
 mod explain;
 mod history;
+pub(crate) mod images;
 mod messages;
 mod plan;
 mod spec;
