@@ -38,6 +38,10 @@ static LINGERING: Semaphore = Semaphore::const_new(256);
 
 type Socket = WebSocketStream<Box<dyn Transport>>;
 
+/// The way to the owner. In boxes: where a message is sent it stands in the sender's future, which a quiet
+/// connection keeps all the time.
+pub(super) type Inputs = mpsc::Sender<Box<Input>>;
+
 /// What a connection tells the owner.
 pub(super) enum Input {
     Opened { conn: ConnId, peer: SocketAddr, since: Timestamp, outgoing: Outgoing },
@@ -141,11 +145,11 @@ pub(super) fn run(
     peer: SocketAddr,
     since: Timestamp,
     place: Place,
-    inputs: mpsc::Sender<Input>,
+    inputs: Inputs,
 ) -> impl Future<Output = ()> + Send {
     let queue = Arc::new(Queue::default());
     let outgoing = Outgoing { queue: queue.clone(), unproven: Some(place) };
-    let opened = Input::Opened { conn, peer, since, outgoing };
+    let opened = Box::new(Input::Opened { conn, peer, since, outgoing });
     let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, deaf: false };
     async move {
         if inputs.send(opened).await.is_err() {
@@ -189,7 +193,7 @@ struct Link {
 
 impl Link {
     /// Passes on what the peer says, until the owner lets go.
-    async fn serve(&mut self, conn: ConnId, inputs: &mpsc::Sender<Input>) {
+    async fn serve(&mut self, conn: ConnId, inputs: &Inputs) {
         loop {
             let input = match self.step().await {
                 Step::Heard(Ok(message)) => match inbound(message) {
@@ -213,7 +217,7 @@ impl Link {
                 }
                 Step::LetGo | Step::Written => return,
             };
-            if inputs.send(input).await.is_err() || self.writing == Writing::Over {
+            if inputs.send(Box::new(input)).await.is_err() || self.writing == Writing::Over {
                 return;
             }
         }

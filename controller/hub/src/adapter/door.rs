@@ -9,7 +9,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::{StatusCode, header};
@@ -19,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use vm_agent_schemas::wire::{HANDSHAKE_LIMIT, HUB_PATH, TEXT_MAX};
 
 use super::closings::{Tally, TurnedAway};
-use super::connection::{self, Input};
+use super::connection::{self, Inputs};
 use super::crowd::{Crowd, Place};
 use crate::state::ConnId;
 
@@ -90,7 +89,7 @@ impl Turned {
 
 pub(super) struct Door {
     tls: TlsAcceptor,
-    inputs: mpsc::Sender<Input>,
+    inputs: Inputs,
     tasks: TaskTracker,
     crowd: Arc<Crowd>,
     tally: Tally,
@@ -100,7 +99,7 @@ pub(super) struct Door {
 impl Door {
     pub(super) fn new(
         tls: TlsAcceptor,
-        inputs: mpsc::Sender<Input>,
+        inputs: Inputs,
         tasks: TaskTracker,
         crowd: Arc<Crowd>,
         tally: Tally,

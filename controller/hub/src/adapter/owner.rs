@@ -81,14 +81,14 @@ impl Owner {
     /// Serves until asked to shut down, or until nobody is left who could ask.
     pub(super) async fn run(
         mut self,
-        mut inputs: mpsc::Receiver<Input>,
+        mut inputs: mpsc::Receiver<Box<Input>>,
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while !(self.shutting_down && self.releases.is_empty()) {
             tokio::select! {
-                Some(input) = inputs.recv() => self.input(input),
+                Some(input) = inputs.recv() => self.input(*input),
                 command = commands.recv(), if !self.shutting_down => self.command(command.unwrap_or(Command::Shutdown)),
                 released = self.releases.next() => self.release(released),
                 () = self.notices.pass_on() => {}
