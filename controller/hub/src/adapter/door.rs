@@ -97,13 +97,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    pub(super) fn new(
-        tls: TlsAcceptor,
-        inputs: Inputs,
-        tasks: TaskTracker,
-        crowd: Arc<Crowd>,
-        tally: Tally,
-    ) -> Self {
+    pub(super) fn new(tls: TlsAcceptor, inputs: Inputs, tasks: TaskTracker, crowd: Arc<Crowd>, tally: Tally) -> Self {
         Self { tls, inputs, tasks, crowd, tally, counter: AtomicU64::new(1) }
     }
 
