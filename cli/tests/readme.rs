@@ -1,6 +1,5 @@
 //! What README.md names is there: every command that stands in it is one that the program takes.
 
-#![expect(clippy::unwrap_used, reason = "in a test it is the message that something is wrong")]
 
 use std::path::Path;
 

@@ -66,7 +66,7 @@ pub(crate) async fn run(context: &mut Context, args: ImageArgs) -> CommandResult
             told(&mut context.ui, &image)
         }
         ImageCommand::Rm { image } => {
-            let gone = store.remove(&image).await.map_err(of_image)?;
+            let gone = store.remove(&image).await.map_err(|error| of_image(&error))?;
             context.ui.status(format_args!("image {} is deleted ({})", gone.digest.short(), gone.source))?;
             Ok(Exit::SUCCESS)
         }
@@ -77,14 +77,14 @@ fn store(state_dir: &Path) -> Result<Images, CommandError> {
     machines::images(state_dir).map_err(|missing| CommandError::caused(Exit::FAILURE, &missing))
 }
 
-fn of_image(error: ImageError) -> CommandError {
+fn of_image(error: &ImageError) -> CommandError {
     let exit = match error {
         ImageError::Unknown { .. } | ImageError::Missing { .. } => Exit::NOT_FOUND,
         ImageError::Ambiguous { .. } => Exit::USAGE,
         ImageError::InUse { .. } | ImageError::Busy => Exit::CONFLICT,
         _ => Exit::FAILURE,
     };
-    CommandError::caused(exit, &error)
+    CommandError::caused(exit, error)
 }
 
 fn told(ui: &mut Ui, image: &ImageInfo) -> CommandResult {
@@ -93,7 +93,8 @@ fn told(ui: &mut Ui, image: &ImageInfo) -> CommandResult {
 }
 
 async fn list(ui: &mut Ui, store: &Images, format: Format) -> CommandResult {
-    let (images, users) = (store.list().await.map_err(of_image)?, store.users().await.map_err(of_image)?);
+    let (images, users) =
+        (store.list().await.map_err(|error| of_image(&error))?, store.users().await.map_err(|error| of_image(&error))?);
     if images.is_empty() && matches!(format, Format::Table | Format::Wide) {
         ui.hint("no image is here yet; `vm-agent image build` makes one")?;
     } else {
@@ -125,7 +126,7 @@ async fn obtain(ui: &mut Ui, store: &Images, image: &ImageReference, anew: bool)
     let mut pace = Pace::default();
     loop {
         tokio::select! {
-            done = &mut obtained => return done.map(|image| image.info().clone()).map_err(of_image),
+            done = &mut obtained => return done.map(|image| image.info().clone()).map_err(|error| of_image(&error)),
             Some(heard) = told.recv() => pace.tell(ui, &heard)?,
         }
     }
@@ -166,6 +167,6 @@ impl Pace {
             return Ok(());
         }
         self.0 = Some(Instant::now());
-        if heard.often && ui.is_live() { ui.draw(&[heard.line.clone()]) } else { ui.status(&heard.line) }
+        if heard.often && ui.is_live() { ui.draw(std::slice::from_ref(&heard.line)) } else { ui.status(&heard.line) }
     }
 }

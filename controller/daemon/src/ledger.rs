@@ -241,7 +241,10 @@ mod tests {
         let ledger = Ledger::open(Store::open(&folder.path().join("state.db")).unwrap()).await.unwrap();
         let (mut told, before) = (ledger.subscribe(), ledger.store().stats().commits);
         let (let_go, held) = std::sync::mpsc::channel::<()>();
-        let busy = ledger.store().write(move |_| Ok(held.recv().unwrap()));
+        let busy = ledger.store().write(move |_| {
+            held.recv().unwrap();
+            Ok(())
+        });
         let change = |number: u32| {
             let event = NewEvent::fleet(EventKind::StepStarted, number.to_string());
             ledger.record(vec![Change::Event(event)], Timestamp::UNIX_EPOCH)

@@ -154,7 +154,7 @@ async fn accepted(client: &Client, to: ToArgs, request: TaskRequest) -> Result<(
             Err(names) => {
                 known(client, &names).await?;
                 TaskTo::Agents(names)
-            },
+            }
         },
     };
     let answer = client.post::<List<Task>>("/tasks", &TasksRequest { to, task: request }).await?;

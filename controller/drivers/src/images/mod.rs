@@ -173,7 +173,7 @@ pub enum ImageError {
     },
     /// It could not be downloaded.
     #[error(transparent)]
-    Download(#[from] DownloadError),
+    Download(Box<DownloadError>),
     /// It could not be built or brought into form.
     #[error("image `{image}` could not be made")]
     Made {
@@ -193,6 +193,12 @@ pub enum ImageError {
     /// The disk of this host fails.
     #[error("the store of images can't be used")]
     Io(#[from] io::Error),
+}
+
+impl From<DownloadError> for ImageError {
+    fn from(error: DownloadError) -> Self {
+        Self::Download(Box::new(error))
+    }
 }
 
 fn names(instances: &[InstanceName]) -> String {
@@ -352,7 +358,7 @@ impl Images {
         let disk = scratch.path().join(DISK);
         match reference {
             ImageReference::Recipe => {
-                self.recipe.build(scratch.path(), on).await.map_err(|source| made(&name, source))?
+                self.recipe.build(scratch.path(), on).await.map_err(|source| made(&name, source))?;
             }
             ImageReference::File(path) => self.import(&name, path, &disk, on).await?,
             ImageReference::Download { url, sha256 } => {

@@ -231,7 +231,8 @@ async fn what_is_another_than_its_checksum_is_refused_and_not_kept() {
     let (url, asked) = server(b"something else".to_vec(), vec![]).await;
     for attempt in 1..=2 {
         let error = ground.images.obtain(&reference(&url, &content), &ignore_progress).await.unwrap_err();
-        assert!(matches!(error, ImageError::Download(DownloadError::Changed { .. })), "{error}");
+        let ImageError::Download(cause) = &error else { panic!("{error}") };
+        assert!(matches!(**cause, DownloadError::Changed { .. }), "{error}");
         assert_eq!(ground.leftovers(), Vec::<String>::new());
         assert_eq!(*asked.lock().unwrap(), vec![None; attempt], "nothing of the wrong one is gone on from");
     }
