@@ -1,6 +1,5 @@
 //! What README.md names is there: every command that stands in it is one that the program takes.
 
-
 use std::path::Path;
 
 use clap::error::ErrorKind;
