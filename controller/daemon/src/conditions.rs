@@ -119,7 +119,7 @@ pub(crate) fn file_facts(file: &FileStatus) -> Vec<Fact> {
 
 fn silence(observer: &Observer) -> Option<String> {
     let name = observer.name();
-    match observer.sight().listing {
+    match &observer.sight().listing {
         Some(Listing::Seen(_)) => None,
         Some(Listing::Unanswered { since, reason }) => {
             Some(format!("{name} has not answered since {since:.0}: {reason}"))

@@ -20,7 +20,7 @@ pub(crate) struct Observer {
     driver: Arc<dyn Driver>,
     asked: Arc<Notify>,
     begun: watch::Receiver<u64>,
-    sight: watch::Receiver<Sight>,
+    sight: watch::Receiver<Arc<Sight>>,
 }
 
 impl Observer {
@@ -29,7 +29,7 @@ impl Observer {
     pub(crate) fn start(driver: Arc<dyn Driver>, changed: Arc<Notify>, stop: CancellationToken) -> Self {
         let asked = Arc::new(Notify::new());
         let (begun_tx, begun) = watch::channel(0);
-        let (sight_tx, sight) = watch::channel(Sight::default());
+        let (sight_tx, sight) = watch::channel(Arc::new(Sight::default()));
         let watcher = Watcher { driver: Arc::clone(&driver), begun: begun_tx, sight: sight_tx, changed };
         let wake = Arc::clone(&asked);
         tokio::spawn(async move {
@@ -55,8 +55,8 @@ impl Observer {
 
     /// What the driver sees, as last listed.
     #[must_use]
-    pub(crate) fn sight(&self) -> Sight {
-        self.sight.borrow().clone()
+    pub(crate) fn sight(&self) -> Arc<Sight> {
+        Arc::clone(&self.sight.borrow())
     }
 
     /// The driver as a plan sees it. Before its first listing has ended nothing is known.
@@ -78,11 +78,11 @@ impl Observer {
 
     /// Waits for a listing that begins after this call, and gives what it saw; nothing when nobody
     /// looks any more.
-    pub(crate) async fn fresh(&self) -> Option<Sight> {
+    pub(crate) async fn fresh(&self) -> Option<Arc<Sight>> {
         let wanted = *self.begun.borrow() + 1;
         let mut sight = self.sight.clone();
         self.asked.notify_one();
-        sight.wait_for(|sight| sight.round >= wanted).await.ok().map(|sight| sight.clone())
+        sight.wait_for(|sight| sight.round >= wanted).await.ok().map(|sight| Arc::clone(&sight))
     }
 
     /// Waits until the driver has been listed once, or has failed to answer once.
@@ -96,7 +96,7 @@ impl Observer {
 struct Watcher {
     driver: Arc<dyn Driver>,
     begun: watch::Sender<u64>,
-    sight: watch::Sender<Sight>,
+    sight: watch::Sender<Arc<Sight>>,
     changed: Arc<Notify>,
 }
 
@@ -123,10 +123,10 @@ impl Watcher {
             Ok(Err(_)) => Err("the driver panicked".to_owned()),
             Err(_) => Err(format!("a listing took longer than {} s", deadline.as_secs())),
         };
-        let before = self.sight.borrow().clone();
+        let before = Arc::clone(&self.sight.borrow());
         let sight = before.after(round, begun_at, answer, Timestamp::now());
         let differs = before.listing != sight.listing;
-        self.sight.send_replace(sight);
+        self.sight.send_replace(Arc::new(sight));
         if differs {
             self.changed.notify_one();
         }

@@ -193,13 +193,14 @@ fn carry_out_job(core: Arc<Core>, job: Box<Job>) -> BoxFuture<'static, ()> {
             // The operation stays open: the next life finds it, and looks.
             () = core.stop.cancelled(), if job.operation.action != Action::Stop => return,
         };
-        let listing = observer.fresh().await.and_then(|sight| sight.listing);
-        let proved = prove(observer, &job, listing.as_ref()).await;
+        let sight = observer.fresh().await;
+        let listing = sight.as_ref().and_then(|sight| sight.listing.as_ref());
+        let proved = prove(observer, &job, listing).await;
         loop {
             let now = Timestamp::now();
-            let records = core.ledger.records();
-            let before = records.backoffs.get(&job.operation.agent);
-            let settled = settle(&job, &called, listing.as_ref(), proved.as_ref(), before, jitter(), now);
+            // Not kept while it is recorded: each of many jobs that end at once would keep all records of its moment.
+            let before = core.ledger.look(|records| records.backoffs.get(&job.operation.agent).cloned());
+            let settled = settle(&job, &called, listing, proved.as_ref(), before.as_ref(), jitter(), now);
             let succeeded = settled.succeeded;
             let Err(error) = carry_out(&core, settled.into_effects(&job), now).await else {
                 if !succeeded {
