@@ -76,7 +76,7 @@ impl Hub {
     pub(super) fn deliver_messages(&mut self, agent: &AgentName) {
         let Some(conn) = self.live(agent) else { return };
         if self.session(conn).is_some_and(|session| session.told) {
-            let messages = self.post_office.next(agent, conn).into_iter();
+            let messages = self.post_office.next(agent, conn, self.clock).into_iter();
             self.effects.extend(messages.map(|message| Effect::Deliver { conn, message }));
         }
     }

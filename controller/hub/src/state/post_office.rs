@@ -194,10 +194,13 @@ impl PostOffice {
         }
     }
 
-    /// The messages to send to a receiver on its connection now, oldest first.
-    pub(super) fn next(&mut self, receiver: &AgentName, conn: ConnId) -> Vec<Message> {
+    /// The messages to send to a receiver on its connection now, oldest first. One whose time is over is not
+    /// sent any more, even where a controller that died had no time to store that: what was written after it
+    /// may have been taken since.
+    pub(super) fn next(&mut self, receiver: &AgentName, conn: ConnId, now: Timestamp) -> Vec<Message> {
         let Some(mailbox) = self.mailboxes.get_mut(&Address::Agent(receiver.clone())) else { return Vec::new() };
-        let in_flight = mailbox.entries.iter_mut().filter(|entry| entry.waits()).take(IN_FLIGHT_MAX);
+        let to_send = |entry: &&mut Entry| entry.waits() && now < entry.message.expires_at;
+        let in_flight = mailbox.entries.iter_mut().filter(to_send).take(IN_FLIGHT_MAX);
         in_flight.filter_map(|entry| entry.send(conn)).collect()
     }
 

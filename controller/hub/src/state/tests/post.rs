@@ -391,6 +391,30 @@ fn hello_of(agent: &str) -> Hello {
     Hello { boot: Boot(1), ..hello(agent, 1) }
 }
 
+/// A controller that dies before it could store that a message is too late knows it as one that waits.
+#[test]
+fn what_is_too_late_is_not_sent_by_the_next_controller_after_what_was_written_later() {
+    let mut simulation = Simulation::new();
+    let (web, ci) = (0, 2);
+    for step in [
+        Move::Connect(web),
+        Move::Write { from: web, to: ci, ttl: 1 },
+        Move::Storage { works: false },
+        Move::Write { from: web, to: ci, ttl: 30 },
+        Move::Wait(1),
+        Move::Storage { works: true },
+        Move::Connect(ci),
+        Move::Take { agent: ci, says: false },
+        Move::Die { after: 0 },
+        Move::Post { to: web },
+        Move::Connect(ci),
+    ] {
+        simulation.step(step);
+    }
+    simulation.come_to_rest();
+    simulation.check();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
