@@ -365,14 +365,14 @@ async fn a_handshake_that_trickles_in_ends_in_its_time_and_is_counted() {
     slow.write_all(format!("GET {HUB_PATH} HTTP/1.1\r\nHost: hub\r\n").as_bytes()).await.unwrap();
     let trickle = async {
         loop {
-            // A header that never ends, a byte at a time.
+            // A header that never ends, a byte at a time, and not so many of them that this itself is an offence.
             if slow.write_all(b"X").await.is_err() {
                 return;
             }
             let mut byte = [0];
             tokio::select! {
                 closed = slow.read(&mut byte) => return assert!(!matches!(closed, Ok(1..)), "nothing is said to such a peer"),
-                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = tokio::time::sleep(Duration::from_millis(300)) => {}
             }
         }
     };

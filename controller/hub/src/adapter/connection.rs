@@ -111,6 +111,11 @@ impl Queue {
         self.writer.wake();
     }
 
+    fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
+        self.writer.register(cx.waker());
+        if self.waiting().closed { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// The next message; nothing once the queue is closed and empty.
     fn poll_pop(&self, cx: &Context<'_>) -> Poll<Option<Message>> {
         self.writer.register(cx.waker());
@@ -150,7 +155,7 @@ pub(super) fn run(
     let queue = Arc::new(Queue::default());
     let outgoing = Outgoing { queue: queue.clone(), unproven: Some(place) };
     let opened = Box::new(Input::Opened { conn, peer, since, outgoing });
-    let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, deaf: false };
+    let mut link = Link { socket, queue, writing: Writing::Queue, unflushed: false, let_go: false, deaf: false };
     async move {
         if inputs.send(opened).await.is_err() {
             return;
@@ -187,6 +192,8 @@ struct Link {
     queue: Arc<Queue>,
     writing: Writing,
     unflushed: bool,
+    /// Whether the owner says no more. What it has said may still have to be written.
+    let_go: bool,
     /// Whether nothing is read any more.
     deaf: bool,
 }
@@ -225,6 +232,11 @@ impl Link {
 
     async fn step(&mut self) -> Step {
         std::future::poll_fn(|cx| {
+            // Whether or not anything can be written: a peer that only speaks could go on for ever.
+            if !self.let_go && self.queue.poll_closed(cx).is_ready() {
+                self.let_go = true;
+                return Poll::Ready(Step::LetGo);
+            }
             if let Poll::Ready(step) = self.poll_write(cx) {
                 return Poll::Ready(step);
             }
@@ -250,10 +262,7 @@ impl Link {
                     }
                     self.unflushed = true;
                 }
-                Poll::Ready(None) => {
-                    self.writing = Writing::Goodbye;
-                    return Poll::Ready(Step::LetGo);
-                }
+                Poll::Ready(None) => self.writing = Writing::Goodbye,
                 Poll::Pending if self.unflushed => {
                     if ready!(self.socket.poll_flush_unpin(cx)).is_err() {
                         return Poll::Ready(Step::Failed);
