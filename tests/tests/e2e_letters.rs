@@ -1,6 +1,5 @@
 //! What came to nothing, from the command line: tasks and messages that are dead letters are listed, looked at,
 //! tried again and given up, through a restart of the controller.
-#![expect(clippy::unwrap_used, reason = "this is a test")]
 
 use vm_agent_schemas::api::{DeadLetters, List};
 use vm_agent_schemas::message::{Message, MessageState};

@@ -6,7 +6,7 @@ use vm_agent_schemas::observe::{Instance, InstanceState};
 use vm_agent_schemas::plan::{Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, gone, pass, qemu, settled, start, well};
+use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, gone, pass, qemu, settled, start, until, well};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}, db: {}}\n";
 
@@ -62,8 +62,12 @@ async fn an_instance_that_takes_the_place_of_ours_is_not_ours() {
     runtimes.stop("web");
     becomes(controller, "web", |it| matches!(it.waits_for[..], [WaitsFor::ForeignInstance { .. }])).await;
     let without = "defaults: {driver: qemu}\nagents: {db: {}}\n";
-    let applied = apply(controller, without).await;
-    approve(controller, without, &applied).await.unwrap();
+    // The plan changes once more when the hub has heard that the runtime is gone.
+    until("the plan that was shown still is the plan", async || {
+        let applied = apply(controller, without).await;
+        approve(controller, without, &applied).await.ok()
+    })
+    .await;
     gone(controller, "web").await;
     assert_eq!(fake.calls_on(Call::Destroy, "web"), 0);
     assert!(fake.instances().contains(&strangers(InstanceState::Running, Some("another"))));
