@@ -1,5 +1,6 @@
 //! What README.md shows is what happens: the commands of its walks are run as they are typed, and print what stands
 //! there.
+#![expect(clippy::unwrap_used, reason = "in a test it is the message that something is wrong")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -31,9 +31,8 @@ async fn connected(disk: &mut Disk, version: &str) -> Peer {
 /// The version that the runtime is offered.
 async fn offered(peer: &mut Peer) -> vm_agent_schemas::wire::Upgrade {
     loop {
-        match peer.hear().await.expect("the session goes on") {
-            FromHub::Upgrade(upgrade) => return upgrade,
-            _ => {}
+        if let FromHub::Upgrade(upgrade) = peer.hear().await.expect("the session goes on") {
+            return upgrade;
         }
     }
 }
