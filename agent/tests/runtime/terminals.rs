@@ -9,7 +9,7 @@ use vm_agent_schemas::wire::{
 };
 
 struct Scene {
-    _place: tempfile::TempDir,
+    place: tempfile::TempDir,
     hub: Hub,
     _seed: Seed,
     runtime: Runtime,
@@ -22,7 +22,7 @@ async fn scene() -> Scene {
     let seed = hub.seed(place.path(), None);
     let runtime = Runtime::start(place.path(), &seed);
     let (session, _) = hub.session().await;
-    Scene { _place: place, hub, _seed: seed, runtime, session }
+    Scene { place, hub, _seed: seed, runtime, session }
 }
 
 const SIZE: TerminalSize = TerminalSize { cols: 90, rows: 30 };
@@ -172,13 +172,19 @@ async fn another_client_takes_the_place_of_the_first() {
 async fn a_terminal_that_ended_unattended_tells_how_to_whoever_comes_back() {
     let mut scene = scene().await;
     let id = TerminalId::generate();
+    // Its reader goes on when somebody has opened it to write.
+    let go = scene.place.path().join("work/go");
+    assert!(std::process::Command::new("mkfifo").arg(&go).status().unwrap().success());
     let mut client =
-        Client::open(&mut scene.session, 1, terminal("echo up; read x; echo late; exit 4", Some(id))).await;
+        Client::open(&mut scene.session, 1, terminal("echo up; cat go; echo late; exit 4", Some(id))).await;
     client.see_text(&mut scene.session, "up").await;
-    client.enter(&mut scene.session, "\n").await;
-    let taken = scene.session.hear_that(|said| matches!(said, FromRuntime::StreamTaken(_)).then_some(()));
-    taken.await;
     scene.session.say(FromHub::StreamClose(StreamRef { stream: 1 })).await;
+    let left = scene.session.hear_that(|said| match said {
+        FromRuntime::Health(report) => report.terminals.iter().any(|it| !it.attached).then_some(()),
+        _ => None,
+    });
+    left.await;
+    drop(std::fs::File::options().write(true).open(&go).unwrap());
     until("the process's end", || scene.runtime.processes().is_empty()).await;
     let mut client = Client::attach(&mut scene.session, 2, id, client.known).await;
     assert_eq!(client.see_end(&mut scene.session).await, TaskOutcome::Exited { code: 4 });

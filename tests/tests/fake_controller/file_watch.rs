@@ -11,7 +11,7 @@ use vm_agent_daemon::{Config, Controller, Running, source};
 use vm_agent_drivers::Driver;
 use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::api::{
-    Applied, ApplyRequest, ApproveRequest, FileState, FileStatus, ProblemCode, RollbackRequest,
+    Applied, ApplyRequest, ApproveRequest, ChangeRequest, FileState, FileStatus, ProblemCode, RollbackRequest,
 };
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_schemas::fleet::HubSettings;
@@ -373,7 +373,14 @@ async fn a_webhooks_secret_waits_for_a_yes_and_its_command_is_not_run_before_tha
     let approval = stage.controller().approvals().await.unwrap().remove(0);
     stage.controller().approve(approval.id.short(), ApproveRequest::default(), &ann()).await.unwrap();
     next(&mut events, EventKind::FleetApplied).await;
-    until("there is something to tell", async || ran.exists().then_some(())).await;
+    // Told is what happens from then on.
+    let mut paused = false;
+    until("there is something to tell", async || {
+        paused = !paused;
+        stage.controller().pause_fleet(paused, ChangeRequest::default(), &ann()).await.unwrap();
+        ran.exists().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
