@@ -215,6 +215,13 @@ impl MachineId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same in the form of a UUID, as hardware has one.
+    #[must_use]
+    pub fn hyphenated(&self) -> String {
+        let [a, b, c, d, e] = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| &self.0[from..to]);
+        format!("{a}-{b}-{c}-{d}-{e}")
+    }
 }
 
 impl FromStr for MachineId {

@@ -68,6 +68,10 @@ pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Ho
 
 fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceleration) {
     arguments.pair("-machine", "pc");
+    // By this a guest that boots again tells that it is still the machine that its seed was given to.
+    arguments.pair("-uuid", machine.machine_id.hyphenated());
+    // Tells a guest's kernel that it goes on as a copy, and has it draw new randomness.
+    arguments.pair("-device", "vmgenid,guid=auto");
     let (accelerator, cpu) = match acceleration {
         Acceleration::Kvm => ("kvm".to_owned(), "host"),
         Acceleration::Hvf => ("hvf".to_owned(), "host"),
@@ -115,7 +119,8 @@ mod tests {
     fn machine() -> Machine {
         let order = an_order("web");
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, Digest::of(b"image"));
-        Machine { mac: "52:54:00:12:34:56".parse().unwrap(), ..machine }
+        let machine_id = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        Machine { mac: "52:54:00:12:34:56".parse().unwrap(), machine_id, ..machine }
     }
 
     fn shown(kernel: Option<Kernel<'_>>, acceleration: Acceleration, sandbox: bool) -> String {
@@ -146,6 +151,8 @@ mod tests {
         -no-shutdown
         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
         -machine pc
+        -uuid 01234567-89ab-cdef-0123-456789abcdef
+        -device vmgenid,guid=auto
         -accel tcg,thread=multi,tb-size=256
         -cpu max
         -smp 1
@@ -179,6 +186,8 @@ mod tests {
         -display none
         -no-shutdown
         -machine pc
+        -uuid 01234567-89ab-cdef-0123-456789abcdef
+        -device vmgenid,guid=auto
         -accel kvm
         -cpu host
         -smp 1
