@@ -34,6 +34,8 @@ pub const SEED_DISK_LABEL: &str = "CIDATA";
 pub const SEED_DISK_RUNTIME: &str = "vm-agent-runtime";
 /// The unit of the runtime in a guest.
 pub const RUNTIME_UNIT: &str = "vm-agent-runtime.service";
+/// The unit that brings about what else the machine is to have, before that; there where there is any such.
+pub const PROVISION_UNIT: &str = "vm-agent-provision.service";
 
 /// What the host says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,6 +159,10 @@ pub struct State {
     pub id: RequestId,
     /// The runtime.
     pub runtime: UnitState,
+    /// What brings about what else the machine is to have: `active` once that is there. Nothing where there is
+    /// nothing to be brought about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provision: Option<UnitState>,
     /// cloud-init; nothing where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInitState>,
@@ -487,7 +493,7 @@ mod tests {
             FromGuest::Done { id },
             FromGuest::Failed { id, reason: "no".to_owned() },
             FromGuest::Proof(Proof { id, nonce: None, machine_id: None, boot_id, hypervisor: None }),
-            FromGuest::State(State { id, runtime: unit("active"), cloud_init: None }),
+            FromGuest::State(State { id, runtime: unit("active"), provision: None, cloud_init: None }),
         ];
         for answer in answers {
             assert_eq!(answer.answers(), Some(id));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::fleet::{AgentSpec, DriverName, Mount};
+use crate::fleet::{AgentSpec, DriverName, Mount, Provision};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
 use crate::names::{AgentName, FleetName, InstanceName};
 use crate::units::{ByteSize, Span};
@@ -201,13 +201,21 @@ pub struct Birth {
     /// The folders of the host that it was last started with, by the path that they have in it.
     #[serde(default)]
     pub mounts: BTreeMap<String, Mount>,
+    /// What it got besides the runtime.
+    #[serde(default)]
+    pub provision: Provision,
 }
 
 impl Birth {
     /// What an instance made from this spec is made from.
     #[must_use]
     pub fn of(spec: &AgentSpec) -> Self {
-        Self { image: spec.image.clone(), sizes: Sizes::of(spec), mounts: spec.mounts.clone() }
+        Self {
+            image: spec.image.clone(),
+            sizes: Sizes::of(spec),
+            mounts: spec.mounts.clone(),
+            provision: Provision::of(spec),
+        }
     }
 }
 

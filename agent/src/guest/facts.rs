@@ -1,6 +1,7 @@
 //! What the machine's files tell of it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::Value;
@@ -63,6 +64,12 @@ impl Facts<'_> {
     pub(super) fn cloud_init(&self) -> Option<CloudInitState> {
         let status = self.text("run/cloud-init/status.json")?;
         Some(cloud_init(&status, self.0.join("run/cloud-init/result.json").exists()))
+    }
+
+    /// The user and group ids of a folder's owner.
+    pub(super) fn owner(&self, folder: &str) -> Option<(u32, u32)> {
+        let found = fs::symlink_metadata(self.0.join(folder)).ok()?;
+        found.is_dir().then(|| (found.uid(), found.gid()))
     }
 
     /// The user and group ids of a user.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
-use vm_agent_schemas::guest::{Entropy, RUNTIME_UNIT, UnitState};
+use vm_agent_schemas::guest::{Entropy, PROVISION_UNIT, RUNTIME_UNIT, UnitState};
 use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::wire::Seed;
 
@@ -16,8 +16,10 @@ use super::system::System;
 
 /// The runtime's folder.
 const RUNTIME_DIR: &str = "var/lib/vm-agent";
-/// Whom it belongs to.
+/// Whom it belongs to where it is not there yet.
 const RUNTIME_USER: &str = "vm-agent";
+/// Where units lie that a machine got at its birth.
+const UNITS: &str = "etc/systemd/system";
 /// The folder of the guest program, which nobody but root may change.
 const GUEST_DIR: &str = "var/lib/vm-agent-guest";
 /// What it remembers there.
@@ -77,7 +79,8 @@ impl<S: System> Ground<S> {
 
     /// Writes the seed into the runtime's folder, for its user alone.
     pub(super) fn write_seed(&self, seed: &Seed) -> Result<(), String> {
-        let owner = self.facts().user(RUNTIME_USER);
+        let facts = self.facts();
+        let owner = facts.owner(RUNTIME_DIR).or_else(|| facts.user(RUNTIME_USER));
         let owner = owner.ok_or_else(|| format!("this machine has no user `{RUNTIME_USER}`"))?;
         let folder = self.folder(RUNTIME_DIR, Some(owner))?;
         let text = serde_json::to_vec(seed).map_err(|error| format!("the seed is no JSON: {error}"))?;
@@ -103,20 +106,36 @@ impl<S: System> Ground<S> {
         self.run("systemctl", &["stop", RUNTIME_UNIT])
     }
 
-    /// Starts the runtime where it does not run.
+    /// Starts the runtime where it does not run. Where the machine is to have something before, that takes its
+    /// time, and nobody waits for it here.
     pub(super) fn start_runtime(&self) -> Result<(), String> {
-        self.run("systemctl", &["start", RUNTIME_UNIT])
+        match self.is_provisioned() {
+            true => self.run("systemctl", &["start", "--no-block", RUNTIME_UNIT]),
+            false => self.run("systemctl", &["start", RUNTIME_UNIT]),
+        }
     }
 
     /// How it goes with the runtime.
     pub(super) fn runtime(&self) -> UnitState {
-        let told =
-            self.system.run("systemctl", &["show", RUNTIME_UNIT, "--property=ActiveState,SubState,Result,NRestarts"]);
-        let journal = self.system.run(
-            "journalctl",
-            // Lines from before the machine id became another are in another place, which `merge` includes.
-            &["--merge", "--unit", RUNTIME_UNIT, JOURNAL_LINES, "--no-pager", "--output=short-iso", "--quiet"],
-        );
+        self.unit(RUNTIME_UNIT, &["--unit", RUNTIME_UNIT, "--output=short-iso"])
+    }
+
+    /// How it goes with what else the machine is to have, where there is any such.
+    pub(super) fn provision(&self) -> Option<UnitState> {
+        // What it said itself, without what systemd says of it.
+        let own = format!("_SYSTEMD_UNIT={PROVISION_UNIT}");
+        self.is_provisioned().then(|| self.unit(PROVISION_UNIT, &[&own, "--output=cat"]))
+    }
+
+    fn is_provisioned(&self) -> bool {
+        self.root.join(UNITS).join(PROVISION_UNIT).exists()
+    }
+
+    fn unit(&self, unit: &str, lines: &[&str]) -> UnitState {
+        let told = self.system.run("systemctl", &["show", unit, "--property=ActiveState,SubState,Result,NRestarts"]);
+        // Lines from before the machine id became another are in another place, which `merge` includes.
+        let told_of = [&["--merge", JOURNAL_LINES, "--no-pager", "--quiet"], lines].concat();
+        let journal = self.system.run("journalctl", &told_of);
         let journal = journal.unwrap_or_else(|error| error.to_string());
         unit_state(&told.unwrap_or_else(|error| format!("SubState={error}")), &journal)
     }

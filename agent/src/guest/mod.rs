@@ -140,6 +140,7 @@ impl<S: System> Guest<S> {
             ToGuest::Status { id } => FromGuest::State(State {
                 id: *id,
                 runtime: self.ground.runtime(),
+                provision: self.ground.provision(),
                 cloud_init: self.ground.facts().cloud_init(),
             }),
         }

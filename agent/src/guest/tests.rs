@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
-use vm_agent_schemas::guest::{Entropy, Identity, Mac, MachineId, RUNTIME_UNIT};
+use vm_agent_schemas::guest::{Entropy, Identity, Mac, MachineId, PROVISION_UNIT, RUNTIME_UNIT};
 use vm_agent_schemas::ids::{Incarnation, RequestId, Secret};
 use vm_agent_schemas::wire::Seed;
 
@@ -262,6 +262,31 @@ fn the_state_tells_of_the_unit_and_of_cloud_init_where_there_is_one() {
     fs::write(run.join("status.json"), r#"{"v1": {"stage": "init"}}"#).unwrap();
     let FromGuest::State(state) = world.guest.answer(&ToGuest::Status { id }) else { panic!("it is a state") };
     assert_eq!(state.cloud_init.unwrap().stage.as_deref(), Some("init"));
+}
+
+#[test]
+fn a_machine_that_is_to_have_more_tells_how_that_goes_and_its_runtime_waits_for_it_by_itself() {
+    let mut world = World::new();
+    let units = world.root.path().join("etc/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    let status = |world: &mut World| match world.guest.answer(&ToGuest::Status { id: RequestId::generate() }) {
+        FromGuest::State(state) => state.provision.map(|unit| unit.state),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(status(&mut world), None);
+    fs::write(units.join(PROVISION_UNIT), "").unwrap();
+    assert_eq!(world.seed(&seed(1)).unwrap(), [stop(), format!("systemctl start --no-block {RUNTIME_UNIT}")]);
+    assert_eq!(status(&mut world).as_deref(), Some("active"));
+}
+
+#[test]
+fn the_seed_is_whose_the_runtimes_folder_is() {
+    let mut world = World::new();
+    world.put("etc/passwd", "root:x:0:0::/root:/bin/sh\n");
+    fs::create_dir_all(world.root.path().join("var/lib/vm-agent")).unwrap();
+    let seed = seed(1);
+    world.seed(&seed).unwrap();
+    assert_eq!(world.written_seed(), seed);
 }
 
 #[test]

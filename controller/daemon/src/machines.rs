@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Map;
 use vm_agent_drivers::Driver;
 pub use vm_agent_drivers::images::{
     ImageError, ImageInfo, ImageReference, Images, InvalidReference, Progress, debian, ignore_progress,
@@ -48,9 +47,8 @@ fn machines(state_dir: &Path) -> PathBuf {
 
 /// Brings the runtime that is found at that moment into machines.
 fn seed_disk(runtimes: Runtimes) -> SeedDisk {
-    Arc::new(move |instance, incarnation, path| {
+    Arc::new(move |instance, incarnation, provision, path| {
         let runtime = runtimes.find().map_err(io::Error::other)?;
-        let provisioning = Provisioning::new(runtime, &Map::new()).map_err(io::Error::other)?;
-        provisioning.write(instance, incarnation, path)
+        Provisioning::new(runtime).write(instance, incarnation, provision, path)
     })
 }

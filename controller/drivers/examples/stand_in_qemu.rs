@@ -89,7 +89,7 @@ impl Machine {
                 ToGuest::Status { id } => {
                     let [state, detail, result] = ["active", "running", "success"].map(String::from);
                     let runtime = UnitState { state, detail, result, restarts: 0, journal: vec!["up".into()] };
-                    FromGuest::State(State { id, runtime, cloud_init: None })
+                    FromGuest::State(State { id, runtime, provision: None, cloud_init: None })
                 }
             };
             let _ = writer.write_all(&line(&answer));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use vm_agent_schemas::fleet::Mount;
+use vm_agent_schemas::fleet::{Mount, Provision};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
@@ -136,7 +136,7 @@ pub fn an_order(name: &str) -> CreateOrder {
         join_token: Secret::generate(),
     };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(1), disk: ByteSize::from_gib(5) };
-    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed, mounts: Mounts::new() }
+    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed, mounts: Mounts::new(), provision: Provision::default() }
 }
 
 /// The driver that is checked, and what surrounds it.

@@ -26,7 +26,7 @@ use std::error::Error;
 use std::path::Path;
 
 use async_trait::async_trait;
-use vm_agent_schemas::fleet::{DriverName, Mount};
+use vm_agent_schemas::fleet::{DriverName, Mount, Provision};
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
@@ -104,6 +104,9 @@ pub struct CreateOrder {
     pub seed: Seed,
     /// The folders of the host in it.
     pub mounts: Mounts,
+    /// What it gets besides the runtime. A driver that makes no machine refuses any as
+    /// [`DriverError::Unsupported`].
+    pub provision: Provision,
 }
 
 /// Folders of the host in an instance, by the path that they have there: absolute, or below the work

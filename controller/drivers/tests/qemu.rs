@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::Map;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use vm_agent_drivers::contract::{CHECKS, World, an_order};
@@ -22,6 +21,7 @@ use vm_agent_drivers::images::{ImageReference, Images, debian};
 use vm_agent_drivers::provisioning::Provisioning;
 use vm_agent_drivers::qemu::{Programs, Qemu};
 use vm_agent_drivers::{CreateOrder, Driver};
+use vm_agent_schemas::fleet::Provision;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
@@ -51,9 +51,9 @@ impl Ground {
         let images = Images::new(cache(), machines.clone(), programs.img.clone(), debian());
         let built = images.obtain(&ImageReference::Recipe, &|_| ()).await;
         built.unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
-        let provisioning = Provisioning::new(runtime(), &Map::new()).unwrap();
-        let seed_disk = Arc::new(move |instance: &InstanceName, incarnation, path: &Path| {
-            provisioning.write(instance, incarnation, path)
+        let provisioning = Provisioning::new(runtime());
+        let seed_disk = Arc::new(move |instance: &InstanceName, incarnation, provision: &Provision, path: &Path| {
+            provisioning.write(instance, incarnation, provision, path)
         });
         Some(Self { root, qemu: Qemu::new(machines, programs, images, seed_disk) })
     }
@@ -135,6 +135,18 @@ async fn real_machines_keep_the_contract() {
         checked += 1;
     }
     assert_eq!(checked, PROMISES.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_can_not_be_given_what_it_is_to_have_tells_why_and_is_no_more() {
+    let Some(ground) = Ground::new().await else { return };
+    let provision = serde_json::from_value(serde_json::json!({"user": "dev", "packages": ["no-such-package"]})).unwrap();
+    let order = CreateOrder { image: ground.image(), sizes: ground.sizes(false), provision, ..an_order("web") };
+    let error = ground.qemu.create(&order).await.unwrap_err().to_string();
+    let told = "the machine did not get what it is to have besides the runtime";
+    // In the words of the guest's own apt: without a network it says so instead.
+    assert!(error.contains(told) && error.contains("E: ") && !error.contains("systemd"), "{error}");
+    assert_eq!(ground.qemu.list().await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -95,7 +95,7 @@ impl Ground {
 fn qemu(root: &Path, programs: &Programs) -> Qemu {
     let (machines, images) = (root.join("machines"), root.join("images"));
     let images = Images::new(images, machines.clone(), programs.img.clone(), debian());
-    Qemu::new(machines, programs.clone(), images, Arc::new(|_, _, path| fs::write(path, "seed")))
+    Qemu::new(machines, programs.clone(), images, Arc::new(|_, _, _, path| fs::write(path, "seed")))
 }
 
 impl Drop for Ground {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy};
+use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, Provision};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass};
@@ -132,9 +132,19 @@ fn birth(situation: &Situation<'_>, drift: &mut Vec<Drift>) {
         let (wanted, observed) = (driver.as_str(), claim.driver.as_str());
         drift.push(entry(DriftClass::Driver, "driver", wanted, observed, Cost::Replace));
     }
-    if view.capabilities.images && spec.image != claim.birth.image {
+    if !view.capabilities.images {
+        return;
+    }
+    if spec.image != claim.birth.image {
         let (wanted, observed) = (spec.image.as_str(), claim.birth.image.as_str());
         drift.push(entry(DriftClass::Image, "image", wanted, observed, Cost::Replace));
+    }
+    let (wanted, observed) = (json!(Provision::of(spec)), json!(claim.birth.provision));
+    for key in Provision::KEYS {
+        let (wanted, observed) = (&wanted[key], &observed[key]);
+        if wanted != observed {
+            drift.push(entry(DriftClass::Provisioning, key, wanted.clone(), observed.clone(), Cost::Replace));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use url::Url;
 
 use super::diagnostic::{Finding, nearest};
+use super::provision::Provision;
 use super::resolve::{AgentSpec, TaskSpec};
 use crate::names::TaskName;
 use crate::task::{Content, Job, OUTPUT_MAX, Retry, Terms, Work};
@@ -14,6 +15,9 @@ use crate::task::{Content, Job, OUTPUT_MAX, Retry, Terms, Work};
 /// Most bytes that an agent's environment, labels, files and services may have together, and most that one
 /// task may have. Each travels to the runtime in one message, whose limit is [`crate::wire::TEXT_MAX`].
 const CONFIGURATION_MAX: usize = 128 * 1024;
+
+/// Most bytes that cloud-init may be told: what some clouds take, so that what goes here goes there.
+const CLOUD_INIT_MAX: usize = 64 * 1024;
 
 /// How many tasks a runtime may do at a time.
 const SLOTS_MAX: u32 = 64;
@@ -63,6 +67,7 @@ pub(super) fn check_agent(spec: &AgentSpec, path: &[String], found: &mut Vec<Fin
         findings.add(&["secrets", name], format!("`{name}` is in `env` too, where everybody sees it"));
     }
     check_services(spec, &mut findings);
+    check_provision(spec, &mut findings);
     check_places(spec, &mut findings);
     check_size(spec, &mut findings);
     for (name, task) in &spec.tasks {
@@ -84,6 +89,17 @@ fn check_services(spec: &AgentSpec, findings: &mut Findings<'_>) {
         if service.probe.as_ref().is_some_and(|probe| probe.every.get().is_zero() || probe.failures == 0) {
             findings.add(&["services", name, "probe"], "`every` and `failures` are more than nothing");
         }
+    }
+}
+
+/// What a machine gets at its birth. Where the driver is not written down it is refused once it is known.
+fn check_provision(spec: &AgentSpec, findings: &mut Findings<'_>) {
+    if let Some((key, message)) = Provision::of(spec).obstacle(spec.driver, &spec.image) {
+        findings.add(&[key], message);
+    }
+    let size = serde_json::to_string(&spec.cloud_init).map_or(0, |text| text.len());
+    if size > CLOUD_INIT_MAX {
+        findings.add(&["cloudInit"], format!("cloud-init is told {size} bytes here; at most {CLOUD_INIT_MAX} are allowed"));
     }
 }
 

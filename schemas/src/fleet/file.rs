@@ -5,7 +5,7 @@
 //! Each key that may be left out carries its default, in the type that it is written in: editors offer
 //! it. `null` stands for what no value says, and then the description says it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -15,6 +15,7 @@ use super::Planned;
 use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
 use super::messages::Messages;
 use super::ports::Ports;
+use super::provision::{CloudInit, Package, UserName};
 use super::task::TaskEntry;
 use super::webhook::Webhook;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
@@ -122,9 +123,10 @@ pub struct AgentEntry {
     #[schemars(example = &"local", extend("default" = null, "x-cost" = "birth"))]
     pub driver: Option<DriverName>,
 
-    /// The image that the machine is made from, in the driver's own terms.
+    /// The image that the machine is made from, in the driver's own terms. `default` is the one that the
+    /// driver takes by itself: `qemu` builds a small Debian out of its packages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"24.04", extend("default" = "24.04", "x-cost" = "birth"))]
+    #[schemars(example = &"24.04", extend("default" = "default", "x-cost" = "birth"))]
     pub image: Option<String>,
 
     /// Virtual processors.
@@ -207,6 +209,34 @@ pub struct AgentEntry {
     ))]
     pub files: BTreeMap<String, FileContent>,
 
+    /// Packages of the machine's distribution, by name; a version may stand behind a `=`. They are there before
+    /// anything runs in the agent. To those of the layers below these are added.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(extend("default" = [], "x-cost" = "birth", "examples" = [["git", "python3-venv"]]))]
+    pub packages: BTreeSet<Package>,
+
+    /// The user of the machine that everything in the agent runs as; made where there is none of that name.
+    /// Without this key `vm-agent`. With driver `local` it is yours, and this key is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"dev", extend("default" = null, "x-cost" = "birth"))]
+    pub user: Option<UserName>,
+
+    /// Whether that user may become root in the machine, without a password. Then nothing that the machine
+    /// proves of itself is worth more than what runs in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true, extend("default" = false, "x-cost" = "birth"))]
+    pub sudo: Option<bool>,
+
+    /// What the machine's cloud-init is told besides what brings the runtime: the keys of its modules. Merged
+    /// with that of the layers below, key by key. Not for secrets: these values are shown in plans.
+    #[serde(default, skip_serializing_if = "CloudInit::is_empty")]
+    #[schemars(extend(
+        "default" = {},
+        "x-cost" = "birth",
+        "examples" = [{"timezone": "Europe/Berlin", "runcmd": ["systemctl disable --now apt-daily.timer"]}]
+    ))]
+    pub cloud_init: CloudInit,
+
     /// Secrets, by the name of the environment variable that everything in the agent gets them in. Only
     /// where each comes from stands here. They are read when the runtime connects and when this changes,
     /// travel to it alone, and are kept in memory.
@@ -253,27 +283,11 @@ pub struct AgentEntry {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
-    pub cloud_init: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
     pub health: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]
-    pub packages: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
     pub snapshots: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub sudo: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub user: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]

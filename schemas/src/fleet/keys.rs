@@ -103,7 +103,8 @@ pub enum DriftField {
     Driver,
     /// Folders of the host.
     Mounts,
-    /// `env`, `labels`, `files`, `secrets` and `services`: what the runtime is told.
+    /// `env`, `labels`, `files`, `secrets` and `services`: what the runtime is told. And `packages`, `user`,
+    /// `sudo` and `cloudInit`: what the machine got at its birth.
     Provisioning,
     /// Tasks of the file.
     Tasks,

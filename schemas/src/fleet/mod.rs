@@ -12,6 +12,7 @@ mod outline;
 mod parse;
 mod planned;
 mod ports;
+mod provision;
 mod read;
 mod resolve;
 mod short;
@@ -36,7 +37,10 @@ pub use messages::Messages;
 pub use parse::{parse, parse_all};
 pub use planned::Planned;
 pub use ports::Ports;
-pub use resolve::{AgentSpec, DeclaredAgent, Field, Fleet, Origin, SLOTS, TaskSpec, resolve_entry};
+pub use provision::{
+    CloudInit, DEBIAN_IMAGE, DEFAULT_IMAGE, InvalidProvision, Package, Provision, RUNTIME_USER, UserName,
+};
+pub use resolve::{AgentSpec, CloneOf, DeclaredAgent, Field, Fleet, Origin, SLOTS, TaskSpec, resolve_entry};
 pub(crate) use short::text_or_map;
 pub use source::{FILE_MAX, SourceFile, decode};
 pub use task::TaskEntry;

@@ -17,6 +17,7 @@ use super::file::{
 use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
 use super::messages::{Messages, check_messages};
 use super::ports::Ports;
+use super::provision::{CloudInit, DEFAULT_IMAGE, Package, UserName};
 use super::task::TaskEntry;
 use super::webhook::Webhook;
 use super::when::TaskWhen;
@@ -106,6 +107,14 @@ pub struct AgentSpec {
     pub services: BTreeMap<ServiceName, ServiceEntry>,
     /// Files that the runtime keeps as they should be, by path.
     pub files: BTreeMap<String, FileContent>,
+    /// Packages that the machine gets at its birth.
+    pub packages: BTreeSet<Package>,
+    /// The user that everything in it runs as; nothing means one that the driver makes.
+    pub user: Option<UserName>,
+    /// Whether that user may become root.
+    pub sudo: bool,
+    /// What the machine's cloud-init is told besides.
+    pub cloud_init: CloudInit,
     /// Where each secret comes from, by the variable that holds it.
     pub secrets: BTreeMap<String, SecretSource>,
     /// Folders of the host, by the path that they have in the agent.
@@ -144,7 +153,7 @@ impl Default for AgentSpec {
     fn default() -> Self {
         Self {
             driver: None,
-            image: "24.04".into(),
+            image: DEFAULT_IMAGE.into(),
             cpus: 1,
             memory: ByteSize::from_gib(1),
             disk: ByteSize::from_gib(5),
@@ -159,6 +168,10 @@ impl Default for AgentSpec {
             slots: SLOTS,
             services: BTreeMap::new(),
             files: BTreeMap::new(),
+            packages: BTreeSet::new(),
+            user: None,
+            sudo: false,
+            cloud_init: CloudInit::default(),
             secrets: BTreeMap::new(),
             mounts: BTreeMap::new(),
             ports: Ports::default(),
@@ -205,6 +218,14 @@ pub enum Field {
     Services,
     /// Files.
     Files,
+    /// Packages.
+    Packages,
+    /// The user that everything runs as.
+    User,
+    /// Whether it may become root.
+    Sudo,
+    /// What cloud-init is told.
+    CloudInit,
     /// Secrets.
     Secrets,
     /// Folders of the host.
@@ -221,7 +242,7 @@ pub enum Field {
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -238,6 +259,10 @@ impl Field {
         Self::Slots,
         Self::Services,
         Self::Files,
+        Self::Packages,
+        Self::User,
+        Self::Sudo,
+        Self::CloudInit,
         Self::Secrets,
         Self::Mounts,
         Self::Ports,
@@ -266,6 +291,10 @@ impl Field {
             Self::Slots => "slots",
             Self::Services => "services",
             Self::Files => "files",
+            Self::Packages => "packages",
+            Self::User => "user",
+            Self::Sudo => "sudo",
+            Self::CloudInit => "cloudInit",
             Self::Secrets => "secrets",
             Self::Mounts => "mounts",
             Self::Ports => "ports",
@@ -458,6 +487,10 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::DependsOn, lay(&mut spec.depends_on, layer.depends_on.clone()));
         set(Field::Services, merge(&mut spec.services, &layer.services, Clone::clone));
         set(Field::Files, merge(&mut spec.files, &layer.files, Clone::clone));
+        set(Field::Packages, unite(&mut spec.packages, &layer.packages));
+        set(Field::User, lay(&mut spec.user, layer.user.clone().map(Some)));
+        set(Field::Sudo, lay(&mut spec.sudo, layer.sudo));
+        set(Field::CloudInit, spec.cloud_init.lay(&layer.cloud_init));
         set(Field::Secrets, merge(&mut spec.secrets, &layer.secrets, Clone::clone));
         set(Field::Mounts, merge(&mut spec.mounts, &layer.mounts, Clone::clone));
         set(Field::Idle, lay(&mut spec.idle, layer.idle.map(Some)));
@@ -473,6 +506,11 @@ fn lay<T>(field: &mut T, value: Option<T>) -> bool {
 
 fn merge<K: Ord + Clone, V, W>(into: &mut BTreeMap<K, W>, from: &BTreeMap<K, V>, whole: impl Fn(&V) -> W) -> bool {
     into.extend(from.iter().map(|(key, value)| (key.clone(), whole(value))));
+    !from.is_empty()
+}
+
+fn unite<T: Ord + Clone>(into: &mut BTreeSet<T>, from: &BTreeSet<T>) -> bool {
+    into.extend(from.iter().cloned());
     !from.is_empty()
 }
 

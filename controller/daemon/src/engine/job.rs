@@ -10,7 +10,7 @@ use vm_agent_drivers::{CreateOrder, DriverError, Mounts, Target};
 use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::DeclaredAgent;
+use vm_agent_schemas::fleet::{DeclaredAgent, Provision};
 use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Nonce, OperationId, Secret};
 use vm_agent_schemas::names::{InstanceName, InvalidName};
 use vm_agent_schemas::observe::{
@@ -122,6 +122,7 @@ pub fn prepare(
                 sizes: Sizes::of(&agent.spec),
                 seed,
                 mounts: agent.spec.mounts.clone(),
+                provision: Provision::of(&agent.spec),
             };
             changes.push(Change::Claim(Box::new(claim.clone())));
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use url::{Host, Url};
+use vm_agent_schemas::fleet::{DEBIAN_IMAGE, DEFAULT_IMAGE};
 use vm_agent_schemas::ids::Digest;
-
-/// The word for the image that is built here.
-const RECIPE: &str = "debian";
 
 /// An image, as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageReference {
-    /// `debian`: built by the recipe that comes with this program.
+    /// `debian`, which is the default: built by the recipe that comes with this program.
     Recipe,
     /// A disk of this host.
     File(PathBuf),
@@ -48,7 +46,7 @@ impl FromStr for ImageReference {
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
         let text = text.trim();
-        if text == RECIPE {
+        if [DEBIAN_IMAGE, DEFAULT_IMAGE].contains(&text) {
             return Ok(Self::Recipe);
         }
         if text.starts_with('/') {
@@ -82,7 +80,7 @@ fn is_loopback(url: &Url) -> bool {
 impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Recipe => f.write_str(RECIPE),
+            Self::Recipe => f.write_str(DEBIAN_IMAGE),
             Self::File(path) => path.display().fmt(f),
             Self::Download { url, .. } => url.fmt(f),
         }
@@ -98,6 +96,7 @@ mod tests {
         let digest = Digest::of(b"image");
         let read = |text: &str| text.parse::<ImageReference>();
         assert_eq!(read("debian"), Ok(ImageReference::Recipe));
+        assert_eq!(read("default"), Ok(ImageReference::Recipe));
         assert_eq!(read("/disks/a b.qcow2"), Ok(ImageReference::File("/disks/a b.qcow2".into())));
         for base in ["https://example.org/disk.img", "http://127.0.0.1:9/d", "http://[::1]/d", "http://localhost/d"] {
             let url: Url = base.parse().unwrap();

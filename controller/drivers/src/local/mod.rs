@@ -188,6 +188,9 @@ impl Driver for Local {
 
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
         let act = Act("create", &order.instance);
+        if let Some((_, what)) = order.provision.obstacle(Some(DriverName::Local), "") {
+            return Err(DriverError::Unsupported { driver: DriverName::Local, what: format!("do that: {what}") });
+        }
         self.sweep_leftovers();
         let hold = self.holds.hold(&order.instance).await;
         let folder = folder(&self.root, &order.instance);

@@ -1,28 +1,10 @@
 //! What cloud-init is told: the lines that install from the seed disk, and what the user wants besides.
 
 use serde_json::{Map, Value, json};
+use vm_agent_schemas::fleet::Provision;
 use vm_agent_schemas::guest::SEED_DISK_LABEL;
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::names::InstanceName;
-
-/// What a user's configuration can't have, with the reason.
-const RESERVED: [(&str, &str); 5] = [
-    ("hostname", "the host name is that of the instance"),
-    ("fqdn", "the host name is that of the instance"),
-    ("prefer_fqdn_over_hostname", "the host name is that of the instance"),
-    ("cloud_init_modules", "the runtime is installed by one of them"),
-    ("datasource_list", "the configuration comes from the seed disk"),
-];
-
-/// What the user wants of cloud-init where ours is needed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`cloudInit.{key}` can't be set: {reason}")]
-pub struct Conflict {
-    /// The key, with those that it lies in.
-    pub key: String,
-    /// What ours is needed for.
-    pub reason: String,
-}
 
 /// The file `meta-data`. cloud-init does once for each instance id what is to be done once, so a new
 /// incarnation has a new one.
@@ -31,62 +13,36 @@ pub fn meta_data(instance: &InstanceName, incarnation: Incarnation) -> String {
     document(&json!({ "instance-id": format!("{instance}-{incarnation}"), "local-hostname": instance }))
 }
 
-/// The file `user-data`: ours, with what the user wants laid together as cloud-init does it with
-/// `list(append)+dict(recurse_list)`: maps key by key, lists one behind the other, ours first.
-///
-/// # Errors
-/// When both say something about a key, and it can't be put together.
-pub fn user_data(wanted: &Map<String, Value>) -> Result<String, Conflict> {
-    for (key, reason) in RESERVED {
-        if wanted.contains_key(key) {
-            return Err(Conflict { key: key.to_owned(), reason: reason.to_owned() });
+/// The file `user-data`: ours, with what the user wants laid over it key by key; where both have a list, that of
+/// the user stands behind ours. What ours is needed for no [`CloudInit`](vm_agent_schemas::fleet::CloudInit) has.
+#[must_use]
+pub fn user_data(provision: &Provision) -> String {
+    let mut all = ours(provision);
+    for (key, wanted) in provision.cloud_init.keys() {
+        match (all.get_mut(key), wanted) {
+            (Some(Value::Array(ours)), Value::Array(wanted)) => ours.extend_from_slice(wanted),
+            _ => drop(all.insert(key.clone(), wanted.clone())),
         }
     }
-    let mut all = ours();
-    unite(&mut all, wanted, "")?;
-    Ok(format!("#cloud-config\n{}", document(&Value::Object(all))))
+    format!("#cloud-config\n{}", document(&Value::Object(all)))
 }
 
 /// The runtime is installed at each boot and before anything of the user's, so that the guest program can tell
 /// how it goes with the rest.
-fn ours() -> Map<String, Value> {
+fn ours(provision: &Provision) -> Map<String, Value> {
     let install = format!(
         "place=$(mktemp -d /run/vm-agent-seed.XXXXXX) && mount -o ro LABEL={SEED_DISK_LABEL} \"$place\" && \
          sh \"$place/install.sh\"; umount \"$place\""
     );
-    let ours = json!({
-        "bootcmd": [["sh", "-c", install]],
-        // The guest program sets it, also in a copy that comes to another name.
-        "preserve_hostname": true,
-    });
-    match ours {
-        Value::Object(ours) => ours,
-        _ => Map::new(),
+    let mut ours = Map::new();
+    ours.insert("bootcmd".to_owned(), json!([["sh", "-c", install]]));
+    // The guest program sets it, also in a copy that comes to another name.
+    ours.insert("preserve_hostname".to_owned(), json!(true));
+    if !provision.packages.is_empty() {
+        ours.insert("package_update".to_owned(), json!(true));
+        ours.insert("packages".to_owned(), json!(provision.packages));
     }
-}
-
-/// Lays what is wanted into what is there. `within` is where both lie, with a dot at its end.
-fn unite(there: &mut Map<String, Value>, wanted: &Map<String, Value>, within: &str) -> Result<(), Conflict> {
-    for (key, wanted) in wanted {
-        match (there.get_mut(key), wanted) {
-            (None, wanted) => {
-                there.insert(key.clone(), wanted.clone());
-            }
-            (Some(Value::Object(there)), Value::Object(wanted)) => unite(there, wanted, &format!("{within}{key}."))?,
-            (Some(Value::Array(there)), Value::Array(wanted)) => there.extend_from_slice(wanted),
-            (Some(there), wanted) if there == wanted => {}
-            (Some(there), _) => {
-                let reason = match there {
-                    Value::Array(_) => {
-                        "the runtime is installed by a list there, and yours has to be one too".to_owned()
-                    }
-                    ours => format!("the runtime needs it to be {ours}"),
-                };
-                return Err(Conflict { key: format!("{within}{key}"), reason });
-            }
-        }
-    }
-    Ok(())
+    ours
 }
 
 /// A value as YAML. It is written as JSON, which YAML 1.2 contains: each text stands in quotes, so that no
@@ -110,15 +66,15 @@ fn document(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn with(wanted: Value) -> Result<String, Conflict> {
-        let Value::Object(wanted) = wanted else { panic!("a configuration is a map") };
-        user_data(&wanted)
+    fn provision(wanted: Value) -> Provision {
+        serde_json::from_value(wanted).unwrap()
     }
 
     #[test]
     fn without_a_user_it_only_installs_from_the_seed_disk() {
-        insta::assert_snapshot!(with(json!({})).unwrap(), @r#"
+        insta::assert_snapshot!(user_data(&Provision::default()), @r#"
         #cloud-config
         {
           "bootcmd": [
@@ -136,13 +92,16 @@ mod tests {
     #[test]
     fn what_a_user_wants_stands_behind_and_beside_ours() {
         let wanted = json!({
-            "package_update": true,
-            "packages": ["git", ["libpython3-dev", "3.11.2-1"]],
-            "bootcmd": ["echo early", ["sh", "-c", "echo \"quoted\" 'text'"]],
-            "write_files": [{ "path": "/etc/motd", "permissions": "0644", "content": "on\nné\u{7f}\u{85}😀\n" }],
-            "preserve_hostname": true,
+            "packages": ["ripgrep", "git"],
+            "cloudInit": {
+                "package_update": false,
+                "packages": [["libpython3-dev", "3.11.2-1"]],
+                "bootcmd": ["echo early", ["sh", "-c", "echo \"quoted\" 'text'"]],
+                "write_files": [{ "path": "/etc/motd", "permissions": "0644", "content": "on\nné\u{7f}\u{85}😀\n" }],
+                "apt": { "conf": "a", "sources": { "x": [1] } },
+            },
         });
-        insta::assert_snapshot!(with(wanted).unwrap(), @r#"
+        insta::assert_snapshot!(user_data(&provision(wanted)), @r#"
         #cloud-config
         {
           "bootcmd": [
@@ -159,14 +118,23 @@ mod tests {
             ]
           ],
           "preserve_hostname": true,
-          "package_update": true,
+          "package_update": false,
           "packages": [
             "git",
+            "ripgrep",
             [
               "libpython3-dev",
               "3.11.2-1"
             ]
           ],
+          "apt": {
+            "conf": "a",
+            "sources": {
+              "x": [
+                1
+              ]
+            }
+          },
           "write_files": [
             {
               "path": "/etc/motd",
@@ -179,36 +147,6 @@ mod tests {
     }
 
     #[test]
-    fn a_key_where_ours_is_needed_is_named() {
-        let sentence = |wanted| with(wanted).unwrap_err().to_string();
-        assert_eq!(
-            sentence(json!({ "bootcmd": "echo early" })),
-            "`cloudInit.bootcmd` can't be set: the runtime is installed by a list there, and yours has to be one too"
-        );
-        assert_eq!(
-            sentence(json!({ "preserve_hostname": false })),
-            "`cloudInit.preserve_hostname` can't be set: the runtime needs it to be true"
-        );
-        assert_eq!(
-            sentence(json!({ "hostname": "other" })),
-            "`cloudInit.hostname` can't be set: the host name is that of the instance"
-        );
-    }
-
-    #[test]
-    fn maps_are_united_key_by_key_and_a_conflict_is_named_with_its_place() {
-        let map = |value: Value| value.as_object().cloned().unwrap();
-        let mut there = map(json!({ "apt": { "conf": "a", "sources": { "x": [1] } } }));
-        unite(&mut there, &map(json!({ "apt": { "sources": { "x": [2], "y": {} } }, "z": null })), "").unwrap();
-        assert_eq!(
-            Value::Object(there.clone()),
-            json!({ "apt": { "conf": "a", "sources": { "x": [1, 2], "y": {} } }, "z": null })
-        );
-        let conflict = unite(&mut there, &map(json!({ "apt": { "sources": { "x": 2 } } })), "").unwrap_err();
-        assert_eq!(conflict.key, "apt.sources.x");
-    }
-
-    #[test]
     fn every_incarnation_has_an_instance_id_of_its_own() {
         insta::assert_snapshot!(meta_data(&"web".parse().unwrap(), Incarnation(7)), @r#"
         {
@@ -216,5 +154,29 @@ mod tests {
           "local-hostname": "web"
         }
         "#);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_wanted_the_runtime_is_installed_first_and_the_document_reads_back(
+            texts in proptest::collection::btree_map("[a-z_]{1,12}", ".{0,20}", 0..6),
+            lists in proptest::collection::vec(".{0,20}", 0..4),
+            packages in proptest::collection::btree_set("[a-z0-9][a-z0-9+.-]{0,8}", 0..4),
+        ) {
+            let mut wanted: Map<String, Value> = texts.into_iter().map(|(key, text)| (key, text.into())).collect();
+            for key in ["bootcmd", "runcmd", "packages"] {
+                wanted.insert(key.to_owned(), json!(lists));
+            }
+            let wanted = json!({ "packages": packages, "cloudInit": wanted });
+            let Ok(provision) = serde_json::from_value::<Provision>(wanted) else { return Ok(()) };
+            let said = user_data(&provision);
+            prop_assert_eq!(&said, &user_data(&provision.clone()));
+            let said: Value = serde_json::from_str(said.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+            prop_assert!(said["bootcmd"][0][2].as_str().unwrap().contains("install.sh"));
+            prop_assert_eq!(said["bootcmd"].as_array().unwrap().len(), 1 + lists.len());
+            prop_assert_eq!(&said["preserve_hostname"], &json!(true));
+            let all: Vec<_> = packages.iter().chain(&lists).collect();
+            prop_assert_eq!(&said["packages"], &json!(all));
+        }
     }
 }

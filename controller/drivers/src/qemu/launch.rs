@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::process::Command;
-use vm_agent_schemas::guest::{Entropy, FromGuest, Identity, SeedRequest, ToGuest};
+use vm_agent_schemas::guest::{Entropy, FromGuest, Identity, SeedRequest, State, ToGuest};
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::wire::Seed;
 
@@ -30,6 +30,15 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 /// How long a look at the state of a guest may take whose start has failed.
 const STATE_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a machine may take to have what it is to have besides the runtime.
+const PROVISION_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// How often that is asked for. The answer costs an emulated guest some tenths of a second.
+const PROVISION_PAUSE: Duration = Duration::from_secs(2);
+
+/// How many lines are told of what could not be brought about.
+const PROVISION_LINES: usize = 8;
+
 /// How many lines of a console are told.
 const CONSOLE_LINES: usize = 8;
 
@@ -50,6 +59,8 @@ pub(super) enum LaunchError {
     NoGuest { limit: Duration, seen: String },
     #[error("the guest program could not take its seed: {0}")]
     Refused(String),
+    #[error("the machine did not get what it is to have besides the runtime: {0}")]
+    Unprovisioned(String),
     #[error("the channel to the machine was lost")]
     Channel(#[source] io::Error),
     #[error(transparent)]
@@ -173,6 +184,40 @@ pub(super) async fn seed(
     }
 }
 
+/// Waits until a seeded machine has what it is to have besides the runtime, which starts after that.
+pub(super) async fn provisioned(launched: &mut Launched, folder: &Folder) -> Result<(), LaunchError> {
+    let mut channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
+    let mut last = Vec::new();
+    let watch = async {
+        loop {
+            let answer = channel.ask(First::Now, |id| ToGuest::Status { id }).await.map_err(LaunchError::Channel)?;
+            let FromGuest::State(State { provision: Some(unit), .. }) = answer else {
+                return Err(LaunchError::Unprovisioned("its guest program knows nothing of it".to_owned()));
+            };
+            last = unit.journal;
+            match unit.state.as_str() {
+                "active" => return Ok(()),
+                "failed" => return Err(LaunchError::Unprovisioned(last_lines(&last, PROVISION_LINES))),
+                _ => tokio::time::sleep(PROVISION_PAUSE).await,
+            }
+        }
+    };
+    let watched = tokio::select! {
+        watched = tokio::time::timeout(PROVISION_LIMIT, watch) => watched,
+        status = launched.ended() => return Err(fell(folder, status?)),
+    };
+    watched.unwrap_or_else(|_| {
+        let (limit, last) = (PROVISION_LIMIT.as_secs() / 60, last_lines(&last, PROVISION_LINES));
+        Err(LaunchError::Unprovisioned(format!("it is not there after {limit} min: {last}")))
+    })
+}
+
+/// The last lines that say something, in one.
+fn last_lines<T: AsRef<str>>(lines: &[T], count: usize) -> String {
+    let lines: Vec<_> = lines.iter().map(|line| line.as_ref().trim()).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].join("; ")
+}
+
 fn fell(folder: &Folder, status: ExitStatus) -> LaunchError {
     LaunchError::Fell { status, said: last_words(folder.log_since(0).as_bytes()) }
 }
@@ -185,12 +230,13 @@ async fn seen(channel: &mut Channel, folder: &Folder) -> String {
         let asked = channel.ask(First::Now, |id| ToGuest::Status { id });
         if let Ok(Ok(FromGuest::State(state))) = tokio::time::timeout(STATE_LIMIT, asked).await {
             seen.push(format!("{}: {}", state.runtime.state, state.runtime.journal.join("; ")));
+            seen.extend(state.provision.map(|unit| last_lines(&unit.journal, PROVISION_LINES)));
             seen.extend(state.cloud_init.into_iter().flat_map(|cloud_init| cloud_init.errors));
         }
     }
     let console = console(folder).await;
-    let lines: Vec<_> = console.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    seen.extend(lines[lines.len().saturating_sub(CONSOLE_LINES)..].iter().map(|line| (*line).to_owned()));
+    seen.push(last_lines(&console.lines().collect::<Vec<_>>(), CONSOLE_LINES));
+    seen.retain(|text| !text.is_empty());
     seen.join("; ")
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use vm_agent_schemas::fleet::Provision;
 use vm_agent_schemas::guest::{Mac, MachineId};
 use vm_agent_schemas::ids::{Digest, Incarnation, Nonce};
 use vm_agent_schemas::names::InstanceName;
@@ -47,6 +48,18 @@ pub(super) struct Machine {
     pub(super) mac: Mac,
     /// What its `/etc/machine-id` is to hold: the same at each boot of this incarnation.
     pub(super) machine_id: MachineId,
+    /// What it gets besides the runtime.
+    #[serde(default)]
+    pub(super) provision: Provision,
+    /// Whether it has that. Until then its disk is half of something, and is made anew at each start. One whose
+    /// disk is that of another machine has it from the beginning.
+    #[serde(default = "yes")]
+    pub(super) provisioned: bool,
+}
+
+/// A machine of a version that knew nothing of this has lived already: its disk is kept.
+const fn yes() -> bool {
+    true
 }
 
 impl Machine {
@@ -56,7 +69,8 @@ impl Machine {
         let mac = Mac::of_qemu(std::array::from_fn(|at| digest.as_ref()[at]));
         let machine_id = MachineId::generate();
         let (name, nonce) = (name.clone(), seed.nonce.clone());
-        Self { name, nonce, incarnation: seed.incarnation, sizes, image, mac, machine_id }
+        let (provision, provisioned) = (Provision::default(), false);
+        Self { name, nonce, incarnation: seed.incarnation, sizes, image, mac, machine_id, provision, provisioned }
     }
 
     /// The machine that a folder says it is.
@@ -96,6 +110,16 @@ mod tests {
         assert!(!text.contains(order.seed.join_token.expose()));
         let other = Machine::new(&order.instance, &an_order("web").seed, order.sizes, Digest::of(b"image"));
         assert_ne!((other.mac, other.machine_id), (machine.mac, machine.machine_id));
+    }
+
+    #[test]
+    fn the_disk_of_a_machine_that_an_older_version_made_is_kept() {
+        let order = an_order("web");
+        let machine = Machine::new(&order.instance, &order.seed, order.sizes, Digest::of(b"image"));
+        assert!(!machine.provisioned);
+        let mut text: serde_json::Value = serde_json::from_slice(&machine.to_bytes().unwrap()).unwrap();
+        text.as_object_mut().unwrap().retain(|key, _| !["provision", "provisioned"].contains(&key.as_str()));
+        assert!(serde_json::from_value::<Machine>(text).unwrap().provisioned);
     }
 
     #[test]

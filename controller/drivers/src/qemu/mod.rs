@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
-use vm_agent_schemas::fleet::DriverName;
+use vm_agent_schemas::fleet::{DriverName, Provision};
 use vm_agent_schemas::guest::{FromGuest, ToGuest};
 use vm_agent_schemas::ids::{Incarnation, Nonce};
 use vm_agent_schemas::names::InstanceName;
@@ -52,7 +52,7 @@ use vm_agent_schemas::wire::Seed;
 use self::channel::{Channel, First};
 use self::command::{Kernel, arguments};
 pub use self::host::{Acceleration, Host};
-use self::launch::{launch, seed};
+use self::launch::{LaunchError, launch, provisioned, seed};
 use self::machine::{CHANNEL, DISK, FILES, MACHINE_FILE, MONITOR, Machine, SEED_DISK, folder};
 pub use self::programs::{Missing, Programs};
 use self::qmp::{Qmp, RunState};
@@ -86,8 +86,9 @@ const PROOF_LIMIT: Duration = Duration::from_secs(20);
 /// How long a listing waits for one monitor. Another may be talking to it.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// Writes the volume that brings the runtime into a machine: for an instance in an incarnation, to a path.
-pub type SeedDisk = Arc<dyn Fn(&InstanceName, Incarnation, &Path) -> io::Result<()> + Send + Sync>;
+/// Writes the volume that brings the runtime into a machine, and tells what else it is to have: for an instance
+/// in an incarnation, to a path.
+pub type SeedDisk = Arc<dyn Fn(&InstanceName, Incarnation, &Provision, &Path) -> io::Result<()> + Send + Sync>;
 
 /// Driver `qemu`. See the [module](self).
 #[derive(Clone)]
@@ -152,7 +153,10 @@ impl Qemu {
         }
         // What an earlier start or a machine that powered itself off has left behind.
         bring_down(held, Duration::ZERO).await?;
-        let machine = held.look(Machine::read).await?;
+        let mut machine = held.look(Machine::read).await?;
+        if !machine.provisioned {
+            held.look(|folder| remove(&folder.file(DISK))).await?;
+        }
         let image = self.images.get(&machine.image).await.map_err(|error| act.failed(&error))?;
         self.furnish(held, &machine, &image).await?;
         let host = self.host().await;
@@ -162,14 +166,26 @@ impl Qemu {
             let arguments = arguments(&machine, kernel, host);
             let mut launched = launch(hold, &self.programs.system, arguments, folder, &machine).await?;
             seed(&mut launched, folder, &machine, new, boot_limit(host.acceleration)).await?;
+            if !machine.provisioned {
+                if machine.provision.takes_time() {
+                    provisioned(&mut launched, folder).await?;
+                }
+                machine.provisioned = true;
+                let (folder, bytes) = (folder.clone(), machine.to_bytes()?);
+                hold.blocking(move || folder.write(MACHINE_FILE, &bytes)).await?;
+            }
             let up = folder.clone();
             hold.blocking(move || up.unmark_stopped()).await?;
             launched.let_go();
-            Ok::<_, launch::LaunchError>(())
+            Ok::<_, LaunchError>(())
         };
         let Err(error) = started.await else { return Ok(()) };
         // Whoever looks next is to find it stopped, and not on its way down.
         bring_down(held, Duration::ZERO).await?;
+        if matches!(error, LaunchError::Unprovisioned(_)) {
+            // Nothing ever ran in it. The next one is made of what the file says then.
+            held.look(|folder| folder.move_away().and_then(|gone| remove_tree(&gone))).await?;
+        }
         Err(act.failed(&error))
     }
 
@@ -184,8 +200,10 @@ impl Qemu {
             hold.blocking(move || fs::rename(new, disk)).await.map_err(|error| act.failed(&error))?;
         }
         let (make, seed_disk, new) = (Arc::clone(&self.seed_disk), folder.file(SEED_DISK), folder.file("seed.new"));
-        let (name, incarnation) = (machine.name.clone(), machine.incarnation);
-        let made = hold.blocking(move || make(&name, incarnation, &new).and_then(|()| fs::rename(&new, &seed_disk)));
+        let (name, incarnation, provision) = (machine.name.clone(), machine.incarnation, machine.provision.clone());
+        let made = hold.blocking(move || {
+            make(&name, incarnation, &provision, &new).and_then(|()| fs::rename(&new, &seed_disk))
+        });
         made.await.map_err(|error| act.failed(&error))
     }
 
@@ -259,6 +277,7 @@ impl Qemu {
         let reference: ImageReference = order.image.parse().map_err(|error| act.failed(&error))?;
         let image = self.images.obtain(&reference, &ignore_progress).await.map_err(|error| act.failed(&error))?;
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, image.digest().clone());
+        let machine = Machine { provision: order.provision.clone(), ..machine };
         // While the image is in use by this call it is not deleted; after it, the folder shows its use.
         let made = hold.blocking(move || machine.to_bytes().and_then(|claim| folder.make(&claim)));
         made.await.map_err(|error| act.failed(&error))?;
@@ -292,8 +311,8 @@ impl Driver for Qemu {
             deadlines: Deadlines {
                 // Some system calls and one short question for each machine, all at once.
                 list: Span::from_secs(15),
-                // An image that has to be built or downloaded first, and then a boot.
-                create: Span::from_secs(30 * 60),
+                // An image that has to be built or downloaded first, a boot, and packages.
+                create: Span::from_secs(45 * 60),
                 // Longer than the longest boot.
                 start: Span::from_secs(450),
                 // Longer than the grace and the release together.
@@ -328,6 +347,10 @@ impl Driver for Qemu {
         let act = Act("create", &order.instance);
         if !order.mounts.is_empty() {
             let what = "mount folders of the host yet; take `mounts` out of the agent's spec".to_owned();
+            return Err(DriverError::Unsupported { driver: DriverName::Qemu, what });
+        }
+        if let Some((key, what)) = order.provision.obstacle(Some(DriverName::Qemu), &order.image) {
+            let what = format!("give a machine `{key}` here: {what}");
             return Err(DriverError::Unsupported { driver: DriverName::Qemu, what });
         }
         self.sweep_leftovers();
@@ -409,6 +432,14 @@ impl Held<'_> {
     ) -> Result<T, DriverError> {
         let folder = self.folder.clone();
         self.hold.blocking(move || work(&folder)).await.map_err(|error| self.act.failed(&error))
+    }
+}
+
+/// Deletes a file, there or not.
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

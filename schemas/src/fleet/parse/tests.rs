@@ -40,7 +40,7 @@ agents:
     tasks:
       setup: {when: once}
   web: {}
-  database: {restart: onfailure, packages: [git]}
+  database: {restart: onfailure, health: [git]}
 limits: {parallelism: 0x}
 "), @r#"
         fleet.yaml:2:7: name: `Lab` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters
@@ -68,11 +68,11 @@ limits: {parallelism: 0x}
          11 |   web: {}
             |   ^
         fleet.yaml:12:23: agents.database.restart: `onfailure` is none of always, on-failure, never
-         12 |   database: {restart: onfailure, packages: [git]}
+         12 |   database: {restart: onfailure, health: [git]}
             |                       ^
         hint: did you mean `on-failure`?
-        fleet.yaml:12:34: agents.database.packages: this key is planned: nothing acts on it yet, so it is refused rather than ignored
-         12 |   database: {restart: onfailure, packages: [git]}
+        fleet.yaml:12:34: agents.database.health: this key is planned: nothing acts on it yet, so it is refused rather than ignored
+         12 |   database: {restart: onfailure, health: [git]}
             |                                  ^
         fleet.yaml:13:23: limits.parallelism: expected a whole number, found the text "0x"
          13 | limits: {parallelism: 0x}
@@ -98,7 +98,7 @@ limits: {parallelism: 0x}
         fleet.yaml:6:5: agents.web.zone: there is no key `zone` here
          6 |     zone: b
            |     ^
-        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, secrets, mounts, ports, idle, ttl, drift, user
+        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, drift
         fleet.yaml:7:1: memory: there is no key `memory` here
          7 | memory: 1G
            | ^
@@ -202,13 +202,43 @@ limits: {parallelism: 0x}
 
     #[test]
     fn a_planned_key_is_refused_as_planned() {
-        insta::assert_snapshot!(complaint_of_agent("packages: []\nsudo: {}"), @"
-        fleet.yaml:3:5: agents.web.packages: this key is planned: nothing acts on it yet, so it is refused rather than ignored
-         3 |     packages: []
+        insta::assert_snapshot!(complaint_of_agent("health: []"), @"
+        fleet.yaml:3:5: agents.web.health: this key is planned: nothing acts on it yet, so it is refused rather than ignored
+         3 |     health: []
            |     ^
-        fleet.yaml:4:5: agents.web.sudo: this key is planned: nothing acts on it yet, so it is refused rather than ignored
-         4 |     sudo: {}
-           |     ^
+        ");
+    }
+
+    #[test]
+    fn what_a_machine_can_not_be_born_with_is_told_where_it_stands() {
+        let text = "packages: [git, -y, 'a b']\nuser: root\nsudo: yes\ncloudInit: {hostname: x, runcmd: [ls]}";
+        insta::assert_snapshot!(complaint_of_agent(text), @r#"
+        fleet.yaml:3:21: agents.web.packages[1]: `-y` is no name of a package: letters, digits, `.`, `+`, `-`, `_`, and a version behind a `=`
+         3 |     packages: [git, -y, 'a b']
+           |                     ^
+        fleet.yaml:3:25: agents.web.packages[2]: `a b` is no name of a package: letters, digits, `.`, `+`, `-`, `_`, and a version behind a `=`
+         3 |     packages: [git, -y, 'a b']
+           |                         ^
+        fleet.yaml:4:11: agents.web.user: nothing runs as `root` from its beginning; write `sudo: true` where the agent has to become root
+         4 |     user: root
+           |           ^
+        fleet.yaml:5:11: agents.web.sudo: expected true or false, found the text "yes"
+         5 |     sudo: yes
+           |           ^
+        hint: write true
+        fleet.yaml:6:16: agents.web.cloudInit: `hostname` can't be set in `cloudInit`: the host name is that of the instance
+         6 |     cloudInit: {hostname: x, runcmd: [ls]}
+           |                ^
+        "#);
+        insta::assert_snapshot!(complaint_of_agent("driver: local\npackages: [git]"), @"
+        fleet.yaml:4:15: agents.web.packages: driver `local` makes no machine, and `packages` would change this host
+         4 |     packages: [git]
+           |               ^
+        ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\ncloudInit: {runcmd: [ls]}"), @"
+        fleet.yaml:4:16: agents.web.cloudInit: there is no cloud-init in the image that driver `qemu` builds; write `packages`, `files` or `tasks`, or an `image` that has it
+         4 |     cloudInit: {runcmd: [ls]}
+           |                ^
         ");
     }
 
@@ -808,6 +838,27 @@ agents:
     }
 
     #[test]
+    fn what_a_machine_is_born_with_is_added_up_and_the_layer_above_wins_where_there_can_be_one() {
+        let text = "
+defaults: {packages: [git, curl], user: dev, cloudInit: {timezone: UTC, runcmd: [one]}}
+agents:
+  web: {packages: [ripgrep, git], sudo: true, cloudInit: {runcmd: [two]}}
+  db: {user: db}
+";
+        let fleet = parse("fleet.yaml", text).unwrap();
+        let of = |name: &str| serde_json::to_value(crate::fleet::Provision::of(&fleet.agents[&agent(name)].spec)).unwrap();
+        assert_eq!(
+            of("web"),
+            serde_json::json!({"user": "dev", "sudo": true, "packages": ["curl", "git", "ripgrep"],
+                "cloudInit": {"runcmd": ["two"], "timezone": "UTC"}})
+        );
+        assert_eq!(of("db")["user"], "db");
+        let origins = &fleet.agents[&agent("web")].origins;
+        assert_eq!(origins[&Field::User], Origin::Defaults);
+        assert_eq!([&origins[&Field::Packages], &origins[&Field::CloudInit]], [&Origin::Agent; 2]);
+    }
+
+    #[test]
     fn aliases_and_merges_work_in_any_depth_and_the_map_itself_wins() {
         let text = "
 agents:
@@ -880,6 +931,7 @@ agents:
     slots: 2
     ports: {web: 8080}
   db: {<<: *small, cpus: 3}
+  vm: {driver: qemu, image: /disk, packages: [git], user: dev, sudo: true, cloudInit: {runcmd: [[ls, "-l"]]}}
   cache:
     <<: [*small, {disk: 9G}]
     labels: {team: a}
@@ -975,6 +1027,9 @@ webhooks: [{url: 'https://example.com', events: [TaskEnded], secret: {env: S}}]
             "listen",
             "windows",
             "packages",
+            "user",
+            "sudo",
+            "cloudInit",
             "profile",
             "A_B",
             "probe",
