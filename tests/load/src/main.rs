@@ -72,7 +72,7 @@ enum Measure {
     /// Tasks accepted durably in a second, with so many requests under way
     Accept {
         /// How many
-        #[arg(long, default_value_t = 256)]
+        #[arg(long, default_value_t = 256, value_parser = in_flight)]
         in_flight: usize,
     },
     /// From asking for a task to seeing its end, at an offered rate
@@ -96,6 +96,17 @@ enum Measure {
         #[arg(long, default_value_t = 1000)]
         keys: u64,
     },
+}
+
+/// Most requests under way: each has a connection of its own, of which the API serves 512 at a time, and this
+/// program follows the events over one more and declares the fleet over another.
+const IN_FLIGHT_MAX: usize = 510;
+
+fn in_flight(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=IN_FLIGHT_MAX) => Ok(count),
+        _ => Err(format!("it is a number from 1 to {IN_FLIGHT_MAX}: the API serves no more connections at a time")),
+    }
 }
 
 #[tokio::main]
@@ -191,4 +202,21 @@ fn raise_open_files(sessions: u32) -> Result<(), Failure> {
         rustix::process::setrlimit(resource, limit)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn more_requests_at_a_time_than_the_api_serves_are_refused_with_the_reason() {
+        Cli::command().debug_assert();
+        let asked = |count: &str| Cli::try_parse_from(["load", "accept", "--in-flight", count]);
+        assert!(asked("510").is_ok());
+        for count in ["0", "511", "many"] {
+            let Err(refused) = asked(count) else { panic!("{count}") };
+            assert!(refused.to_string().contains("from 1 to 510: the API serves no more"), "{refused}");
+        }
+    }
 }
