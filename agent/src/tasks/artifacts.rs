@@ -2,17 +2,19 @@
 //!
 //! `*` and `?` stand for what a name can have in one folder, `**` as a whole part of a path for any folders, and at
 //! its end for all that is in them. As in a shell, none of them stands for names that begin with a dot. Folders are
-//! no files; symbolic links to files are, as long as they lead to no place outside.
+//! no files; symbolic links to files are, as long as they lead to no place outside. Links to folders are followed
+//! where a pattern names them, and nowhere else: one that leads back up would never come to an end.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use glob::{MatchOptions, Pattern, glob_with};
+use glob::{MatchOptions, Pattern};
 use ring::digest::{Context, SHA256};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::task::Artifact;
 use vm_agent_schemas::units::ByteSize;
+use walkdir::WalkDir;
 
 /// Most files that a task can be asked for: what it left behind is told in one message.
 const FILES_MAX: usize = 256;
@@ -27,33 +29,42 @@ const OPTIONS: MatchOptions =
 /// What a job has to make.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// Each pattern as it was written, and from the root on.
-    patterns: Vec<(String, String)>,
+    places: Vec<Place>,
     /// Where the files of patterns that are not absolute have to lie: the job's folder, and the work folder.
     inside: [PathBuf; 2],
+}
+
+/// Where the files of one pattern are looked for.
+#[derive(Debug)]
+struct Place {
+    /// As it was written.
+    pattern: String,
+    /// As far as it names what is meant.
+    root: PathBuf,
+    /// The rest of it; nothing where it names a file.
+    below: Option<Pattern>,
+    /// How deep files can lie below.
+    depth: usize,
 }
 
 impl Wanted {
     /// The patterns of a job, checked, from its folder on.
     pub(super) fn new(folder: &Path, work: &Path, patterns: &[String]) -> Result<Self, String> {
-        let patterns = patterns.iter().map(|pattern| Ok((pattern.clone(), whole(folder, pattern)?)));
-        let patterns = patterns.collect::<Result<_, String>>()?;
-        Ok(Self { patterns, inside: [folder.to_owned(), work.to_owned()] })
+        let places = patterns.iter().map(|pattern| Place::new(folder, pattern)).collect::<Result<_, _>>()?;
+        Ok(Self { places, inside: [folder.to_owned(), work.to_owned()] })
     }
 
     /// Whether there is nothing to look for.
     pub(super) const fn is_empty(&self) -> bool {
-        self.patterns.is_empty()
+        self.places.is_empty()
     }
 
     /// Finds the files, and what is in them. A pattern that finds none is an error.
     pub(super) fn collect(&self) -> Result<Vec<Artifact>, String> {
         let (mut paths, mut len) = (Vec::<PathBuf>::new(), 0);
-        for (pattern, whole) in &self.patterns {
-            let found = glob_with(whole, OPTIONS).map_err(|error| format!("`{pattern}` is no pattern: {error}"))?;
-            let before = paths.len();
-            // What can't be listed has no files for this user.
-            for path in found.filter_map(Result::ok).filter(|path| path.is_file()) {
+        for place in &self.places {
+            let (pattern, before) = (&place.pattern, paths.len());
+            for path in place.files() {
                 if !pattern.starts_with('/') {
                     self.hold_inside(pattern, &path)?;
                 }
@@ -86,23 +97,42 @@ impl Wanted {
     }
 }
 
-/// A pattern of a job in this folder, checked, from the root on.
-fn whole(folder: &Path, pattern: &str) -> Result<String, String> {
-    if pattern.split('/').any(|part| part == "..") {
-        return Err(format!("the artifact `{pattern}` leads out of its folder; name it without `..`"));
+impl Place {
+    /// Where to look for what a pattern means, from this folder on.
+    fn new(folder: &Path, pattern: &str) -> Result<Self, String> {
+        let mut parts: Vec<&str> = pattern.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        if parts.contains(&"..") {
+            return Err(format!("the artifact `{pattern}` leads out of its folder; name it without `..`"));
+        }
+        // Folders alone are never meant, however deep.
+        if parts.last() == Some(&"**") {
+            parts.push("*");
+        }
+        let named = parts.iter().take_while(|part| !part.contains(['*', '?'])).count();
+        let (named, below) = parts.split_at(named);
+        let folder = if pattern.starts_with('/') { Path::new("/") } else { folder };
+        let root = folder.join(named.join("/"));
+        let depth = if below.contains(&"**") { usize::MAX } else { below.len() };
+        // Brackets have no meaning here.
+        let below = below.join("/").replace('[', "[[]");
+        let compiled = (!below.is_empty()).then(|| Pattern::new(&below)).transpose();
+        match compiled {
+            Ok(below) if !parts.is_empty() => Ok(Self { pattern: pattern.to_owned(), root, below, depth }),
+            _ => Err(format!("`{pattern}` is no pattern of artifacts: `**` stands for folders, alone between slashes")),
+        }
     }
-    // Brackets have no meaning here.
-    let plain: String =
-        pattern.chars().map(|it| if "[]".contains(it) { format!("[{it}]") } else { it.into() }).collect();
-    let folder = Pattern::escape(&folder.to_string_lossy());
-    let mut whole = if pattern.starts_with('/') { plain } else { format!("{folder}/{plain}") };
-    // Folders alone are never meant, however deep.
-    if whole.ends_with("/**") {
-        whole.push_str("/*");
-    }
-    match Pattern::new(&whole) {
-        Ok(_) if !pattern.is_empty() => Ok(whole),
-        _ => Err(format!("`{pattern}` is no pattern of artifacts: `**` stands for folders, alone between slashes")),
+
+    /// The files that there are. What can't be listed has no files for this user.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        // What is named is not itself below.
+        let least = usize::from(self.below.is_some());
+        let found = WalkDir::new(&self.root).min_depth(least).max_depth(self.depth).into_iter().filter_map(Result::ok);
+        let is_meant = |path: &PathBuf| {
+            let below = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy();
+            let matches = |pattern: &Pattern| pattern.matches_with(&below, OPTIONS);
+            self.below.as_ref().map_or(below.is_empty(), matches) && path.is_file()
+        };
+        found.map(walkdir::DirEntry::into_path).filter(is_meant)
     }
 }
 
@@ -197,6 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn links_to_folders_are_followed_where_they_are_named_and_nowhere_else() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().canonicalize().unwrap();
+        fs::create_dir_all(folder.join("out/deep")).unwrap();
+        fs::write(folder.join("out/deep/a.txt"), "").unwrap();
+        for name in ["out/deep/up", "out/deep/again", "out/round"] {
+            std::os::unix::fs::symlink(&folder, folder.join(name)).unwrap();
+        }
+        let collect = |pattern: &str| {
+            let found = Wanted::new(&folder, &folder, &[pattern.to_owned()])?.collect()?;
+            Ok::<_, String>(found.into_iter().map(|it| it.path).collect::<Vec<_>>())
+        };
+        let file = |name: &str| vec![folder.join(name).display().to_string()];
+        for pattern in ["**", "out/**/*.txt", "**/deep/*"] {
+            assert_eq!(collect(pattern).unwrap(), file("out/deep/a.txt"), "{pattern}");
+        }
+        assert_eq!(collect("out/round/out/**").unwrap(), file("out/round/out/deep/a.txt"));
+    }
+
+    #[test]
     fn paths_count_as_they_are_told() {
         let odd = "\u{1}".repeat(200);
         let names: Vec<String> = (0..60).map(|number| format!("{odd}{number}")).collect();
@@ -208,6 +258,7 @@ mod tests {
     fn what_is_missing_or_too_much_or_no_pattern_is_said() {
         let missing = found(&["out/a"], &["out"]).unwrap_err();
         assert_eq!(missing, "the artifact `out` is missing: no such file was made");
+        assert!(found(&["out"], &["out/*"]).unwrap_err().ends_with("is missing: no such file was made"));
         let names: Vec<String> = (0..=FILES_MAX).map(|number| format!("f{number}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         assert!(found(&names, &["f*"]).unwrap_err().starts_with("there are more than 256 artifacts"));
