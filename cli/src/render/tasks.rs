@@ -109,7 +109,11 @@ pub(crate) fn terminal_table(terminals: &[TerminalReport], now: Timestamp) -> St
     let mut table = Table::new(&["ID", "STATE", "OPENED", "COMMAND"]);
     for terminal in terminals {
         let opened = Timestamp::from_millisecond(terminal.opened_at).map_or_else(|_| String::new(), |at| ago(now, at));
-        let state = if terminal.attached { Cell::new(&"attached", GOOD) } else { Cell::new(&"detached", BUSY) };
+        let state = match (terminal.ended, terminal.attached) {
+            (true, _) => Cell::new(&"ended", FAINT),
+            (false, true) => Cell::new(&"attached", GOOD),
+            (false, false) => Cell::new(&"detached", BUSY),
+        };
         let argv = if terminal.argv.is_empty() { "the user's shell".to_owned() } else { command(&terminal.argv) };
         table.row(vec![Cell::new(&terminal.terminal, STRONG), state, opened.into(), argv.into()]);
     }
@@ -267,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn terminals_say_whether_somebody_is_there() {
+    fn terminals_say_whether_somebody_is_there_and_whether_they_have_ended() {
         let terminal = TerminalReport {
             terminal: TerminalId::from_uuid("0190c5a8-0000-7000-8000-000000000002".parse().unwrap()),
             argv: Vec::new(),
@@ -276,10 +280,12 @@ mod tests {
             ended: false,
         };
         let attached = TerminalReport { argv: vec!["top".into()], attached: true, ..terminal.clone() };
-        insta::assert_snapshot!(plain(&terminal_table(&[terminal, attached], samples::now())), @"
+        let ended = TerminalReport { ended: true, ..terminal.clone() };
+        insta::assert_snapshot!(plain(&terminal_table(&[terminal, attached, ended], samples::now())), @"
         ID                                    STATE     OPENED    COMMAND
         0190c5a8-0000-7000-8000-000000000002  detached  1m0s ago  the user's shell
         0190c5a8-0000-7000-8000-000000000002  attached  1m0s ago  top
+        0190c5a8-0000-7000-8000-000000000002  ended     1m0s ago  the user's shell
         ");
     }
 }
