@@ -92,3 +92,27 @@ fn who_means_no_dead_letter_is_told_so() {
     }
     fleet.finish();
 }
+
+#[test]
+fn one_that_can_not_be_given_up_keeps_nobody_from_the_others() {
+    let fleet = up();
+    let nobody = "0190c5a8-0000-7000-8000-000000000009";
+    let (first, second) = (dead_task(&fleet, "exit 1"), dead_task(&fleet, "exit 2"));
+    let replayed = fleet.run(&["task", "replay", nobody, &first]);
+    assert_eq!((replayed.code, replayed.stdout.lines().count()), (4, 1), "{replayed:?}");
+    let dropped = fleet.run(&["task", "drop", nobody, &second]);
+    assert_eq!((dropped.code, dropped.stderr.matches("error: ").count()), (4, 1), "{dropped:?}");
+    assert!(dead(&fleet).tasks.iter().all(|task| ![&first, &second].contains(&&task.id.to_string())));
+    let rotated = fleet.run(&["rotate", "gone", "web", "other"]);
+    assert_eq!((rotated.code, rotated.stderr.matches("there is no agent").count()), (4, 2), "{rotated:?}");
+    assert!(rotated.stderr.contains("web: "), "{rotated:?}");
+    fleet.ok(&["stop", "web"]);
+    let waits = fleet.ok(&["task", "web", "--", "true"]).trim().to_owned();
+    let canceled = fleet.run(&["task", "cancel", nobody, &first, &waits]);
+    assert_eq!((canceled.code, canceled.stderr.matches("error: ").count()), (4, 2), "{canceled:?}");
+    assert!(fleet.document::<Task>(&["task", "show", &waits]).canceled_by.is_some());
+    let message = dead_message(&fleet, "1");
+    assert_eq!(fleet.run(&["message", "drop", nobody, &message]).code, 4);
+    assert!(dead(&fleet).messages.is_empty());
+    fleet.finish();
+}

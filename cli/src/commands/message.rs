@@ -13,6 +13,7 @@ use vm_agent_schemas::selector::Selector;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Address;
 
+use super::each;
 use crate::Context;
 use crate::client::{Client, SseStream, query};
 use crate::exit::{CommandError, CommandResult, Exit};
@@ -115,22 +116,23 @@ pub(crate) async fn run(context: &mut Context, args: MessageArgs) -> CommandResu
         MessageCommand::Dead(args) => dead(context, args.output.output).await,
         MessageCommand::Replay(args) => {
             let client = context.place.client().await?;
-            for id in args.ids {
+            each(context, Format::Table, args.ids, async |context, id| {
                 let again = client.ask::<List<Message>>(&format!("/messages/{id}/replay")).await?.content.items;
                 for message in again {
                     context.ui.print(message.id)?;
                     context.ui.status(format_args!("message {id} is sent to {} again", message.to))?;
                 }
-            }
-            Ok(Exit::SUCCESS)
+                Ok(())
+            })
+            .await
         }
         MessageCommand::Drop(args) => {
             let client = context.place.client().await?;
-            for id in args.ids {
+            each(context, Format::Table, args.ids, async |context, id| {
                 client.delete(&format!("/messages/{id}/dead")).await?;
-                context.ui.status(format_args!("message {id} is given up"))?;
-            }
-            Ok(Exit::SUCCESS)
+                context.ui.status(format_args!("message {id} is given up"))
+            })
+            .await
         }
     }
 }

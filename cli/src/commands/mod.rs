@@ -179,6 +179,24 @@ fn rounds(dry_run: bool, count: usize) -> impl Iterator<Item = bool> {
     (!dry_run && count > 1).then_some(true).into_iter().chain([dry_run])
 }
 
+/// Does something about each of several that have nothing to do with each other. One that fails is told of and
+/// keeps nobody from the others; the command ends as the first of those that failed.
+async fn each<T>(
+    context: &mut Context,
+    format: Format,
+    items: impl IntoIterator<Item = T>,
+    mut act: impl AsyncFnMut(&mut Context, T) -> Result<(), CommandError>,
+) -> CommandResult {
+    let mut first = None;
+    for item in items {
+        if let Err(error) = act(context, item).await {
+            context.ui.error(&error, format);
+            first.get_or_insert(error.exit);
+        }
+    }
+    Ok(first.unwrap_or(Exit::SUCCESS))
+}
+
 /// Tells what an imperative change came to, and waits until it is so.
 async fn finish(
     context: &mut Context,

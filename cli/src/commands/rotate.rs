@@ -1,8 +1,10 @@
 use clap::Args;
 
+use super::each;
 use crate::Context;
-use crate::exit::{CommandResult, Exit};
+use crate::exit::CommandResult;
 use crate::select::{Targets, about};
+use crate::ui::Format;
 
 /// Give the runtimes of agents another key
 ///
@@ -16,10 +18,11 @@ pub(crate) struct RotateArgs {
 
 pub(crate) async fn run(context: &mut Context, args: RotateArgs) -> CommandResult {
     let client = context.place.client().await?;
-    for name in args.targets.resolve(&client).await? {
+    let names = args.targets.resolve(&client).await?;
+    each(context, Format::Table, names, async |context, name| {
         let rotated = client.post_quiet(&format!("/agents/{name}/rotate")).await;
         about(&client, &name, rotated).await?;
-        context.ui.status(format_args!("{name}: its runtime has another key from its next connection on"))?;
-    }
-    Ok(Exit::SUCCESS)
+        context.ui.status(format_args!("{name}: its runtime has another key from its next connection on"))
+    })
+    .await
 }

@@ -10,6 +10,7 @@ use vm_agent_schemas::task::Task;
 use super::{OnInterrupt, conclude, watch};
 use crate::Context;
 use crate::client::{Client, Fetched, query};
+use crate::commands::each;
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::select::{AnyTargets, known};
@@ -216,24 +217,25 @@ pub(super) async fn output(context: &mut Context, args: OutputOfArgs) -> Command
 
 pub(super) async fn cancel(context: &mut Context, args: IdsArgs) -> CommandResult {
     let client = context.place.client().await?;
-    for id in args.ids {
+    each(context, Format::Table, args.ids, async |context, id| {
         let task = client.ask::<Task>(&format!("/tasks/{id}/cancel")).await.map_err(unknown)?.content;
         context.ui.status(match task.outcome() {
             Some(outcome) => format!("task {id} {outcome}"),
             None => format!("task {id} is being ended"),
-        })?;
-    }
-    Ok(Exit::SUCCESS)
+        })
+    })
+    .await
 }
 
 pub(super) async fn replay(context: &mut Context, args: ReplayArgs) -> CommandResult {
     let client = context.place.client().await?;
-    for id in args.ids {
+    let format = args.output.output;
+    each(context, format, args.ids, async |context, id| {
         let answer = client.ask::<Task>(&format!("/tasks/{id}/replay")).await.map_err(unknown)?;
-        context.ui.document(args.output.output, &answer.raw, || answer.content.id.to_string())?;
-        context.ui.status(format_args!("task {id} is done again as {}", answer.content.id))?;
-    }
-    Ok(Exit::SUCCESS)
+        context.ui.document(format, &answer.raw, || answer.content.id.to_string())?;
+        context.ui.status(format_args!("task {id} is done again as {}", answer.content.id))
+    })
+    .await
 }
 
 pub(super) async fn dead(context: &mut Context, args: DeadArgs) -> CommandResult {
@@ -249,11 +251,11 @@ pub(super) async fn dead(context: &mut Context, args: DeadArgs) -> CommandResult
 
 pub(super) async fn drop_dead(context: &mut Context, args: DropArgs) -> CommandResult {
     let client = context.place.client().await?;
-    for id in args.ids {
+    each(context, Format::Table, args.ids, async |context, id| {
         client.delete(&format!("/tasks/{id}/dead")).await.map_err(unknown)?;
-        context.ui.status(format_args!("task {id} is given up"))?;
-    }
-    Ok(Exit::SUCCESS)
+        context.ui.status(format_args!("task {id} is given up"))
+    })
+    .await
 }
 
 /// A task that there is none of, with where to look.
