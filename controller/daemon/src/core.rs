@@ -19,6 +19,7 @@ use vm_agent_schemas::names::AgentName;
 
 use crate::conditions::ConditionBook;
 use crate::configuring::Configuring;
+use crate::engine::directory::directory;
 use crate::engine::job::HubAddress;
 use crate::engine::memory::{Memory, Moment};
 use crate::engine::records::Records;
@@ -77,6 +78,12 @@ impl Core {
     /// Asks for a pass once the loop has rested.
     pub(crate) fn nudge(&self) {
         self.nudged.notify_one();
+    }
+
+    /// Tells the hub of the agents as they are declared now. The records stand still meanwhile, so what the
+    /// hub hears last is never older than what it heard before.
+    pub(crate) fn declare(&self) {
+        self.ledger.look(|records| self.hub.directory(directory(records, Timestamp::now())));
     }
 
     /// Everything that a plan is made from, as it is now.

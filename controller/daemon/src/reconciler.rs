@@ -145,6 +145,7 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
                 core.metrics.tasks_accepted(tasks);
             }
             Effect::Hub(call) => tell(&core.hub, call),
+            Effect::Declare => core.declare(),
             Effect::Configure(agent, configuration, secrets) => {
                 core.jobs.spawn(core.stop.clone().run_until_cancelled_owned(configure(
                     Arc::clone(core),

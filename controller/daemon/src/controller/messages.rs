@@ -52,7 +52,7 @@ impl Controller {
     async fn post_all(&self, messages: Vec<Message>, now: Timestamp) -> Result<Vec<Message>, Problem> {
         let (mut told, mut refusals) = (Vec::new(), Vec::new());
         for message in messages {
-            match self.core.hub.post(message.clone()).await {
+            match self.post(&message).await {
                 Ok(()) => told.push(message),
                 Err(error) => {
                     let state = MessageState::Dead { at: now, reason: error.to_string() };
@@ -65,6 +65,16 @@ impl Controller {
             Some(error) if told.iter().all(|it| matches!(it.state, MessageState::Dead { .. })) => Err(problem(&error)),
             _ => Ok(told),
         }
+    }
+
+    /// The hub hears of a new agent from the next pass. Who writes to it need not wait for that.
+    async fn post(&self, message: &Message) -> Result<(), PostError> {
+        let posted = self.core.hub.post(message.clone()).await;
+        if !matches!(&posted, Err(PostError::Refused(refused)) if refused.code == RefusedCode::Unknown) {
+            return posted;
+        }
+        self.core.declare();
+        self.core.hub.post(message.clone()).await
     }
 
     /// Messages to the host: the first after the one of that id, or the latest, the oldest first.

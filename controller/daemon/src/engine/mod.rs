@@ -75,6 +75,8 @@ pub enum Effect {
     Accept(Vec<Change>),
     /// Tell the hub.
     Hub(HubCall),
+    /// Tell the hub of the agents as they are declared by then: it may have heard of more since this was decided.
+    Declare,
     /// Find out what the agent's secrets are, beside everything else, and give it this configuration
     /// with them.
     Configure(AgentName, Box<Configuration>, BTreeMap<String, SecretSource>),

@@ -12,7 +12,6 @@ use vm_agent_schemas::observe::Action;
 use vm_agent_schemas::plan::{Fuse, Plan, Step, StepAction};
 use vm_agent_schemas::task::{Task, TaskSource};
 
-use super::directory::directory;
 use super::job::{HubAddress, Unprepared, prepare};
 use super::records::{Change, Records};
 use super::{Effect, HubCall, Sequence, accept, intent};
@@ -55,8 +54,7 @@ pub fn turn(inputs: &Inputs, records: &Records, hub: &HubAddress, jitter: &mut d
         return Turn::Note(changes);
     }
     let cordoned = plan.agents.iter().filter(|agent| agent.cordoned).map(|agent| agent.name.clone()).collect();
-    let told =
-        vec![Effect::Hub(HubCall::Directory(directory(records, inputs.now))), Effect::Hub(HubCall::Cordon(cordoned))];
+    let told = vec![Effect::Declare, Effect::Hub(HubCall::Cordon(cordoned))];
     let mut sequences = vec![told, steps(&plan, inputs, records, hub, jitter)];
     sequences.extend(tasks(&plan, records, inputs.now));
     let (wake_at, down) = (wake_at(inputs), is_down(inputs, &plan));
@@ -253,8 +251,7 @@ mod tests {
         let hub = HubAddress { url: String::new(), pin: None, loopback: None };
         let Turn::Act(act) = turn(&inputs, &records, &hub, &mut || 0.5) else { panic!("there is nothing to note") };
         let calls: Vec<&Effect> = act.sequences.iter().flatten().collect();
-        let [Effect::Hub(HubCall::Directory(_)), Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] =
-            calls.as_slice()
+        let [Effect::Declare, Effect::Hub(HubCall::Cordon(_)), Effect::Hub(HubCall::Revoke(agent))] = calls.as_slice()
         else {
             panic!("{calls:?}");
         };

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_daemon::disk;
+use vm_agent_daemon::engine::directory::directory;
 use vm_agent_daemon::engine::job::{Called, HubAddress, Job};
 use vm_agent_daemon::engine::memory::{HEARTBEAT, Memory, Moment, silence};
 use vm_agent_daemon::engine::pass::{Act, PASS_EVERY, Turn, at_rest, turn};
@@ -506,6 +507,10 @@ impl World {
             }
             Do::Effect(Effect::Accept(changes)) => self.write(by, changes, now)?,
             Do::Effect(Effect::Hub(call)) => self.tell_hub(call),
+            Do::Effect(Effect::Declare) => {
+                let declared = directory(&self.life().records, now);
+                self.tell_hub(HubCall::Directory(declared));
+            }
             // Nobody here has secrets: what they are is known at once.
             Do::Effect(Effect::Configure(agent, configuration, _)) => {
                 self.tell_hub(HubCall::Configure(agent, *configuration));

@@ -254,6 +254,15 @@ async fn a_message_waits_for_its_agent_and_is_sent_once() {
 }
 
 #[tokio::test]
+async fn a_message_to_an_agent_that_no_pass_has_told_the_hub_of_is_accepted() {
+    let (controller, socket) = with_agents().await;
+    controller.core().hub.directory(vm_agent_hub::Directory::default());
+    let said = json!({"to": {"agent": "web"}, "post": {"subject": "x", "body": 1}});
+    let sent = document(&tell(&socket, "POST", "/messages", &said).await);
+    assert_eq!(sent["items"][0]["state"]["state"], "waiting");
+}
+
+#[tokio::test]
 async fn a_message_that_can_not_go_anywhere_is_refused_with_the_reason() {
     let (_controller, socket) = with_agents().await;
     let refused = async |to: Value, subject: &str| {
