@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use vm_agent_schemas::api::{AgentView, List};
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::ids::Revision;
+use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Health, Plan, Sync, WaitsFor};
 use vm_agent_schemas::units::Span;
@@ -77,8 +78,8 @@ pub(crate) fn goals_of(plan: &Plan, revision: Option<Revision>) -> BTreeMap<Agen
 enum Standing {
     /// It is as wanted.
     Ready,
-    /// It is gone, as wanted.
-    Gone,
+    /// It is gone, as wanted; and why, where that is against the file.
+    Gone(Option<String>),
     /// Something goes on.
     Waiting(String),
     /// Waiting may bring nothing: a person, a window or room on the host is needed.
@@ -87,7 +88,7 @@ enum Standing {
 
 impl Standing {
     fn is_reached(&self) -> bool {
-        matches!(self, Self::Ready | Self::Gone)
+        matches!(self, Self::Ready | Self::Gone(_))
     }
 
     fn is_waiting(&self) -> bool {
@@ -154,7 +155,7 @@ fn standings(goals: &BTreeMap<AgentName, Goal>, agents: &[AgentView]) -> Standin
 fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
     let Some(agent) = agent else {
         return match goal {
-            Goal::Gone => Standing::Gone,
+            Goal::Gone => Standing::Gone(None),
             Goal::AsFile(_) | Goal::Power(_) => Standing::Waiting("not looked at yet".to_owned()),
         };
     };
@@ -172,12 +173,19 @@ fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
         Goal::Gone => agent.power.is_none() && agent.instance.is_none(),
     };
     if reached {
-        return if agent.power.is_none() { Standing::Gone } else { Standing::Ready };
+        return if agent.power.is_none() { Standing::Gone(dismissal(goal, agent)) } else { Standing::Ready };
     }
     match agent.waits_for.iter().find(|it| needs_person(it)) {
         Some(reason) => Standing::Stuck(format!("waits for {reason}")),
         None => Standing::Waiting(describe(agent)),
     }
+}
+
+/// Who wants an agent gone that the file wants, and how it comes back.
+fn dismissal(goal: Goal, agent: &AgentView) -> Option<String> {
+    let is_absence = |it: &&Override| matches!(it.change, Change::Presence(Presence::Absent));
+    let said = agent.overrides.iter().find(is_absence).filter(|_| matches!(goal, Goal::AsFile(_)))?;
+    Some(format!("destroyed by {}; `vm-agent create {}` brings it back", said.author, agent.name))
 }
 
 fn is_at(agent: &AgentView, power: PowerState) -> bool {
@@ -209,6 +217,7 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::Drain { .. }
         | WaitsFor::Operation { .. }
         | WaitsFor::Dependency { .. }
+        | WaitsFor::Snapshot { .. }
         | WaitsFor::Lane { .. }
         | WaitsFor::Backoff { .. }
         | WaitsFor::Fuse
@@ -251,7 +260,8 @@ fn show(ui: &mut Ui, now: &Standings, before: &Standings, elapsed: Duration) -> 
 fn line(name: &AgentName, standing: &Standing) -> String {
     match standing {
         Standing::Ready => format!("{STRONG}{name}{STRONG:#}: {GOOD}ready{GOOD:#}"),
-        Standing::Gone => format!("{STRONG}{name}{STRONG:#}: {GOOD}gone{GOOD:#}"),
+        Standing::Gone(None) => format!("{STRONG}{name}{STRONG:#}: {GOOD}gone{GOOD:#}"),
+        Standing::Gone(Some(why)) => format!("{STRONG}{name}{STRONG:#}: {GOOD}gone{GOOD:#}, {}", printable(why)),
         Standing::Waiting(text) => format!("{STRONG}{name}{STRONG:#}: {}", printable(text)),
         Standing::Stuck(text) => format!("{STRONG}{name}{STRONG:#}: {BAD}{}{BAD:#}", printable(text)),
     }
@@ -280,7 +290,7 @@ fn too_late(standings: &Standings, limit: Span) -> CommandError {
 
 fn open(standings: &Standings) -> impl Iterator<Item = (&AgentName, &str)> {
     standings.iter().filter_map(|(name, standing)| match standing {
-        Standing::Ready | Standing::Gone => None,
+        Standing::Ready | Standing::Gone(_) => None,
         Standing::Waiting(text) | Standing::Stuck(text) => Some((name, text.as_str())),
     })
 }
@@ -339,7 +349,12 @@ mod tests {
 
     #[test]
     fn an_agent_is_gone_when_it_is_not_listed_or_has_no_instance() {
-        assert_eq!(standing(Goal::Gone, None), Standing::Gone);
+        assert_eq!(standing(Goal::Gone, None), Standing::Gone(None));
+        let mut destroyed = AgentView { instance: None, power: None, ..overridden("web") };
+        destroyed.overrides[0].change = Change::Presence(Presence::Absent);
+        let why = "destroyed by ana; `vm-agent create web` brings it back".to_owned();
+        assert_eq!(standing(Goal::AsFile(None), Some(&destroyed)), Standing::Gone(Some(why)));
+        assert_eq!(standing(Goal::Gone, Some(&destroyed)), Standing::Gone(None));
         assert!(!is_ready(Goal::Gone, &healthy("web")));
         assert!(is_ready(Goal::Gone, &AgentView { instance: None, power: None, ..healthy("web") }));
     }

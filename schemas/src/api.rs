@@ -14,10 +14,11 @@ use crate::fleet::{AgentEntry, DeclaredAgent, Diagnostic, DriverName, PowerState
 use crate::ids::{Digest, Epoch, Incarnation, Life, MessageId, Revision, Secret, TaskId};
 use crate::intent::{Override, Pause};
 use crate::message::{Message, Post};
-use crate::names::{AgentName, FleetName};
+use crate::names::{AgentName, FleetName, SnapshotName};
 use crate::observe::{Capabilities, InstanceState};
 use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Rest, Sync, WaitsFor};
 use crate::selector::Selector;
+use crate::snapshot::{Errand, Snapshot};
 use crate::task::{Job, Task, Terms};
 use crate::units::Span;
 use crate::wire::{Channel, HealthReport, Signal, StreamTarget, TaskOutcome, TerminalSize};
@@ -90,6 +91,9 @@ kinds! {
     Task => "Task",
     DeadLetters => "DeadLetters",
     List<Message> => "MessageList",
+    Snapshot => "Snapshot",
+    List<Snapshot> => "SnapshotList",
+    Errand => "Errand",
     Version => "Version",
     Alive => "Alive",
 }
@@ -305,6 +309,61 @@ pub struct CreateRequest {
     /// Why.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks for a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// Its name; without one it is called by the time.
+    #[serde(default)]
+    pub name: Option<SnapshotName>,
+    /// What there is to say about it.
+    #[serde(default)]
+    pub comment: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Changes what is said about a snapshot. What is not given stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotChange {
+    /// Whether it refuses to be deleted.
+    #[serde(default)]
+    pub protect: Option<bool>,
+    /// What there is to say about it.
+    #[serde(default)]
+    pub comment: Option<String>,
+}
+
+/// Asks for a machine to go back to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// The snapshot.
+    pub snapshot: SnapshotName,
+    /// Take no snapshot of what the machine is now: that is lost then.
+    #[serde(default)]
+    pub without_safety: bool,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks for a new agent made from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CloneRequest {
+    /// The new agent's name.
+    pub name: AgentName,
+    /// The snapshot; without one it is taken now.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotName>,
     /// Change nothing, and answer as if.
     #[serde(default)]
     pub dry_run: bool,

@@ -101,6 +101,14 @@ event_kinds! {
     StepInterrupted = "StepInterrupted",
     /// An instance went down, and nobody stopped it.
     InstanceFailed = "InstanceFailed",
+    /// A snapshot of a machine was taken.
+    SnapshotTaken = "SnapshotTaken",
+    /// A snapshot of a machine was deleted.
+    SnapshotDeleted = "SnapshotDeleted",
+    /// What was to be done with a machine's snapshots was not done.
+    SnapshotFailed = "SnapshotFailed",
+    /// A machine went back to a snapshot.
+    Restored = "Restored",
     /// An agent has nothing to do, and its machine is to stop.
     AgentAsleep = "AgentAsleep",
     /// There is work for an agent that was asleep.

@@ -86,6 +86,10 @@ uuid_type! {
     OverrideId
 }
 uuid_type! {
+    /// The id of something that is to be done with an agent's snapshots.
+    ErrandId
+}
+uuid_type! {
     /// What the tasks that one request made for several agents have in common.
     GroupId
 }

@@ -19,6 +19,7 @@ pub mod observe;
 pub mod plan;
 pub mod schedule;
 pub mod selector;
+pub mod snapshot;
 pub mod task;
 pub mod units;
 pub mod wire;

@@ -138,6 +138,14 @@ name_type! {
     /// The name of an instance, as its driver knows it.
     InstanceName
 }
+name_type! {
+    /// The name of a snapshot, unique among those of its instance.
+    SnapshotName
+}
+name_type! {
+    /// The name of a schedule of snapshots in the fleet file, unique in its agent.
+    ScheduleName
+}
 
 impl FleetName {
     /// The name that a fleet has when its file gives none.

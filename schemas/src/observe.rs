@@ -5,12 +5,13 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::fleet::{AgentSpec, DriverName, Mount, Provision};
 use crate::ids::{ClaimId, Incarnation, Life, Nonce, OperationId};
-use crate::names::{AgentName, FleetName, InstanceName};
+use crate::names::{AgentName, FleetName, InstanceName, ScheduleName, SnapshotName};
+use crate::snapshot::Point;
 use crate::units::{ByteSize, Span};
 
 /// An instance as its driver sees it.
@@ -26,6 +27,9 @@ pub struct Instance {
     pub nonce: Option<Nonce>,
     /// Its sizes, where the driver can tell.
     pub sizes: Option<Sizes>,
+    /// Its snapshots, where this listing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<BTreeSet<SnapshotName>>,
 }
 
 /// What an instance is doing.
@@ -81,9 +85,9 @@ pub struct Capabilities {
     pub resize_running: bool,
     /// Whether a machine can be suspended.
     pub suspend: bool,
-    /// Whether a snapshot can be taken while the machine runs.
-    pub live_snapshot: bool,
-    /// Whether a machine can be cloned from a snapshot.
+    /// Of what snapshots can be taken.
+    pub snapshots: SnapshotSupport,
+    /// Whether a machine can be made from the snapshot of another.
     pub clone_from_snapshot: bool,
     /// Whether instances carry labels.
     pub labels: bool,
@@ -104,6 +108,18 @@ pub struct Capabilities {
     pub deadlines: Deadlines,
 }
 
+/// Of what a driver can take snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SnapshotSupport {
+    /// Of nothing.
+    None,
+    /// Of the disk of a machine that is down.
+    Down,
+    /// Of a machine as it is, with its memory while it runs.
+    Live,
+}
+
 /// How long each kind of step may take before it counts as timed out and the instance is looked at
 /// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -120,6 +136,10 @@ pub struct Deadlines {
     pub resize: Span,
     /// A deletion.
     pub destroy: Span,
+    /// A snapshot, or the deletion of one.
+    pub snapshot: Span,
+    /// Back to a snapshot, up to the machine running.
+    pub restore: Span,
     /// From a running machine to a runtime that has said hello.
     pub connect: Span,
 }
@@ -160,6 +180,53 @@ pub struct Claim {
     pub asleep: bool,
     /// What the instance was made from: the fields that only birth can change.
     pub birth: Birth,
+    /// What became of the instance between its birth and now.
+    #[serde(default)]
+    pub history: History,
+}
+
+impl Claim {
+    /// Whether a nonce read back from an instance shows that it is this claim's. One on its way back to a
+    /// snapshot has that of its former incarnation until it is there.
+    #[must_use]
+    pub fn is_of(&self, nonce: &Nonce) -> bool {
+        *nonce == self.nonce || self.history.restoring.as_ref().is_some_and(|way| *nonce == way.from)
+    }
+}
+
+/// What becomes of an instance in the course of its life.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct History {
+    /// The way back to a snapshot that it is on: until it is there, nothing else is done with it.
+    pub restoring: Option<Restoring>,
+    /// The last way back that it went: what was done in the machine meanwhile is undone.
+    pub undone: Option<Undone>,
+    /// The latest moment of each schedule for which a snapshot was asked for.
+    pub schedules: BTreeMap<ScheduleName, Timestamp>,
+    /// The points of its life at which a snapshot was asked for.
+    pub points: BTreeSet<Point>,
+}
+
+/// An instance's way back to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Restoring {
+    /// The snapshot.
+    pub snapshot: SnapshotName,
+    /// When that was taken.
+    pub taken_at: Timestamp,
+    /// The nonce that the instance had before.
+    pub from: Nonce,
+}
+
+/// The time that a restore took back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Undone {
+    /// When the snapshot was taken.
+    pub since: Timestamp,
+    /// When the machine went back to it.
+    pub until: Timestamp,
 }
 
 /// What an instance was last known to be brought to.
@@ -231,6 +298,9 @@ pub struct Operation {
     pub driver: DriverName,
     /// What it does.
     pub action: Action,
+    /// The snapshot that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotName>,
     /// When it began.
     pub started_at: Timestamp,
     /// When it counts as timed out.
@@ -269,6 +339,14 @@ pub enum Action {
     Resize,
     /// Delete it.
     Destroy,
+    /// Take a snapshot of it.
+    Snapshot,
+    /// Delete a snapshot of it.
+    DropSnapshot,
+    /// Bring it back to a snapshot, and start it.
+    Restore,
+    /// Save its memory, and stop it.
+    Suspend,
 }
 
 impl Action {
@@ -281,13 +359,17 @@ impl Action {
             Self::Stop => "stop",
             Self::Resize => "resize",
             Self::Destroy => "destroy",
+            Self::Snapshot => "snapshot",
+            Self::DropSnapshot => "delete a snapshot of",
+            Self::Restore => "restore",
+            Self::Suspend => "suspend",
         }
     }
 
     /// Whether the machine runs when the action has done what it should.
     #[must_use]
     pub const fn brings_up(self) -> bool {
-        matches!(self, Self::Create | Self::Start)
+        matches!(self, Self::Create | Self::Start | Self::Restore)
     }
 
     /// How long the action may take on a driver with these deadlines.
@@ -299,6 +381,8 @@ impl Action {
             Self::Stop => deadlines.stop,
             Self::Resize => deadlines.resize,
             Self::Destroy => deadlines.destroy,
+            Self::Snapshot | Self::DropSnapshot | Self::Suspend => deadlines.snapshot,
+            Self::Restore => deadlines.restore,
         }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::fleet::{DeclaredAgent, DriftPolicy, DriverName, Until};
 use crate::ids::{Digest, OperationId, Revision};
-use crate::names::{AgentName, FleetName, InstanceName, TaskName};
+use crate::names::{AgentName, FleetName, InstanceName, SnapshotName, TaskName};
 use crate::observe::{Action, InstanceState, Sizes};
 use crate::units::ByteSize;
 
@@ -338,6 +338,23 @@ pub enum StepAction {
     },
     /// Delete it.
     Destroy,
+    /// Take a snapshot of it.
+    Snapshot {
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// Delete a snapshot of it.
+    DropSnapshot {
+        /// The snapshot's name.
+        name: SnapshotName,
+    },
+    /// Bring it back to a snapshot, and start it.
+    Restore {
+        /// The snapshot's name.
+        to: SnapshotName,
+    },
+    /// Save its memory, and stop it.
+    Suspend,
     /// Drop the claim of an instance that is gone.
     Forget,
     /// Hand the runtime its environment and labels.
@@ -364,7 +381,20 @@ impl StepAction {
             Self::Stop => Some(Action::Stop),
             Self::Resize { .. } => Some(Action::Resize),
             Self::Destroy => Some(Action::Destroy),
+            Self::Snapshot { .. } => Some(Action::Snapshot),
+            Self::DropSnapshot { .. } => Some(Action::DropSnapshot),
+            Self::Restore { .. } => Some(Action::Restore),
+            Self::Suspend => Some(Action::Suspend),
             Self::Forget | Self::Configure | Self::Upgrade | Self::Task { .. } => None,
+        }
+    }
+
+    /// The snapshot that the step is about.
+    #[must_use]
+    pub const fn snapshot(&self) -> Option<&SnapshotName> {
+        match self {
+            Self::Snapshot { name } | Self::DropSnapshot { name } | Self::Restore { to: name } => Some(name),
+            _ => None,
         }
     }
 
@@ -377,6 +407,10 @@ impl StepAction {
             Self::Stop => "stop",
             Self::Resize { .. } => "resize",
             Self::Destroy => "destroy",
+            Self::Snapshot { .. } => "snapshot",
+            Self::DropSnapshot { .. } => "dropSnapshot",
+            Self::Restore { .. } => "restore",
+            Self::Suspend => "suspend",
             Self::Forget => "forget",
             Self::Configure => "configure",
             Self::Upgrade => "upgrade",
@@ -388,11 +422,11 @@ impl StepAction {
     #[must_use]
     pub const fn symbol(&self) -> &'static str {
         match self {
-            Self::Create => "+",
-            Self::Destroy | Self::Forget => "-",
+            Self::Create | Self::Snapshot { .. } => "+",
+            Self::Destroy | Self::DropSnapshot { .. } | Self::Forget => "-",
             Self::Start => "^",
-            Self::Stop => "v",
-            Self::Resize { .. } => "*",
+            Self::Stop | Self::Suspend => "v",
+            Self::Resize { .. } | Self::Restore { .. } => "*",
             Self::Configure | Self::Upgrade | Self::Task { .. } => "~",
         }
     }
@@ -403,6 +437,9 @@ impl fmt::Display for StepAction {
         match self {
             Self::Task { task, .. } => write!(f, "run task {task}"),
             Self::Upgrade => f.write_str("upgrade the runtime"),
+            Self::Snapshot { name } => write!(f, "take snapshot {name}"),
+            Self::DropSnapshot { name } => write!(f, "delete snapshot {name}"),
+            Self::Restore { to } => write!(f, "restore snapshot {to}"),
             other => f.write_str(other.word()),
         }
     }
@@ -510,6 +547,13 @@ pub enum WaitsFor {
     },
     /// Proof that the instance is ours.
     Proof,
+    /// The snapshot that it is to be made from.
+    Snapshot {
+        /// The agent that it is of.
+        agent: AgentName,
+        /// The snapshot.
+        name: SnapshotName,
+    },
     /// A person to start it: the restart policy says that the controller does not.
     RestartPolicy,
     /// The instance to become what it is on its way to.
@@ -588,6 +632,7 @@ impl fmt::Display for WaitsFor {
                 write!(f, "somebody to purge the deleted instance `{instance}`, which still holds the name")
             }
             Self::Proof => f.write_str("proof that the instance is ours: its runtime has never said so"),
+            Self::Snapshot { agent, name } => write!(f, "snapshot `{name}` of agent `{agent}`"),
             Self::RestartPolicy => f.write_str("a person to start it: its restart policy says so"),
             Self::Transition { state } => write!(f, "the instance, which is {state:?}"),
             Self::UnknownState => f.write_str("the instance's state to become known"),
@@ -597,7 +642,7 @@ impl fmt::Display for WaitsFor {
                 write!(f, "somebody to look at task `{task}`, which {outcome}; it runs again ")?;
                 match next {
                     Some(next) => write!(f, "at {next:.0}"),
-                    None => f.write_str("when its text changes"),
+                    None => f.write_str("when its text changes, or when it is replayed"),
                 }
             }
             Self::Problem { what } => write!(f, "somebody to look at it: {what}"),

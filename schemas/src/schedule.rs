@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cronexpr::{Crontab, FallbackTimezoneOption, ParseOptions, parse_crontab_with};
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,12 @@ impl Cron {
     #[must_use]
     pub fn next_after(&self, at: Timestamp) -> Option<Timestamp> {
         self.crontab.find_next(at).ok().map(|zoned| zoned.timestamp())
+    }
+
+    /// The time zone of its clock; nothing for one without any moment.
+    #[must_use]
+    pub fn zone(&self) -> Option<TimeZone> {
+        self.crontab.find_next(Timestamp::UNIX_EPOCH).ok().map(|zoned| zoned.time_zone().clone())
     }
 
     /// The schedule as it is written.

@@ -46,6 +46,8 @@ pub fn capabilities(limit: Span) -> Capabilities {
         &mut deadlines.stop,
         &mut deadlines.resize,
         &mut deadlines.destroy,
+        &mut deadlines.snapshot,
+        &mut deadlines.restore,
     ] {
         *deadline = limit;
     }

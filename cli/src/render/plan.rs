@@ -87,9 +87,11 @@ impl Line<'_> {
             return (BAD, "-/+", "replace".to_owned());
         }
         let style = match self.step.action {
-            StepAction::Create | StepAction::Start => GOOD,
-            StepAction::Destroy | StepAction::Forget => BAD,
+            StepAction::Create | StepAction::Start | StepAction::Snapshot { .. } => GOOD,
+            StepAction::Destroy | StepAction::DropSnapshot { .. } | StepAction::Forget => BAD,
             StepAction::Stop
+            | StepAction::Suspend
+            | StepAction::Restore { .. }
             | StepAction::Resize { .. }
             | StepAction::Configure
             | StepAction::Upgrade

@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use vm_agent_schemas::api::{AgentView, DriverStatus};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet::{DriftPolicy, Field, Origin};
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::names::{AgentName, TaskName};
 use vm_agent_schemas::plan::{Condition, ConditionStatus, Drift, DriftClass, Health, Rest, Step, Sync, WaitsFor};
 use vm_agent_schemas::task::{Task, TaskState};
 use vm_agent_schemas::wire::TaskOutcome;
 
 use super::plan::{covering, origin, origin_of, policy, said, toll, transition};
-use super::tasks::work;
+use super::tasks::{file_name, work};
 use super::{ago, change, coarse, value};
 use crate::table::printable;
 use crate::ui::{BAD, BUSY, FAINT, STRONG};
@@ -53,7 +53,7 @@ pub(crate) fn why(known: &Known<'_>) -> String {
     section(&mut text, "Tasks that failed", failed_tasks(known));
     let events = known.events.iter().map(|it| format!("{} {}: {}", ago(*now, it.at), it.kind, printable(&it.message)));
     section(&mut text, "Last events", events.collect());
-    let _ = writeln!(text, "\n{STRONG}Next:{STRONG:#} {}", printable(&next(agent, known.steps, *now)));
+    let _ = writeln!(text, "\n{STRONG}Next:{STRONG:#} {}", printable(&next(agent, known.steps, known.tasks, *now)));
     text
 }
 
@@ -171,18 +171,19 @@ fn failed_tasks(known: &Known<'_>) -> Vec<String> {
             return None;
         }
         let when = task.ended_at.map_or_else(String::new, |at| format!(", {}", ago(known.now, at)));
+        let name = file_name(task).map_or_else(String::new, |name| format!("{name}, "));
         let (work, outcome) = (printable(&work(&task.job.work)), printable(&outcome.to_string()));
-        Some(format!("{work}: {BAD}{outcome}{BAD:#}{when}"))
+        Some(format!("{name}{work}: {BAD}{outcome}{BAD:#}{when} {FAINT}({}){FAINT:#}", task.id))
     };
     latest.filter_map(line).take(TASKS_SHOWN).collect()
 }
 
 /// What a person could do, or that there is nothing to do.
-pub(crate) fn next(agent: &AgentView, steps: &[Step], now: Timestamp) -> String {
+pub(crate) fn next(agent: &AgentView, steps: &[Step], tasks: &[Task], now: Timestamp) -> String {
     let name = &agent.name;
     let waits = agent.waits_for.iter().chain(steps.iter().flat_map(|step| &step.waits_for));
     // What only a person can end comes before what ends by itself.
-    let mut remedies: Vec<(bool, String)> = waits.filter_map(|it| remedy(it, name, now)).collect();
+    let mut remedies: Vec<(bool, String)> = waits.filter_map(|it| remedy(it, name, tasks, now)).collect();
     remedies.sort_by_key(|(by_itself, _)| *by_itself);
     if let Some((_, remedy)) = remedies.into_iter().next() {
         return remedy;
@@ -216,7 +217,7 @@ pub(crate) fn next(agent: &AgentView, steps: &[Step], now: Timestamp) -> String 
 }
 
 /// What would help with what is waited for, and whether it ends without that.
-fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, String)> {
+fn remedy(it: &WaitsFor, name: &AgentName, tasks: &[Task], now: Timestamp) -> Option<(bool, String)> {
     let (by_itself, text) = match it {
         WaitsFor::EarlierStep => return None,
         WaitsFor::Approval { id } => (false, format!("vm-agent approve {}", id.short())),
@@ -232,11 +233,10 @@ fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, Stri
             (false, format!("rename or delete the instance `{instance}` yourself: it is not ours to touch"))
         }
         WaitsFor::Tombstone { instance } => (false, format!("purge the deleted instance `{instance}` yourself")),
-        WaitsFor::TaskFailed { task, .. } => (
-            false,
-            format!("see what task `{task}` printed (vm-agent task ls {name}, vm-agent task output ID), and mend it"),
-        ),
-        WaitsFor::Problem { .. } => (false, format!("see what it printed (vm-agent logs {name}), and mend it")),
+        WaitsFor::TaskFailed { task, .. } => (false, task_failed(task, tasks, name)),
+        WaitsFor::Problem { what } => {
+            (false, format!("mend what is wrong: {what}; its log may say more: vm-agent logs {name}"))
+        }
         WaitsFor::Capacity { resource, .. } => (
             false,
             format!("stop another agent, or give the fleet more {resource}: vm-agent explain limits.{resource}"),
@@ -245,7 +245,7 @@ fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, Stri
         WaitsFor::Window { .. } => {
             (true, format!("wait for the window; what you ask for waits for none: vm-agent stop {name}"))
         }
-        WaitsFor::Dependency { agent, .. } => (true, format!("vm-agent why {agent}")),
+        WaitsFor::Snapshot { agent, .. } | WaitsFor::Dependency { agent, .. } => (true, format!("vm-agent why {agent}")),
         WaitsFor::Backoff { until, .. } => {
             let left = coarse(until.duration_since(now).as_secs());
             (true, format!("nothing to do: it is tried again in {left}; what went wrong: vm-agent events"))
@@ -261,6 +261,17 @@ fn remedy(it: &WaitsFor, name: &AgentName, now: Timestamp) -> Option<(bool, Stri
         | WaitsFor::TaskRunning { .. } => (true, format!("nothing to do but wait for {it}")),
     };
     Some((by_itself, text))
+}
+
+/// What would help with a task of the file that failed: the latest run of that name, where it is among these.
+fn task_failed(task: &TaskName, tasks: &[Task], name: &AgentName) -> String {
+    match tasks.iter().find(|it| file_name(it) == Some(task.as_str())) {
+        Some(Task { id, .. }) => format!(
+            "see what task `{task}` printed (vm-agent task output {id}), mend that, and have it done again \
+             (vm-agent task replay {id})"
+        ),
+        None => format!("see what task `{task}` printed (vm-agent task ls {name}, vm-agent task output ID), and mend it"),
+    }
 }
 
 #[cfg(test)]
@@ -309,7 +320,10 @@ mod tests {
     fn what_only_a_person_can_end_comes_first() {
         let waits = |waits_for| AgentView { waits_for, sync: Sync::Blocked, ..samples::healthy("web") };
         let on = WaitsFor::Dependency { agent: samples::name("db"), until: Default::default() };
-        let told = |waits_for| next(&waits(waits_for), &[], samples::now());
+        let tasks = [samples::file_task("web", "setup")];
+        let told = |waits_for| next(&waits(waits_for), &[], &tasks, samples::now());
+        let failed = WaitsFor::TaskFailed { task: "setup".parse().unwrap(), outcome: String::new(), next: None };
+        assert!(told(vec![failed]).contains(&format!("vm-agent task replay {}", tasks[0].id)));
         assert_eq!(told(vec![on.clone()]), "vm-agent why db");
         assert_eq!(told(vec![on, WaitsFor::Paused { fleet: false }]), "vm-agent resume web");
         let until = samples::now() + jiff::SignedDuration::from_secs(20);
@@ -319,7 +333,7 @@ mod tests {
 
     #[test]
     fn rest_and_overrides_say_how_they_end() {
-        let told = |agent: &AgentView| next(agent, &[], samples::now());
+        let told = |agent: &AgentView| next(agent, &[], &[], samples::now());
         let idle = AgentView { rests: Some(Rest::Idle), health: Health::Suspended, ..samples::healthy("web") };
         assert!(told(&idle).contains("vm-agent start web"));
         let settled = AgentView { sync: Sync::Synced, drift: Vec::new(), ..samples::overridden("web") };

@@ -4,6 +4,7 @@ mod credentials;
 mod exec;
 mod file;
 mod messages;
+mod snapshots;
 mod tasks;
 
 use std::sync::Arc;
@@ -347,7 +348,8 @@ impl Controller {
         let plan = plan(&inputs);
         if !request.dry_run {
             tracing::info!(actor = actor.name, destroy = request.destroy, "The fleet is taken down");
-            self.record(vec![Change::Mode(mode)], inputs.now).await?;
+            let changes = intent::go_down(&self.core.ledger.records(), mode, &actor.name);
+            self.record(changes, inputs.now).await?;
             self.core.wake();
         }
         Ok(plan)
@@ -406,8 +408,15 @@ impl Controller {
     }
 
     fn known(&self, name: &AgentName) -> Result<(), Problem> {
-        let known = is_known(&self.core.ledger.records(), name, Timestamp::now());
-        known.then_some(()).ok_or_else(|| intent::unknown(name))
+        let records = self.core.ledger.records();
+        let known = is_known(&records, name, Timestamp::now());
+        known.then_some(()).ok_or_else(|| intent::missing(&records, name))
+    }
+
+    /// That there is or was such an agent: one that the file declares may have been destroyed.
+    fn known_or_gone(&self, name: &AgentName) -> Result<(), Problem> {
+        let declared = self.core.ledger.records().fleet.agents.contains_key(name);
+        if declared { Ok(()) } else { self.known(name) }
     }
 
     async fn record(&self, changes: Vec<Change>, now: Timestamp) -> Result<(), Problem> {

@@ -49,6 +49,8 @@ pub fn read(
         tasks: BTreeMap::new(),
         work: BTreeMap::new(),
         pooled: BTreeMap::new(),
+        snapshots: BTreeMap::new(),
+        errands: BTreeMap::new(),
         approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
         incarnations: store::claims::incarnations(conn)?,
         mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
@@ -56,6 +58,9 @@ pub fn read(
         pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),
         fuse: store::meta::get_json(conn, FUSE_KEY)?.unwrap_or(NEVER_BLOWN),
     };
+    let snapshots = store::snapshots::all(conn)?.into_iter().map(|it| Change::Snapshot(Box::new(it)));
+    let errands = store::errands::open(conn)?.into_iter().map(|it| Change::Errand(Box::new(it)));
+    snapshots.chain(errands).for_each(|change| records.apply(change));
     // In the order in which they were accepted: of the runs of one task the last one counts.
     let open = store::tasks::unfinished(conn)?;
     store::tasks::all_from_file(conn)?.iter().chain(&open).for_each(|task| records.note_task(task));
@@ -174,7 +179,10 @@ pub fn note(conn: &rusqlite::Connection, records: &[Record], now: Timestamp) -> 
 
 fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Result<Option<Event>, StoreError> {
     match change {
-        Change::Claim(claim) => store::claims::put(conn, claim)?,
+        Change::Claim(claim) => {
+            store::claims::put(conn, claim)?;
+            store::snapshots::keep(conn, &claim.agent, Some(claim.id))?;
+        }
         Change::Learnt(agent, learnt) => {
             if let Some(claim) = store::claims::get(conn, agent)?.and_then(|claim| learnt.applied_to(&claim)) {
                 store::claims::put(conn, &claim)?;
@@ -183,6 +191,7 @@ fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Re
         Change::Unclaim(agent) => {
             store::claims::remove(conn, agent)?;
             store::credentials::remove(conn, agent)?;
+            store::snapshots::keep(conn, agent, None)?;
         }
         Change::Credential(credential) => store::credentials::put(conn, credential)?,
         Change::Open(operation) => store::operations::open(conn, operation)?,
@@ -197,6 +206,11 @@ fn write_one(conn: &rusqlite::Connection, change: &Change, now: Timestamp) -> Re
         Change::DropBackoff(agent) => {
             store::backoffs::remove(conn, agent)?;
         }
+        Change::Snapshot(snapshot) => store::snapshots::put(conn, snapshot)?,
+        Change::DropSnapshot(agent, name) => {
+            store::snapshots::remove(conn, agent, name)?;
+        }
+        Change::Errand(errand) => store::errands::put(conn, errand)?,
         Change::Approve(request, author) => {
             let ApprovalRequest { id, agent, .. } = request.clone();
             store::approvals::put(conn, &store::approvals::Approval { id, agent, author: author.clone(), at: now })?;

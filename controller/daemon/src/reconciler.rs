@@ -230,6 +230,10 @@ async fn call(job: &Job, driver: &dyn Driver) -> Called {
             Work::Start(seed, mounts) => driver.start(&target, seed, mounts).await,
             Work::Stop => driver.stop(&target).await,
             Work::Resize(sizes) => driver.resize(&target, sizes).await,
+            Work::Snapshot(name) => driver.snapshot(&target, name).await,
+            Work::DeleteSnapshot(name) => driver.delete_snapshot(&target, name).await,
+            Work::Restore(name, seed, mounts) => driver.restore(&target, name, seed, mounts).await,
+            Work::Suspend => driver.suspend(&target).await,
             Work::Destroy => driver.destroy(&target).await,
         }
     });

@@ -26,6 +26,9 @@ const DEAD: u32 = 1_000;
 /// Operations that are closed: what was done to machines, and what came of it.
 const OPERATIONS: u32 = 10_000;
 
+/// What was to be done with snapshots, and is over.
+const ERRANDS: u32 = 1_000;
+
 /// Requests in the audit.
 const AUDIT: u32 = 100_000;
 
@@ -51,6 +54,7 @@ async fn forget(core: &Core) -> Result<(), StoreError> {
         store::tasks::prune(conn, TASKS, DEAD)?;
         store::messages::prune(conn, MESSAGES, DEAD)?;
         store::operations::prune(conn, OPERATIONS)?;
+        store::errands::prune(conn, ERRANDS)?;
         store::audit::prune(conn, AUDIT).map(drop)
     };
     core.ledger.store().write(prune).await

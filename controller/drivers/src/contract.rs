@@ -19,7 +19,7 @@ use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
-use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
+use crate::{Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// What a check has to do to the instances behind the driver's back, or has to know of the machines.
 #[async_trait]
@@ -136,7 +136,7 @@ pub fn an_order(name: &str) -> CreateOrder {
         join_token: Secret::generate(),
     };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(1), disk: ByteSize::from_gib(5) };
-    CreateOrder { instance, image: "24.04".to_owned(), sizes, seed, mounts: Mounts::new(), provision: Provision::default() }
+    CreateOrder { instance, base: Base::Image("24.04".to_owned()), sizes, seed, mounts: Mounts::new(), provision: Provision::default() }
 }
 
 /// The driver that is checked, and what surrounds it.
@@ -148,7 +148,7 @@ struct Subject<'a> {
 
 impl Subject<'_> {
     fn order(self, name: &str) -> CreateOrder {
-        CreateOrder { image: self.world.image(), sizes: self.world.sizes(false), ..an_order(name) }
+        CreateOrder { base: Base::Image(self.world.image()), sizes: self.world.sizes(false), ..an_order(name) }
     }
 
     /// An order with a folder of the host in it, where the driver can mount any.

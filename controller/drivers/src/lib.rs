@@ -28,7 +28,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::{DriverName, Mount, Provision};
 use vm_agent_schemas::ids::Nonce;
-use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
 use vm_agent_schemas::wire::Seed;
 
@@ -72,6 +72,43 @@ pub trait Driver: Send + Sync {
     /// nothing happens, and it succeeds.
     async fn destroy(&self, target: &Target) -> Result<(), DriverError>;
 
+    /// Takes a snapshot of an instance: with its memory where it runs. There is one of that name already: nothing
+    /// happens.
+    async fn snapshot(&self, _target: &Target, _name: &SnapshotName) -> Result<(), DriverError> {
+        Err(self.unsupported("take snapshots"))
+    }
+
+    /// Deletes a snapshot of an instance, running or not. Already gone: nothing happens.
+    async fn delete_snapshot(&self, _target: &Target, _name: &SnapshotName) -> Result<(), DriverError> {
+        Err(self.unsupported("take snapshots"))
+    }
+
+    /// Brings an instance that does not run back to a snapshot of it, and starts it as a new incarnation: with
+    /// this seed, whose nonce is that of the target and the instance's from now on, and with these mounts. What
+    /// the machine knew of itself it learns anew: nobody can take it for the one that the snapshot was taken
+    /// of. The instance has that nonce already: it is started. Until the call has succeeded it has the one nonce
+    /// or the other.
+    async fn restore(
+        &self,
+        _target: &Target,
+        _snapshot: &SnapshotName,
+        _seed: &Seed,
+        _mounts: &Mounts,
+    ) -> Result<(), DriverError> {
+        Err(self.unsupported("take snapshots"))
+    }
+
+    /// Saves the memory of an instance that runs, and stops it; the next start goes on from there. Already
+    /// suspended or stopped: nothing happens.
+    async fn suspend(&self, _target: &Target) -> Result<(), DriverError> {
+        Err(self.unsupported("suspend machines"))
+    }
+
+    /// What is asked is nothing that the driver can do.
+    fn unsupported(&self, what: &str) -> DriverError {
+        DriverError::Unsupported { driver: self.name(), what: what.to_owned() }
+    }
+
     /// The program on this host that can take the place of the runtimes in its instances: of their
     /// architecture, and called as they were. Nothing where there is none.
     fn runtime(&self) -> Option<&Path> {
@@ -89,6 +126,16 @@ pub struct Target {
     pub instance: InstanceName,
     /// The nonce of its claim.
     pub nonce: Nonce,
+    /// That of its former incarnation, which it may still have while it goes back to a snapshot.
+    pub former: Option<Nonce>,
+}
+
+impl Target {
+    /// Whether an instance with this nonce is the one that is meant.
+    #[must_use]
+    pub fn is(&self, nonce: &Nonce) -> bool {
+        *nonce == self.nonce || self.former.as_ref() == Some(nonce)
+    }
 }
 
 /// An instance to make.
@@ -96,8 +143,8 @@ pub struct Target {
 pub struct CreateOrder {
     /// The instance's name.
     pub instance: InstanceName,
-    /// The image, in the driver's own terms.
-    pub image: String,
+    /// What it is made from.
+    pub base: Base,
     /// The sizes.
     pub sizes: Sizes,
     /// What goes into it. The nonce is in here.
@@ -109,6 +156,16 @@ pub struct CreateOrder {
     pub provision: Provision,
 }
 
+/// What an instance is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// An image, in the driver's own terms.
+    Image(String),
+    /// A snapshot of another instance. The new one is as that was, but for who it is: it has this order's seed,
+    /// and a machine id, addresses and random numbers of its own.
+    Snapshot(Target, SnapshotName),
+}
+
 /// Folders of the host in an instance, by the path that they have there: absolute, or below the work
 /// folder. One that is not on the host fails the start. A driver without [`Capabilities::mounts`]
 /// refuses any as [`DriverError::Unsupported`].
@@ -118,7 +175,7 @@ impl CreateOrder {
     /// The instance as a target for later calls.
     #[must_use]
     pub fn target(&self) -> Target {
-        Target { instance: self.instance.clone(), nonce: self.seed.nonce.clone() }
+        Target { instance: self.instance.clone(), nonce: self.seed.nonce.clone(), former: None }
     }
 }
 

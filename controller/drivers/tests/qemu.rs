@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use vm_agent_drivers::contract::{CHECKS, World, an_order};
 use vm_agent_drivers::images::{ImageReference, Images, debian};
 use vm_agent_drivers::provisioning::Provisioning;
 use vm_agent_drivers::qemu::{Programs, Qemu};
-use vm_agent_drivers::{CreateOrder, Driver};
+use vm_agent_drivers::{Base, CreateOrder, Driver};
 use vm_agent_schemas::fleet::Provision;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
@@ -38,6 +39,11 @@ struct Ground {
 impl Ground {
     /// Nothing where this host can't make machines, and need not.
     async fn new() -> Option<Self> {
+        Self::with(ImageReference::Recipe).await
+    }
+
+    /// The same, with this image.
+    async fn with(image: ImageReference) -> Option<Self> {
         let must_run = std::env::var_os(MUST_RUN).is_some();
         let programs = match Programs::find() {
             Err(_) if !must_run => return None,
@@ -49,7 +55,7 @@ impl Ground {
         let root = tempfile::tempdir().unwrap();
         let machines = root.path().join("machines");
         let images = Images::new(cache(), machines.clone(), programs.img.clone(), debian());
-        let built = images.obtain(&ImageReference::Recipe, &|_| ()).await;
+        let built = images.obtain(&image, &|_| ()).await;
         built.unwrap_or_else(|error| panic!("{error}: {:?}", std::error::Error::source(&error)));
         let provisioning = Provisioning::new(runtime());
         let seed_disk = Arc::new(move |instance: &InstanceName, incarnation, provision: &Provision, path: &Path| {
@@ -140,8 +146,8 @@ async fn real_machines_keep_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_can_not_be_given_what_it_is_to_have_tells_why_and_is_no_more() {
     let Some(ground) = Ground::new().await else { return };
-    let provision = serde_json::from_value(serde_json::json!({"user": "dev", "packages": ["no-such-package"]})).unwrap();
-    let order = CreateOrder { image: ground.image(), sizes: ground.sizes(false), provision, ..an_order("web") };
+    let provision = serde_json::from_value(json!({"user": "dev", "packages": ["no-such-package"]})).unwrap();
+    let order = CreateOrder { base: Base::Image(ground.image()), sizes: ground.sizes(false), provision, ..an_order("web") };
     let error = ground.qemu.create(&order).await.unwrap_err().to_string();
     let told = "the machine did not get what it is to have besides the runtime";
     // In the words of the guest's own apt: without a network it says so instead.
@@ -150,9 +156,40 @@ async fn a_machine_that_can_not_be_given_what_it_is_to_have_tells_why_and_is_no_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_cloud_init_makes_a_machine_of_what_the_file_says() {
+    let Some(ground) = Ground::with(ImageReference::CloudRecipe).await else { return };
+    let order = |name: &str, provision| {
+        let (base, sizes) = (Base::Image(ImageReference::CloudRecipe.to_string()), ground.sizes(true));
+        CreateOrder { base, sizes, provision: serde_json::from_value(provision).unwrap(), ..an_order(name) }
+    };
+    // Its last command says whether all was there; a command that fails fails the machine.
+    let seen = "test -e /etc/from-the-file && id dev && command -v hello";
+    let order_of_all = order(
+        "web",
+        json!({
+            "user": "dev",
+            "packages": ["hello"],
+            "cloudInit": {
+                "write_files": [{"path": "/etc/from-the-file", "content": "x"}],
+                "runcmd": [["sh", "-c", seen]],
+            },
+        }),
+    );
+    ground.qemu.create(&order_of_all).await.unwrap();
+    let proven = ground.qemu.prove(&order_of_all.instance).await.unwrap();
+    assert_eq!(proven, Some(order_of_all.seed.nonce.clone()));
+    ground.qemu.destroy(&order_of_all.target()).await.unwrap();
+
+    let failing = order("db", json!({"cloudInit": {"runcmd": ["echo the reason is this; exit 3"]}}));
+    let error = ground.qemu.create(&failing).await.unwrap_err().to_string();
+    assert!(error.contains("the reason is this") && error.contains("cloud-init"), "{error}");
+    assert_eq!(ground.qemu.list().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_machine_shows_its_nonce_and_goes_down() {
     let Some(ground) = Ground::new().await else { return };
-    let order = CreateOrder { image: ground.image(), sizes: ground.sizes(false), ..an_order("web") };
+    let order = CreateOrder { base: Base::Image(ground.image()), sizes: ground.sizes(false), ..an_order("web") };
     ground.qemu.create(&order).await.unwrap();
     assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
     ground.qemu.stop(&order.target()).await.unwrap();

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use vm_agent_drivers::contract::{CHECKS, World, an_order};
 use vm_agent_drivers::images::{Images, debian};
 use vm_agent_drivers::qemu::{Programs, Qemu};
-use vm_agent_drivers::{CreateOrder, Driver, DriverError};
+use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError};
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
@@ -55,7 +55,7 @@ impl Ground {
     }
 
     fn order(&self, name: &str) -> CreateOrder {
-        CreateOrder { image: self.image(), sizes: self.sizes(false), ..an_order(name) }
+        CreateOrder { base: Base::Image(self.image()), sizes: self.sizes(false), ..an_order(name) }
     }
 
     async fn created(&self) -> CreateOrder {

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use vm_agent_schemas::fleet::{DriverName, Fleet};
 use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision, TaskId};
 use vm_agent_schemas::intent::{Override, Pause};
-use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName, TaskName};
+use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName, SnapshotName, TaskName};
 use vm_agent_schemas::observe::{Backoff, Capabilities, Claim, Host, Instance, Operation};
 use vm_agent_schemas::plan::Fuse;
+use vm_agent_schemas::snapshot::{Errand, Snapshot};
 use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
 /// What a plan is made from. Same inputs, same plan.
@@ -38,6 +39,10 @@ pub struct Inputs {
     pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
     /// Agents with tasks by hand that are not over.
     pub work: BTreeSet<AgentName>,
+    /// The snapshots of each agent's machine.
+    pub snapshots: BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>,
+    /// What is to be done with each agent's snapshots and is not over, in order.
+    pub errands: BTreeMap<AgentName, Vec<Errand>>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// Agents that no runtime has joined for yet, and none can: their join token no longer works.
@@ -95,10 +100,11 @@ pub struct DriverView {
 
 impl DriverView {
     /// The instance of a claim, if it is seen and is the one.
-    pub(crate) fn find(&self, claim: &Claim) -> Option<&Observed> {
+    #[must_use]
+    pub fn find(&self, claim: &Claim) -> Option<&Observed> {
         let Listing::Seen(instances) = &self.listing else { return None };
         let observed = instances.get(&claim.instance)?;
-        observed.instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce).then_some(observed)
+        observed.instance.nonce.as_ref().is_none_or(|nonce| claim.is_of(nonce)).then_some(observed)
     }
 }
 
@@ -197,6 +203,8 @@ impl Inputs {
             runtimes: BTreeMap::new(),
             tasks: BTreeMap::new(),
             work: BTreeSet::new(),
+            snapshots: BTreeMap::new(),
+            errands: BTreeMap::new(),
             approvals: BTreeMap::new(),
             unjoined: BTreeSet::new(),
             joined: BTreeSet::new(),

@@ -18,6 +18,7 @@ mod rest;
 mod runs;
 mod schedule;
 mod situation;
+mod snapshots;
 mod standing;
 pub mod table;
 mod upkeep;
@@ -40,6 +41,7 @@ pub use fuse::{BACKOFF_FORGOTTEN, FUSE_REST, FUSE_WINDOW, after_failure};
 pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionSeen};
 pub use rest::is_at_work;
 pub use runs::{RUNS_KNOWN, note_run};
+pub use snapshots::Wish;
 pub use upkeep::{Learnt, Upkeep, upkeep};
 pub use wake::wake_at;
 
@@ -133,7 +135,8 @@ fn agent_plan(
 /// Whether the machine is about to go down, as soon as what runs in it has ended: a task that began now
 /// would be cut off.
 fn is_cordoned(situation: &Situation<'_>, steps: &[Step]) -> bool {
-    let takes_down = |action: Action| matches!(action, Action::Stop | Action::Destroy);
+    let takes_down =
+        |action: Action| matches!(action, Action::Stop | Action::Suspend | Action::Restore | Action::Destroy);
     let next = steps.iter().find(|step| step.action.on_instance().is_some());
     let about_to = next.is_some_and(|step| {
         step.action.on_instance().is_some_and(takes_down)

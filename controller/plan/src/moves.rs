@@ -2,14 +2,15 @@
 //! about when they may begin.
 
 use vm_agent_schemas::fleet::{DriftField, DriftPolicy, Reconcile};
-use vm_agent_schemas::observe::{Action, Sizes};
-use vm_agent_schemas::plan::{Cost, Drift, DriftClass, StepAction, WaitsFor};
+use vm_agent_schemas::observe::{Action, Sizes, SnapshotSupport};
+use vm_agent_schemas::plan::{Cost, Drift, DriftClass, Rest, StepAction, WaitsFor};
 
 use crate::drift::{corrects, power_policy, told};
 use crate::guard::Guard;
 use crate::inputs::Listing;
 use crate::rest::is_occupied;
 use crate::situation::Situation;
+use crate::snapshots::{awaited_snapshot, errand_moves};
 use crate::standing::{Outage, Standing, outages, standings};
 use crate::table::{Decision, Link, Seen, Want, decide};
 use crate::windows::{Windows, is_disruptive};
@@ -31,16 +32,36 @@ pub(crate) struct Move {
     pub(crate) reason: String,
     pub(crate) cost: Cost,
     pub(crate) waits_for: Vec<WaitsFor>,
+    /// Whether a person asks for this very step, now.
+    pub(crate) asked: bool,
 }
 
 impl Moves {
-    fn push(&mut self, action: StepAction, reason: impl Into<String>, cost: Cost) {
+    pub(crate) fn push(&mut self, action: StepAction, reason: impl Into<String>, cost: Cost) {
         let waits_for = if self.steps.is_empty() { Vec::new() } else { vec![WaitsFor::EarlierStep] };
-        self.steps.push(Move { action, reason: reason.into(), cost, waits_for });
+        self.steps.push(Move { action, reason: reason.into(), cost, waits_for, asked: false });
     }
 
     fn wait(&mut self, waits_for: WaitsFor) {
         self.waits_for.push(waits_for);
+    }
+
+    /// A person asks for these steps, now.
+    pub(crate) fn asked(&mut self) {
+        self.steps.iter_mut().for_each(|step| step.asked = true);
+    }
+
+    /// These steps before those on the machine that are here.
+    fn prepend(&mut self, others: Self) {
+        if others.steps.is_empty() {
+            return;
+        }
+        for step in self.steps.iter_mut().filter(|step| step.action.on_instance().is_some()) {
+            if !step.waits_for.contains(&WaitsFor::EarlierStep) {
+                step.waits_for.push(WaitsFor::EarlierStep);
+            }
+        }
+        self.steps.splice(0..0, others.steps);
     }
 
     /// These steps after those that are here.
@@ -67,8 +88,18 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
         hold(situation, windows, &mut moves);
         return moves;
     }
+    let errand = errand_moves(situation);
+    if errand.steps.iter().any(|step| matches!(step.action, StepAction::Restore { .. })) {
+        // What differs now is not what will differ then.
+        moves = errand;
+        prove(situation, &mut moves);
+        return moves;
+    }
     let mut again = power(situation, drift, decision, &mut moves);
-    moves.waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
+    let snapshots = situation.wanted.filter(|agent| !agent.spec.snapshots.is_empty());
+    let unable = snapshots.and(situation.view).filter(|view| view.capabilities.snapshots == SnapshotSupport::None);
+    let unsupported = situation.unsupported().into_iter().chain(unable.map(|_| "take snapshots"));
+    moves.waits_for.extend(unsupported.map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
     // What can be done in place comes after a restart, unless that has to wait.
     let later = windows.hold(situation).is_some().then(|| std::mem::take(&mut again.steps));
     moves.append(again);
@@ -77,6 +108,7 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
     }
     moves.steps.extend(later.into_iter().flatten());
     replace(situation, drift, guard, windows, &mut moves);
+    moves.prepend(errand);
     prove(situation, &mut moves);
     ask_first(situation, guard, &mut moves);
     hold(situation, windows, &mut moves);
@@ -136,7 +168,8 @@ fn power(situation: &Situation<'_>, drift: &[Drift], decision: Decision, moves: 
             moves.push(StepAction::Start, start_reason(situation), Cost::Start);
         }
         Decision::Act(Action::Stop) if corrects(drift, DriftClass::Power) => {
-            moves.push(StepAction::Stop, stop_reason(situation), Cost::Stop);
+            let down = if suspends(situation) { StepAction::Suspend } else { StepAction::Stop };
+            moves.push(down, stop_reason(situation), Cost::Stop);
             resize(situation, drift, moves);
         }
         Decision::BlockedByPolicy if corrects(drift, DriftClass::Power) => moves.wait(WaitsFor::RestartPolicy),
@@ -186,9 +219,15 @@ fn stop_reason(situation: &Situation<'_>) -> String {
     situation.rests.map_or_else(|| "it should not run".to_owned(), |rest| rest.to_string())
 }
 
+/// Whether a machine that is to rest keeps its memory: it wakes in no time, with all that ran in it.
+fn suspends(situation: &Situation<'_>) -> bool {
+    situation.rests == Some(Rest::Idle) && situation.view.is_some_and(|view| view.capabilities.suspend)
+}
+
 fn create(situation: &Situation<'_>, moves: &mut Moves) {
     let reason = if situation.claim.is_some() { "its instance is gone" } else { "it does not exist" };
     moves.push(StepAction::Create, reason, Cost::Create);
+    moves.steps[0].waits_for.extend(situation.wanted.and_then(|agent| awaited_snapshot(situation, agent)));
     if situation.want == Want::Stopped && power_policy(situation) == DriftPolicy::Correct {
         moves.push(StepAction::Stop, "it should not run", Cost::Stop);
     }
@@ -361,7 +400,7 @@ fn successor_obstacle(situation: &Situation<'_>) -> Option<WaitsFor> {
 fn ask_first(situation: &Situation<'_>, guard: &mut Guard<'_>, moves: &mut Moves) {
     if situation.wanted.is_some_and(|agent| agent.spec.reconcile == Reconcile::Manual) && situation.want != Want::Idle {
         let next = moves.steps.iter_mut().find(|step| step.action.on_instance().is_some() && step.waits_for.is_empty());
-        if let Some(step) = next {
+        if let Some(step) = next.filter(|step| !step.asked) {
             step.waits_for.extend(guard.step(situation, &step.action, &step.reason));
         }
     }

@@ -50,6 +50,17 @@ impl<'a> Runs<'a> {
         self.0.last().copied()
     }
 
+    /// The latest of those that the machine still shows: it may have gone back to a time before the others.
+    pub(crate) fn last_that_stands(&self, situation: &Situation<'_>) -> Option<&'a FileTask> {
+        let undone = situation.claim.and_then(|claim| claim.history.undone);
+        let stands = |run: &&&FileTask| {
+            undone.is_none_or(|undone| {
+                run.accepted_at >= undone.until || run.ended_at.is_none_or(|ended| ended <= undone.since)
+            })
+        };
+        self.0.iter().rev().find(stands).copied()
+    }
+
     /// Whether one of them is not over.
     pub(crate) fn is_under_way(&self) -> bool {
         self.0.iter().any(|run| run.outcome.is_none())
@@ -73,12 +84,13 @@ impl<'a> Runs<'a> {
     pub(crate) fn not_followed(&self, followers: &Self) -> Option<Timestamp> {
         let successes = self.0.iter().filter(|run| run.outcome.as_ref().is_some_and(|outcome| outcome.is_success()));
         let mut moments: Vec<Timestamp> = successes.filter_map(|run| run.ended_at).collect();
-        let Some(last) = followers.last().and_then(|run| run.due) else { return moments.pop() };
-        match moments.iter().position(|moment| *moment == last) {
-            Some(followed) => moments.get(followed + 1).copied(),
+        // Not by the latest run alone: that may have been an old one, done again.
+        let followed = moments.iter().rposition(|moment| followers.was_for(*moment));
+        match (followed, followers.last().and_then(|run| run.due)) {
+            (Some(followed), _) => moments.get(followed + 1).copied(),
             // It is no longer known.
-            None => moments.into_iter().find(|moment| *moment > last),
+            (None, Some(last)) => moments.into_iter().find(|moment| *moment > last),
+            (None, None) => moments.pop(),
         }
-        .filter(|moment| !followers.was_for(*moment))
     }
 }

@@ -106,7 +106,7 @@ impl<'a> Schedule<'a> {
 
     /// A blown fuse lets stops through, which can only calm things down, and one probe after its rest.
     fn fuse(&mut self, action: &StepAction, cost: Cost) -> Option<WaitsFor> {
-        let calms = *action == StepAction::Stop && cost == Cost::Stop;
+        let calms = matches!(action, StepAction::Stop | StepAction::Suspend) && cost == Cost::Stop;
         if !self.fuse.is_blown() || calms {
             return None;
         }

@@ -100,7 +100,7 @@ impl<'a> Situation<'a> {
 
     /// What a step would end in a machine that runs.
     pub(crate) fn disturbance(&self, action: &StepAction, drains: bool) -> Option<Disturbance> {
-        let takes_down = matches!(action, StepAction::Stop | StepAction::Destroy);
+        let takes_down = matches!(action, StepAction::Stop | StepAction::Suspend | StepAction::Destroy);
         let (tasks, sessions) = self.session.map_or((0, 0), |session| (session.running, session.streams));
         (takes_down && self.runs()).then_some(Disturbance { tasks, drains, sessions })
     }
@@ -126,7 +126,7 @@ impl<'a> Situation<'a> {
     /// Whether the instance is proven to be the one that the claim speaks of.
     pub(crate) fn is_proven(&self) -> bool {
         let Some(claim) = self.claim else { return false };
-        let read_back = self.observed.and_then(|o| o.instance.nonce.as_ref()) == Some(&claim.nonce);
+        let read_back = self.observed.and_then(|o| o.instance.nonce.as_ref()).is_some_and(|nonce| claim.is_of(nonce));
         read_back
             || match claim.proof {
                 Proof::Pending => false,
@@ -179,7 +179,7 @@ impl<'a> Situation<'a> {
             Seen::Stopped | Seen::ShutDown if self.rests == Some(Rest::Idle) => Health::Suspended,
             Seen::Absent | Seen::Foreign | Seen::Stopping | Seen::Stopped | Seen::ShutDown => Health::Stopped,
         };
-        let going_down = matches!(action, Some(Action::Stop | Action::Destroy));
+        let going_down = matches!(action, Some(Action::Stop | Action::Suspend | Action::Destroy));
         if going_down && health == Health::Starting { Health::Stopped } else { health }
     }
 
@@ -243,7 +243,7 @@ fn see(inputs: &Inputs, view: Option<&DriverView>, claim: Option<&Claim>, observ
     let Some(observed) = observed else { return if answers { Seen::Absent } else { Seen::Unknown } };
     let instance = &observed.instance;
     match claim {
-        Some(claim) if instance.nonce.as_ref().is_none_or(|nonce| *nonce == claim.nonce) => {
+        Some(claim) if instance.nonce.as_ref().is_none_or(|nonce| claim.is_of(nonce)) => {
             // An instance that never came up yet did not go down by itself either.
             let standing = if claim.proof == Proof::Pending { Standing::Down } else { claim.standing };
             let limit = view.map_or(Duration::MAX, |view| transition(&view.capabilities));

@@ -98,7 +98,7 @@ fn standing<'a>(situation: &Situation<'a>, name: &TaskName, spec: &'a TaskSpec) 
 /// Why a task that does not run should run now, and for which moment.
 fn due<'a>(situation: &Situation<'a>, spec: &'a TaskSpec, runs: &Runs<'a>) -> Option<(Cause<'a>, Option<Timestamp>)> {
     let (cause, moment) = match &spec.when {
-        TaskWhen::Once => return runs.last().is_none().then_some((Cause::New, None)),
+        TaskWhen::Once => return runs.last_that_stands(situation).is_none().then_some((Cause::New, None)),
         // While nobody is connected there is no session to run for, so that it wakes no agent.
         TaskWhen::Connect => {
             let session = situation.session.filter(|_| situation.is_reachable())?;

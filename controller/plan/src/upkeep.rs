@@ -1,20 +1,23 @@
 //! What the records should say that they don't say yet: the part of a pass that changes no machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use vm_agent_schemas::fleet::Mount;
 use vm_agent_schemas::ids::{ClaimId, Digest};
 use vm_agent_schemas::intent::{Override, Pause};
-use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::names::{AgentName, ScheduleName};
+use vm_agent_schemas::observe::{Backoff, Claim, InstanceState, Operation, Proof, Sizes, Standing, Undone};
 use vm_agent_schemas::plan::{AgentPlan, Plan, Sync};
+use vm_agent_schemas::snapshot::{Errand, Point};
 
 use crate::clock::{SetBack, after, backoff_set_back, fuse_set_back, override_set_back, pause_set_back};
 use crate::effective::{End, effective, ended_overrides};
 use crate::fuse::BACKOFF_FORGOTTEN;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Mode};
 use crate::rest::asleep;
 use crate::situation::Situation;
+use crate::snapshots::{self, Wish, Wishes, wishes};
 
 /// One thing that the records should say.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,10 @@ pub enum Upkeep {
     Interrupted(Operation),
     /// A yes that nothing rests on any more.
     DropApproval(Digest),
+    /// The file asks for something to be done with an agent's snapshots, by this claim.
+    Ask(AgentName, ClaimId, Wish),
+    /// Something that was to be done with an agent's snapshots is over: done, or not any more for this reason.
+    EndErrand(Errand, Result<(), String>),
     /// The clock was set back, and this is to be written down in place of what it is dated later.
     SetBack(SetBack),
 }
@@ -56,6 +63,12 @@ pub struct Learnt {
     pub asleep: Option<bool>,
     /// The folders of the host that it was started with.
     pub mounts: Option<BTreeMap<String, Mount>>,
+    /// Schedules for whose moments up to that time snapshots were asked for.
+    pub scheduled: Option<(BTreeSet<ScheduleName>, Timestamp)>,
+    /// Points at which snapshots were asked for.
+    pub points: BTreeSet<Point>,
+    /// When it went back to the snapshot that it was on its way to.
+    pub restored: Option<Timestamp>,
 }
 
 impl Learnt {
@@ -71,6 +84,9 @@ impl Learnt {
             left_in_mass: None,
             asleep: None,
             mounts: None,
+            scheduled: None,
+            points: BTreeSet::new(),
+            restored: None,
         }
     }
 
@@ -87,6 +103,16 @@ impl Learnt {
         if let Some(mounts) = &self.mounts {
             learnt.birth.mounts.clone_from(mounts);
         }
+        let history = &mut learnt.history;
+        if let Some((schedules, at)) = &self.scheduled {
+            history.schedules.extend(schedules.iter().map(|name| (name.clone(), *at)));
+        }
+        history.points.extend(&self.points);
+        if let Some(until) = self.restored
+            && let Some(way) = history.restoring.take()
+        {
+            history.undone = Some(Undone { since: way.taken_at, until });
+        }
         (claim.id == self.claim && learnt != *claim).then_some(learnt)
     }
 }
@@ -99,6 +125,7 @@ pub fn upkeep(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     upkeep.extend(what_people_said(inputs));
     upkeep.extend(failures(inputs, plan));
     upkeep.extend(claims(inputs, plan));
+    upkeep.extend(errands(inputs, plan));
     let over = inputs.operations.values().filter(|operation| inputs.operation(&operation.agent).is_none());
     upkeep.extend(over.cloned().map(Upkeep::Interrupted));
     let unused = inputs.approvals.iter().filter(|(id, agent)| is_unused(inputs, plan, id, agent));
@@ -149,6 +176,29 @@ fn claims(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
         if learnt.applied_to(claim).is_some() {
             upkeep.push(Upkeep::Learnt(claim.agent.clone(), learnt));
         }
+    }
+    upkeep
+}
+
+/// What is over of what was to be done with snapshots, and what the file asks for.
+fn errands(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
+    let mut upkeep = Vec::new();
+    let effective = effective(&inputs.fleet, &inputs.overrides, inputs.now);
+    for (agent, errands) in &inputs.errands {
+        let situation = Situation::of(inputs, agent, &effective);
+        let ended = errands.iter().filter_map(|errand| Some((errand, snapshots::end(&situation, errand)?)));
+        upkeep.extend(ended.map(|(errand, end)| Upkeep::EndErrand(errand.clone(), end)));
+    }
+    let asks = |agent: &AgentName| effective.wanted.get(agent).is_some_and(|it| !it.spec.snapshots.is_empty());
+    for claim in inputs.claims.values().filter(|claim| inputs.mode == Mode::Up && asks(&claim.agent)) {
+        let situation = Situation::of(inputs, &claim.agent, &effective);
+        let Wishes { wishes, schedules, points } = wishes(&situation, plan.agent(&claim.agent).map(|it| it.health));
+        let scheduled = (!schedules.is_empty()).then_some((schedules, inputs.now));
+        let learnt = Learnt { scheduled, points, ..Learnt::of(claim) };
+        if learnt.applied_to(claim).is_some() {
+            upkeep.push(Upkeep::Learnt(claim.agent.clone(), learnt));
+        }
+        upkeep.extend(wishes.into_iter().map(|wish| Upkeep::Ask(claim.agent.clone(), claim.id, wish)));
     }
     upkeep
 }

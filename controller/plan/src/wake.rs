@@ -8,7 +8,7 @@ use crate::effective::{Effective, effective};
 use crate::fuse::{BACKOFF_FORGOTTEN, probe_at};
 use crate::inputs::{Inputs, Listing};
 use crate::situation::{Situation, transition};
-use crate::{rest, standing, windows};
+use crate::{rest, snapshots, standing, windows};
 
 /// The earliest time after `now` at which the same inputs may give another plan.
 #[must_use]
@@ -24,11 +24,12 @@ fn of_agents<'a>(inputs: &'a Inputs, effective: &'a Effective) -> impl Iterator<
     let timed = |spec: &AgentSpec| {
         spec.idle.is_some()
             || spec.ttl.is_some()
+            || !spec.snapshots.schedules.is_empty()
             || spec.tasks.values().any(|task| matches!(task.when, TaskWhen::Cron(_)))
     };
     effective.wanted.iter().filter(move |(_, agent)| timed(&agent.spec)).flat_map(move |(name, _)| {
         let situation = Situation::of(inputs, name, effective);
-        rest::turns(situation).chain(standing::turns(situation))
+        rest::turns(situation).chain(standing::turns(situation)).chain(snapshots::turns(situation))
     })
 }
 
@@ -38,7 +39,14 @@ fn of_records(inputs: &Inputs) -> impl Iterator<Item = Timestamp> {
     let overrides = inputs.overrides.iter().filter_map(|entry| entry.expires_at);
     let pause = inputs.pause.iter().filter_map(|pause| pause.expires_at);
     let operations = inputs.operations.values().map(|operation| operation.deadline);
-    backoffs.chain(overrides).chain(pause).chain(operations).chain(probe_at(&inputs.fuse, inputs.backoffs.values()))
+    let errands = inputs.errands.values().flatten();
+    let tries = errands.flat_map(|errand| errand.tried.iter().map(|tried| tried.not_before).chain([errand.until]));
+    backoffs
+        .chain(tries)
+        .chain(overrides)
+        .chain(pause)
+        .chain(operations)
+        .chain(probe_at(&inputs.fuse, inputs.backoffs.values()))
 }
 
 /// When what is seen and heard has been so for too long.

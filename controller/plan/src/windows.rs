@@ -49,6 +49,7 @@ pub(crate) fn changes(windows: &[Window], now: Timestamp) -> impl Iterator<Item 
 /// and what the file says of idleness and age, waits for no window.
 pub(crate) fn is_disruptive(situation: &Situation<'_>, step: &Move) -> bool {
     match (&step.action, step.cost) {
+        _ if step.asked => false,
         (StepAction::Stop, Cost::Restart) | (StepAction::Destroy, Cost::Replace) => true,
         (StepAction::Stop, _) => {
             let told = situation.told == Some(PowerState::Stopped);

@@ -21,7 +21,10 @@ fn making(life: Life) -> Inputs {
     inputs.life = Life(2);
     let (started_at, deadline) = (at(0), at(60));
     let (id, agent, action) = (OperationId::generate(), web(), Action::Create);
-    inputs.operations.insert(web(), Operation { id, agent, driver: DRIVER, action, started_at, deadline, life });
+    let snapshot = None;
+    inputs
+        .operations
+        .insert(web(), Operation { id, agent, driver: DRIVER, action, snapshot, started_at, deadline, life });
     inputs
 }
 

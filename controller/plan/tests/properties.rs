@@ -234,7 +234,9 @@ fn any_world() -> impl Strategy<Value = Inputs> {
                 let needed = edges.iter().filter(|(from, to)| *from == index && to < from);
                 let untils = [Until::Started, Until::Healthy, Until::Completed];
                 spec.depends_on = DependsOn(needed.map(|(from, to)| (name(*to), untils[(from + to) % 3])).collect());
-                fleet.agents.insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+                fleet
+                    .agents
+                    .insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new(), clone_of: None }));
             }
             let mut inputs = world::inputs(fleet);
             inputs.mode = mode;
@@ -259,7 +261,7 @@ fn any_world() -> impl Strategy<Value = Inputs> {
 }
 
 fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
-    let declared = DeclaredAgent { spec: agent.spec.clone(), origins: BTreeMap::new() };
+    let declared = DeclaredAgent { spec: agent.spec.clone(), origins: BTreeMap::new(), clone_of: None };
     if let Some((proof, standing, protect)) = agent.claim {
         world::claim(inputs, name, &declared, proof);
         let claim = inputs.claims.get_mut(name).expect("just written");
@@ -274,6 +276,7 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
                 agent: name.clone(),
                 driver: world::DRIVER,
                 action,
+                snapshot: None,
                 started_at: world::at(-10),
                 deadline: world::at(50),
                 life: if same_life { inputs.life } else { Default::default() },
@@ -314,8 +317,10 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
         let sizes =
             Sizes { memory: if small { ByteSize::from_mib(256) } else { agent.spec.memory }, ..Sizes::of(&agent.spec) };
         let instance = name.as_str().parse().expect("a name");
-        let observed =
-            Observed { instance: Instance { name: instance, state, nonce, sizes: Some(sizes) }, since: world::at(-30) };
+        let observed = Observed {
+            instance: Instance { name: instance, state, nonce, sizes: Some(sizes), snapshots: None },
+            since: world::at(-30),
+        };
         world::instances(inputs).insert(observed.instance.name.clone(), observed);
     }
     if agent.work {
@@ -542,7 +547,7 @@ proptest! {
     fn an_undisturbed_fleet_comes_up_completely(agents in prop::collection::vec(any_spec(), 1..12)) {
         let mut fleet = Fleet::default();
         for (index, spec) in agents.into_iter().enumerate() {
-            fleet.agents.insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+            fleet.agents.insert(name(index), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new(), clone_of: None }));
         }
         let settled = world::settled(world::inputs(fleet));
         let plan = plan(&settled);
@@ -648,7 +653,7 @@ proptest! {
             ..spec
         };
         let mut fleet = Fleet::default();
-        fleet.agents.insert(name(0), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() }));
+        fleet.agents.insert(name(0), Arc::new(DeclaredAgent { spec, origins: BTreeMap::new(), clone_of: None }));
         let mut inputs = world::inputs(fleet);
         world::converge(&mut inputs);
         // Not at the moment of one of its tasks.
@@ -670,7 +675,7 @@ proptest! {
         let spec = AgentSpec { tasks: EVERYTHING.tasks.clone(), ..AgentSpec::default() };
         let tasks = spec.tasks.clone();
         let mut fleet = Fleet::default();
-        let agent = Arc::new(DeclaredAgent { spec, origins: BTreeMap::new() });
+        let agent = Arc::new(DeclaredAgent { spec, origins: BTreeMap::new(), clone_of: None });
         fleet.agents.insert(name(0), Arc::clone(&agent));
         let mut inputs = world::inputs(fleet);
         let mut history = History::default();

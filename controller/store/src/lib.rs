@@ -32,8 +32,8 @@ mod worker;
 
 pub use error::StoreError;
 pub use records::{
-    approvals, audit, backoffs, claims, credentials, events, messages, meta, operations, overrides, revisions, tasks,
-    tokens,
+    approvals, audit, backoffs, claims, credentials, errands, events, messages, meta, operations, overrides, revisions,
+    snapshots, tasks, tokens,
 };
 pub use state_dir::{StateDir, StateDirError, is_locked, read_controller_file};
 pub use store::{Store, StoreStats, in_memory};

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_initial.sql"),
     include_str!("../migrations/0002_intent_over_time.sql"),
     include_str!("../migrations/0003_tasks_and_messages.sql"),
+    include_str!("../migrations/0004_snapshots.sql"),
 ];
 
 /// Brings a database to the latest schema. Each step is one transaction with its number, so that a

@@ -20,6 +20,7 @@ use super::task::TaskEntry;
 use super::webhook::Webhook;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
 use crate::net::{HostPort, Listen};
+use crate::snapshot::SnapshotPlan;
 use crate::units::{ByteSize, Span};
 
 /// A fleet: the agents that one controller looks after.
@@ -124,7 +125,8 @@ pub struct AgentEntry {
     pub driver: Option<DriverName>,
 
     /// The image that the machine is made from, in the driver's own terms. `default` is the one that the
-    /// driver takes by itself: `qemu` builds a small Debian out of its packages.
+    /// driver takes by itself: `qemu` builds a small Debian out of its packages, which it also knows as `debian`, and
+    /// with cloud-init in it as `debian+cloud-init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"24.04", extend("default" = "default", "x-cost" = "birth"))]
     pub image: Option<String>,
@@ -274,6 +276,16 @@ pub struct AgentEntry {
     #[schemars(example = &"8h", extend("default" = null, "x-cost" = "live"))]
     pub ttl: Option<Span>,
 
+    /// Which snapshots of the machine are taken by themselves. Not every driver can. A person takes others
+    /// with `vm-agent snapshot`.
+    #[serde(default, skip_serializing_if = "SnapshotPlan::is_empty")]
+    #[schemars(extend(
+        "default" = {},
+        "x-cost" = "live",
+        "examples" = [{"points": ["provisioned"], "schedules": {"nightly": {"cron": "0 3 * * *", "keep": {"daily": 7}}}}]
+    ))]
+    pub snapshots: SnapshotPlan,
+
     /// What to do about each kind of drift: `correct` it, `warn` of it, or `ignore` it. What is not named
     /// is corrected. Merged with that of the layers below, kind by kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -284,10 +296,6 @@ pub struct AgentEntry {
     #[schemars(skip)]
     #[doc(hidden)]
     pub health: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub snapshots: Planned,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     #[doc(hidden)]

@@ -20,6 +20,9 @@ pub const DEFAULT_IMAGE: &str = "default";
 /// The image that driver `qemu` builds out of Debian's packages.
 pub const DEBIAN_IMAGE: &str = "debian";
 
+/// The same with cloud-init in it.
+pub const DEBIAN_CLOUD_IMAGE: &str = "debian+cloud-init";
+
 /// What a machine gets at its birth.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -81,9 +84,11 @@ impl Provision {
                 Some((key, format!("driver `local` makes no machine, and `{key}` would change this host")))
             }
             Some(DriverName::Qemu) if !self.cloud_init.is_empty() && [DEFAULT_IMAGE, DEBIAN_IMAGE].contains(&image) => {
-                let message = "there is no cloud-init in the image that driver `qemu` builds; write `packages`, \
-                               `files` or `tasks`, or an `image` that has it";
-                Some(("cloudInit", message.to_owned()))
+                let message = format!(
+                    "there is no cloud-init in the image `{image}` of driver `qemu`; write `image: {DEBIAN_CLOUD_IMAGE}`, \
+                     or another that has it"
+                );
+                Some(("cloudInit", message))
             }
             _ => None,
         }
@@ -327,6 +332,7 @@ mod tests {
         assert_eq!(key(Some(DriverName::Local), DEFAULT_IMAGE), Some("user"));
         assert_eq!(key(Some(DriverName::Qemu), DEFAULT_IMAGE), Some("cloudInit"));
         assert_eq!(key(Some(DriverName::Qemu), DEBIAN_IMAGE), Some("cloudInit"));
+        assert_eq!(key(Some(DriverName::Qemu), DEBIAN_CLOUD_IMAGE), None);
         assert_eq!(key(Some(DriverName::Qemu), "/disks/cloud.qcow2"), None);
         assert_eq!(key(Some(DriverName::Multipass), DEFAULT_IMAGE), None);
         assert_eq!(key(None, DEFAULT_IMAGE), None);

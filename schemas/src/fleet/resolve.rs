@@ -22,7 +22,8 @@ use super::task::TaskEntry;
 use super::webhook::Webhook;
 use super::when::TaskWhen;
 use crate::ids::Digest;
-use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
+use crate::names::{AgentName, FleetName, ProfileName, ServiceName, SnapshotName, TaskName};
+use crate::snapshot::SnapshotPlan;
 use crate::task::{Job, Terms};
 use crate::units::{ByteSize, Span};
 
@@ -68,6 +69,19 @@ pub struct DeclaredAgent {
     pub spec: AgentSpec,
     /// The layer that each field came from.
     pub origins: BTreeMap<Field, Origin>,
+    /// The snapshot that its machine is made from, in place of the image. Only an agent made by hand has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneOf>,
+}
+
+/// The snapshot that a machine is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CloneOf {
+    /// The agent that it is of.
+    pub agent: AgentName,
+    /// Its name.
+    pub snapshot: SnapshotName,
 }
 
 /// What is wanted of an agent, whole: no field is left open but the driver. A field that an older
@@ -125,6 +139,8 @@ pub struct AgentSpec {
     pub idle: Option<Idle>,
     /// How long after its making the machine stops; nothing means never.
     pub ttl: Option<Span>,
+    /// Which snapshots are taken by themselves.
+    pub snapshots: SnapshotPlan,
     /// What to do about drift that is not to be corrected.
     pub drift: BTreeMap<DriftField, DriftPolicy>,
 }
@@ -177,6 +193,7 @@ impl Default for AgentSpec {
             ports: Ports::default(),
             idle: None,
             ttl: None,
+            snapshots: SnapshotPlan::default(),
             drift: BTreeMap::new(),
         }
     }
@@ -236,13 +253,15 @@ pub enum Field {
     Idle,
     /// When it stops for its age.
     Ttl,
+    /// Which snapshots are taken by themselves.
+    Snapshots,
     /// Drift policies.
     Drift,
 }
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -268,6 +287,7 @@ impl Field {
         Self::Ports,
         Self::Idle,
         Self::Ttl,
+        Self::Snapshots,
         Self::Drift,
     ];
 
@@ -300,6 +320,7 @@ impl Field {
             Self::Ports => "ports",
             Self::Idle => "idle",
             Self::Ttl => "ttl",
+            Self::Snapshots => "snapshots",
             Self::Drift => "drift",
         }
     }
@@ -495,9 +516,10 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Mounts, merge(&mut spec.mounts, &layer.mounts, Clone::clone));
         set(Field::Idle, lay(&mut spec.idle, layer.idle.map(Some)));
         set(Field::Ttl, lay(&mut spec.ttl, layer.ttl.map(Some)));
+        set(Field::Snapshots, spec.snapshots.lay(&layer.snapshots));
         set(Field::Drift, merge(&mut spec.drift, &layer.drift, |policy| *policy));
     }
-    DeclaredAgent { spec, origins }
+    DeclaredAgent { spec, origins, clone_of: None }
 }
 
 fn lay<T>(field: &mut T, value: Option<T>) -> bool {

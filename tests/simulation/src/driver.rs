@@ -9,8 +9,8 @@ use vm_agent_drivers::fake::Fake;
 use vm_agent_drivers::{DriverError, Target};
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
-use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Capabilities, Instance, InstanceState, Sizes};
+use vm_agent_schemas::names::{InstanceName, SnapshotName};
+use vm_agent_schemas::observe::{Capabilities, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -43,6 +43,8 @@ pub struct Machine {
     pub unexpected: bool,
     /// What runs in it, or would.
     pub runtime: Option<Runtime>,
+    /// Its snapshots.
+    pub snapshots: BTreeSet<SnapshotName>,
 }
 
 /// What a call asks for.
@@ -58,6 +60,14 @@ pub enum Asked {
     Resize(Sizes),
     /// Delete it.
     Destroy,
+    /// Take a snapshot of it.
+    Snapshot(SnapshotName),
+    /// Delete a snapshot of it.
+    DeleteSnapshot(SnapshotName),
+    /// Bring it back to a snapshot with this seed, and start it.
+    Restore(SnapshotName, Seed),
+    /// Save its memory and stop it.
+    Suspend,
 }
 
 impl Asked {
@@ -70,6 +80,10 @@ impl Asked {
             Work::Stop => Self::Stop,
             Work::Resize(sizes) => Self::Resize(*sizes),
             Work::Destroy => Self::Destroy,
+            Work::Snapshot(name) => Self::Snapshot(name.clone()),
+            Work::DeleteSnapshot(name) => Self::DeleteSnapshot(name.clone()),
+            Work::Restore(name, seed, _) => Self::Restore(name.clone(), seed.as_ref().clone()),
+            Work::Suspend => Self::Suspend,
         }
     }
 }
@@ -114,6 +128,8 @@ pub struct Fate {
 pub struct Happened {
     /// A machine was made.
     pub made: bool,
+    /// It went back to a snapshot.
+    pub restored: bool,
     /// It came up.
     pub up: bool,
     /// It went down or was deleted.
@@ -129,6 +145,8 @@ pub struct Driver {
     pub capabilities: Capabilities,
     /// Where nonces can be seen.
     pub sight: Sight,
+    /// Whether its listings show snapshots.
+    pub shows_snapshots: bool,
     /// Its machines.
     pub machines: BTreeMap<InstanceName, Machine>,
     /// The names of all machines that it ever made.
@@ -150,6 +168,12 @@ impl Driver {
         capabilities.images = rng.u8(..8) != 0;
         capabilities.resize_running = rng.u8(..4) == 0;
         capabilities.calls_outlive_controller = rng.bool();
+        capabilities.suspend = rng.u8(..4) == 0;
+        capabilities.snapshots = match rng.u8(..4) {
+            0 => SnapshotSupport::None,
+            1 => SnapshotSupport::Down,
+            _ => SnapshotSupport::Live,
+        };
         capabilities.lanes = rng.u32(1..=4);
         let limit = |rng: &mut Rng| Span::from_secs(rng.u64(10..=60));
         capabilities.deadlines.list = Span::from_secs(rng.u64(3..=10));
@@ -158,6 +182,8 @@ impl Driver {
         capabilities.deadlines.stop = limit(rng);
         capabilities.deadlines.resize = limit(rng);
         capabilities.deadlines.destroy = limit(rng);
+        capabilities.deadlines.snapshot = limit(rng);
+        capabilities.deadlines.restore = limit(rng);
         capabilities.deadlines.connect = limit(rng);
         let sight = match rng.u8(..4) {
             0 => Sight::Hidden,
@@ -165,14 +191,15 @@ impl Driver {
             _ => Sight::Listed,
         };
         let (machines, held, calls) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        Self { name, capabilities, sight, machines, held, calls, out_until: 0, hangs: false }
+        let shows_snapshots = rng.bool();
+        Self { name, capabilities, sight, shows_snapshots, machines, held, calls, out_until: 0, hangs: false }
     }
 
     /// Draws what becomes of a call that may take that long, made now. In a calm world all goes well.
     #[must_use]
     pub fn fate(&self, asked: &Asked, now: Millis, limit: Millis, calm: bool, rng: &mut Rng) -> Fate {
         let soon = now + rng.u64(20..(limit / 2).min(8 * SECOND));
-        let half = |at: Millis| matches!(asked, Asked::Create(..)).then_some(now + (at - now) / 2);
+        let half = |at: Millis| matches!(asked, Asked::Create(..) | Asked::Restore(..)).then_some(now + (at - now) / 2);
         let well = Fate { half: half(soon), effect: Some(soon), answer: Some((soon + rng.u64(1..200), false)) };
         if calm || rng.u8(..100) < 70 {
             return well;
@@ -208,6 +235,7 @@ impl Driver {
                 state: if machine.dim { InstanceState::Unknown } else { machine.state },
                 nonce: nonce.or(other),
                 sizes: self.capabilities.sizes.then_some(machine.sizes),
+                snapshots: self.shows_snapshots.then(|| machine.snapshots.clone()),
             }
         };
         self.machines.iter().map(shown).collect()
@@ -227,7 +255,7 @@ impl Driver {
     pub fn check(&self, call: &Call) -> Result<(), DriverError> {
         let instance = call.target.instance.clone();
         match self.machines.get(&instance) {
-            Some(machine) if machine.nonce.as_ref() != Some(&call.target.nonce) => {
+            Some(machine) if !machine.nonce.as_ref().is_some_and(|nonce| call.target.is(nonce)) => {
                 Err(DriverError::Foreign { instance })
             }
             None if !matches!(call.asked, Asked::Create(..) | Asked::Destroy) => Err(DriverError::Missing { instance }),
@@ -235,7 +263,24 @@ impl Driver {
                 let reason = "it is deleted and still holds its name".to_owned();
                 Err(DriverError::Failed { action: "change", instance, reason })
             }
+            Some(machine) => match self.obstacle(machine, call) {
+                Some(reason) => Err(DriverError::Failed { action: "change", instance, reason: reason.to_owned() }),
+                None => Ok(()),
+            },
             _ => Ok(()),
+        }
+    }
+
+    /// What of a machine's state keeps a call from having an effect.
+    fn obstacle(&self, machine: &Machine, call: &Call) -> Option<&'static str> {
+        let runs = matches!(machine.state, InstanceState::Running | InstanceState::Starting);
+        let arrived = machine.nonce.as_ref() == Some(&call.target.nonce);
+        match &call.asked {
+            Asked::Snapshot(_) if runs && self.capabilities.snapshots != SnapshotSupport::Live => Some("it runs"),
+            Asked::Restore(..) if arrived => None,
+            Asked::Restore(..) if runs => Some("it runs"),
+            Asked::Restore(name, _) if !machine.snapshots.contains(name) => Some("there is no such snapshot"),
+            _ => None,
         }
     }
 
@@ -252,7 +297,7 @@ impl Driver {
                     let runtime = Some(Runtime::new(seed.clone(), rng));
                     let nonce = Some(seed.nonce.clone());
                     let state = InstanceState::Starting;
-                    let machine = Machine { state, nonce, sizes: *sizes, dim: false, unexpected: false, runtime };
+                    let machine = Machine { state, nonce, sizes: *sizes, dim: false, unexpected: false, runtime, snapshots: BTreeSet::new() };
                     self.machines.insert(name.clone(), machine);
                     self.held.insert(name.clone());
                     happened.made = true;
@@ -270,8 +315,30 @@ impl Driver {
                 }
             }
             Asked::Destroy => happened.down = self.machines.remove(name).is_some(),
+            Asked::Snapshot(snapshot) => self.change_snapshots(name, |all| all.insert(snapshot.clone())),
+            Asked::DeleteSnapshot(snapshot) => self.change_snapshots(name, |all| all.remove(snapshot)),
+            Asked::Restore(_, seed) => {
+                if let Some(machine) = self.machines.get_mut(name).filter(|it| it.nonce.as_ref() != Some(&seed.nonce)) {
+                    machine.nonce = Some(seed.nonce.clone());
+                    machine.runtime = Some(Runtime::new(seed.clone(), rng));
+                    happened.restored = true;
+                }
+                happened.up = whole && self.bring_up(name, seed);
+            }
+            Asked::Suspend => {
+                if let Some(machine) = self.machines.get_mut(name).filter(|it| it.state == InstanceState::Running) {
+                    machine.state = InstanceState::Suspended;
+                    happened.down = true;
+                }
+            }
         }
         happened
+    }
+
+    fn change_snapshots(&mut self, name: &InstanceName, change: impl FnOnce(&mut BTreeSet<SnapshotName>) -> bool) {
+        if let Some(machine) = self.machines.get_mut(name) {
+            change(&mut machine.snapshots);
+        }
     }
 
     fn bring_up(&mut self, name: &InstanceName, seed: &Seed) -> bool {

@@ -11,7 +11,7 @@ use vm_agent_tests::in_process::{agent, ann, apply, approve, becomes, gone, pass
 const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}, db: {}}\n";
 
 fn strangers(state: InstanceState, nonce: Option<&str>) -> Instance {
-    Instance { name: "web".parse().unwrap(), state, nonce: nonce.map(Nonce::from_text), sizes: None }
+    Instance { name: "web".parse().unwrap(), state, nonce: nonce.map(Nonce::from_text), sizes: None, snapshots: None }
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ mod tests {
             let agent: AgentName = name.parse().unwrap();
             let claim = claim(&records, &agent, *asleep);
             let state = if *asleep { InstanceState::Stopped } else { InstanceState::Running };
-            let instance = Instance { name: claim.instance.clone(), state, nonce: None, sizes: None };
+            let instance = Instance { name: claim.instance.clone(), state, nonce: None, sizes: None, snapshots: None };
             seen.insert(claim.instance.clone(), Observed { instance, since: NOW });
             records.claims.insert(agent, claim);
         }
@@ -119,6 +119,7 @@ mod tests {
             protect: false,
             left_in_mass: false,
             asleep,
+            history: Default::default(),
         }
     }
 

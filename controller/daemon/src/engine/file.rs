@@ -602,6 +602,7 @@ mod tests {
             protect: true,
             left_in_mass: false,
             asleep: false,
+            history: Default::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use vm_agent_plan::{End, Learnt, Mode};
 use vm_agent_schemas::api::{ChangeRequest, CreateRequest, Problem, ProblemCode, TaskRequest};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{AgentSpec, PowerState, Reconcile, resolve_entry};
+use vm_agent_schemas::fleet::{AgentSpec, DeclaredAgent, PowerState, Reconcile, resolve_entry};
 use vm_agent_schemas::ids::{OverrideId, TaskId};
 use vm_agent_schemas::intent::{Change as Said, Override, OverridePath, Pause, Presence};
 use vm_agent_schemas::names::AgentName;
@@ -90,6 +90,20 @@ pub fn down(records: &Records, destroy: bool) -> Result<Mode, Problem> {
     }
 }
 
+/// What `down` changes. A fleet that is destroyed has nothing left that could be overridden.
+#[must_use]
+pub fn go_down(records: &Records, mode: Mode, author: &str) -> Vec<Change> {
+    let ended = records.overrides.iter().filter(|_| mode == Mode::Destroy);
+    let end = |entry: &Override| {
+        let message = format!("{author} destroyed the fleet");
+        [
+            Change::DropOverride(entry.agent.clone(), entry.change.path()),
+            Change::Event(NewEvent::of(&entry.agent, EventKind::OverrideCleared, message)),
+        ]
+    };
+    ended.flat_map(end).chain([Change::Mode(mode)]).collect()
+}
+
 /// A task by hand.
 #[must_use]
 pub fn task(agent: &AgentName, id: TaskId, request: TaskRequest, author: &str, now: Timestamp) -> Task {
@@ -108,7 +122,7 @@ pub fn set_power(
     request: &ChangeRequest,
     said: Voice<'_>,
 ) -> Result<Intent, Problem> {
-    let covers = written(records, agent, |spec| spec.power).ok_or_else(|| unknown(agent))?;
+    let covers = written(records, agent, |spec| spec.power).ok_or_else(|| missing(records, agent))?;
     // A person who starts an agent has seen its failures, and may do what its restart policy leaves to
     // people. Does its machine run already, then the next look at it says so.
     let mut changes = vec![Change::DropBackoff(agent.clone())];
@@ -167,7 +181,7 @@ pub fn set_reconcile(
     request: &ChangeRequest,
     said: Voice<'_>,
 ) -> Result<Intent, Problem> {
-    let covers = written(records, agent, |spec| spec.reconcile).ok_or_else(|| unknown(agent))?;
+    let covers = written(records, agent, |spec| spec.reconcile).ok_or_else(|| missing(records, agent))?;
     // To resume is to go back to what the file says, be that `auto` or `manual`.
     let resumes = wanted == Reconcile::Auto && covers != Reconcile::Paused;
     if wanted == covers || resumes {
@@ -271,11 +285,16 @@ pub fn create(
     request: &CreateRequest,
     said: Voice<'_>,
 ) -> Result<Intent, Problem> {
+    let spec = resolve_entry(&records.fleet, &request.spec)
+        .map_err(|problems| Problem::new(ProblemCode::Invalid, problems.join("; ")))?;
+    make(records, agent, spec, said)
+}
+
+/// `create` and `clone`: an agent beside the file, with this spec.
+pub fn make(records: &Records, agent: &AgentName, spec: DeclaredAgent, said: Voice<'_>) -> Result<Intent, Problem> {
     if let Err(error) = records.fleet.name.instance_of(agent) {
         return Err(Problem::new(ProblemCode::Invalid, format!("the instance of `{agent}` can't be named: {error}")));
     }
-    let spec = resolve_entry(&records.fleet, &request.spec)
-        .map_err(|problems| Problem::new(ProblemCode::Invalid, problems.join("; ")))?;
     let present = presence(records, agent);
     if records.fleet.agents.contains_key(agent) {
         return match present {
@@ -387,6 +406,31 @@ fn written<T>(records: &Records, agent: &AgentName, field: impl Fn(&AgentSpec) -
     }
 }
 
+/// Why nothing can be asked of an agent that is not wanted: the file declares it and somebody destroyed it, or
+/// there is none.
+pub fn missing(records: &Records, agent: &AgentName) -> Problem {
+    let is_absence = |entry: &&Override| matches!(entry.change, Said::Presence(Presence::Absent));
+    let said = records.overrides.iter().filter(|entry| entry.agent == *agent).find(is_absence);
+    match said.filter(|_| records.fleet.agents.contains_key(agent)) {
+        Some(said) => Problem::new(ProblemCode::NotFound, format!("agent `{agent}` was destroyed by {}", said.author))
+            .remedy(format!("bring it back: vm-agent create {agent}")),
+        None => unknown(agent),
+    }
+}
+
+/// Why nobody answers for an agent, and what would help.
+pub fn offline(records: &Records, agent: &AgentName, now: Timestamp) -> Problem {
+    let wanted = vm_agent_plan::effective(&records.fleet, &records.overrides, now).wanted;
+    if wanted.get(agent).is_none_or(|agent| agent.spec.power != PowerState::Stopped) {
+        return Problem::new(ProblemCode::Offline, format!("the runtime of `{agent}` is not connected"))
+            .remedy(format!("see what it waits for: vm-agent why {agent}"));
+    }
+    let said = find(records, agent, OverridePath::Power).ok();
+    let by = said.map_or_else(|| "as the fleet file says".to_owned(), |said| format!("by {}", said.author));
+    Problem::new(ProblemCode::Offline, format!("agent `{agent}` is stopped, {by}"))
+        .remedy(format!("start it: vm-agent start {agent}"))
+}
+
 pub fn unknown(agent: &AgentName) -> Problem {
     Problem::new(ProblemCode::NotFound, format!("there is no agent `{agent}`"))
         .remedy("see which there are: vm-agent list")
@@ -424,6 +468,19 @@ mod tests {
         assert!(start.overridden.is_none());
         apply(&mut records, start);
         assert!(records.overrides.is_empty());
+    }
+
+    #[test]
+    fn who_is_not_heard_because_it_is_stopped_is_told_to_be() {
+        let mut records = records("agents: {web: {}, off: {power: stopped}}");
+        let told = |records: &Records, agent: &str| {
+            offline(records, &agent.parse().unwrap(), Timestamp::UNIX_EPOCH).reason
+        };
+        assert_eq!(told(&records, "web"), "the runtime of `web` is not connected");
+        assert_eq!(told(&records, "off"), "agent `off` is stopped, as the fleet file says");
+        let stop = set_power(&records, &web(), PowerState::Stopped, &ChangeRequest::default(), voice()).unwrap();
+        apply(&mut records, stop);
+        assert_eq!(told(&records, "web"), "agent `web` is stopped, by ana");
     }
 
     #[test]
@@ -467,10 +524,22 @@ mod tests {
         let mut records = records("agents: {web: {}}");
         let gone = destroy(&records, &web(), voice()).unwrap();
         apply(&mut records, gone);
-        assert!(set_power(&records, &web(), PowerState::Running, &ChangeRequest::default(), voice()).is_err());
+        let start = set_power(&records, &web(), PowerState::Running, &ChangeRequest::default(), voice());
+        assert_eq!(start.unwrap_err().reason, "agent `web` was destroyed by ana");
         let back = create(&records, &web(), &CreateRequest::default(), voice()).unwrap();
         apply(&mut records, back);
         assert!(records.overrides.is_empty());
+    }
+
+    #[test]
+    fn overrides_end_with_the_fleet_that_is_destroyed_and_outlive_one_that_is_stopped() {
+        let mut records = records("agents: {web: {}}");
+        let gone = destroy(&records, &web(), voice()).unwrap();
+        apply(&mut records, gone);
+        for (mode, left) in [(Mode::Down, 1), (Mode::Destroy, 0)] {
+            go_down(&records, mode, "ana").into_iter().for_each(|change| records.apply(change));
+            assert_eq!((records.mode, records.overrides.len()), (mode, left));
+        }
     }
 
     #[test]

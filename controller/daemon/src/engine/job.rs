@@ -6,21 +6,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use vm_agent_drivers::{CreateOrder, DriverError, Mounts, Target};
-use vm_agent_plan::{Learnt, Listing, Observed, after_failure, configuration_for};
+use vm_agent_drivers::{Base, CreateOrder, DriverError, Mounts, Target};
+use vm_agent_plan::{DriverView, Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{DeclaredAgent, Provision};
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, Provision};
 use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Nonce, OperationId, Secret};
-use vm_agent_schemas::names::{InstanceName, InvalidName};
+use vm_agent_schemas::names::{InstanceName, InvalidName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Action, Backoff, Birth, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
+    Action, Backoff, Birth, Capabilities, Claim, History, InstanceState, Operation, Proof, Restoring, Sizes, Standing,
 };
 use vm_agent_schemas::plan::{Plan, Step, StepAction};
+use vm_agent_schemas::snapshot::Errand;
 use vm_agent_schemas::wire::{Configuration, HUB_PATH, Seed};
 
 use super::records::{Change, Records};
-use super::{Effect, HubCall, Sequence};
+use super::{Effect, HubCall, Sequence, errand};
 
 /// Where runtimes find the hub.
 #[derive(Debug, Clone)]
@@ -55,6 +56,10 @@ pub struct Job {
     pub enroll: Option<(Credential, Option<Configuration>)>,
     /// Whether no instance had the name when the step was planned.
     name_was_free: bool,
+    /// Whether it ran when the step was planned.
+    pub ran: bool,
+    /// What is to be done with snapshots, where the step is of that.
+    pub errand: Option<Errand>,
     /// What the driver is asked for.
     pub work: Work,
     /// How long that may take.
@@ -74,6 +79,14 @@ pub enum Work {
     Resize(Sizes),
     /// To delete it.
     Destroy,
+    /// To take a snapshot of it.
+    Snapshot(SnapshotName),
+    /// To delete a snapshot of it.
+    DeleteSnapshot(SnapshotName),
+    /// To bring it back to a snapshot, with this seed and these mounts.
+    Restore(SnapshotName, Box<Seed>, Mounts),
+    /// To save its memory and stop it.
+    Suspend,
 }
 
 /// How a driver's call ended.
@@ -91,10 +104,11 @@ pub fn prepare(
     action: Action,
     plan: &Plan,
     records: &Records,
-    capabilities: &Capabilities,
+    view: &DriverView,
     hub: &HubAddress,
     now: Timestamp,
 ) -> Result<(Job, Vec<Change>), Unprepared> {
+    let capabilities = &view.capabilities;
     let wanted = plan.agent(&step.agent).and_then(|agent| agent.wanted.as_deref()).ok_or(Unprepared::NotWanted);
     let limit = action.deadline(&capabilities.deadlines).get();
     let deadline = later(now, limit);
@@ -103,6 +117,7 @@ pub fn prepare(
         agent: step.agent.clone(),
         driver: step.driver,
         action,
+        snapshot: step.action.snapshot().cloned(),
         started_at: now,
         deadline,
         life: records.life,
@@ -118,7 +133,7 @@ pub fn prepare(
             let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
             let order = CreateOrder {
                 instance: claim.instance.clone(),
-                image: agent.spec.image.clone(),
+                base: base(agent, records)?,
                 sizes: Sizes::of(&agent.spec),
                 seed,
                 mounts: agent.spec.mounts.clone(),
@@ -139,26 +154,39 @@ pub fn prepare(
             changes.push(Change::Learnt(step.agent.clone(), learnt));
             (claim, Work::Start(Box::new(seed), mounts), enroll)
         }
-        Action::Stop => {
+        Action::Stop | Action::Suspend => {
             // Before the stop: should this life end in the middle of it, the next one must not
             // believe that the machine went down by itself.
             let claim = known?.clone();
             let learnt = Learnt { standing: Some(Standing::Down), ..Learnt::of(&claim) };
             changes.push(Change::Learnt(step.agent.clone(), learnt));
-            (claim, Work::Stop, None)
+            (claim, if action == Action::Suspend { Work::Suspend } else { Work::Stop }, None)
         }
         Action::Resize => {
             let StepAction::Resize { to } = step.action else { return Err(Unprepared::NotWanted) };
             (known?.clone(), Work::Resize(to), None)
         }
         Action::Destroy => (known?.clone(), Work::Destroy, None),
+        Action::Snapshot => (known?.clone(), Work::Snapshot(name_in(step)?), None),
+        Action::DropSnapshot => (known?.clone(), Work::DeleteSnapshot(name_in(step)?), None),
+        Action::Restore => {
+            let (agent, name) = (wanted?, name_in(step)?);
+            let claim = claim_for_restore(known?, &name, view, records)?;
+            let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
+            changes.push(Change::Claim(Box::new(claim.clone())));
+            let enroll = credential.map(|credential| (credential, first_configuration(agent)));
+            (claim, Work::Restore(name, Box::new(seed), agent.spec.mounts.clone()), enroll)
+        }
     };
     changes.extend(enroll.as_ref().map(|(credential, _)| Change::Credential(Box::new(credential.clone()))));
     changes.push(Change::Open(operation.clone()));
     let message = format!("{action} began: {}", step.reason);
     changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
     let name_was_free = plan.agent(&step.agent).is_none_or(|agent| agent.observed.is_none());
-    Ok((Job { operation, claim, enroll, name_was_free, work, deadline: limit }, changes))
+    let observed = view.find(&claim).map(|observed| &observed.instance);
+    let ran = observed.is_some_and(|instance| instance.state == InstanceState::Running);
+    let errand = errand::of_step(&step.agent, &step.action, records).cloned();
+    Ok((Job { operation, claim, enroll, name_was_free, ran, errand, work, deadline: limit }, changes))
 }
 
 /// The configuration that a runtime gets with its welcome. One with secrets comes later: nothing that
@@ -177,6 +205,9 @@ pub enum Unprepared {
     /// The same.
     #[error("the agent has no claim")]
     NotClaimed,
+    /// The snapshot is gone that the instance was to be made from, or to go back to.
+    #[error("there is no snapshot `{0}` any more")]
+    NoSnapshot(SnapshotName),
     /// The instance can't have a name.
     #[error("its instance can't be named")]
     Unnamed(#[from] InvalidName),
@@ -208,6 +239,7 @@ fn claim_for_create(
         asleep: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
+        history: History::default(),
     };
     let joined = records.credentials.get(&step.agent).is_some_and(|credential| credential.binding.is_some());
     Ok(match known {
@@ -217,6 +249,49 @@ fn claim_for_create(
         Some(claim) => new(claim.instance.clone()),
         None => new(records.fleet.name.instance_of(&step.agent)?),
     })
+}
+
+/// What an agent's instance is made from.
+fn base(agent: &DeclaredAgent, records: &Records) -> Result<Base, Unprepared> {
+    let Some(CloneOf { agent: source, snapshot }) = &agent.clone_of else {
+        return Ok(Base::Image(agent.spec.image.clone()));
+    };
+    let known = records.snapshots.get(source).is_some_and(|known| known.contains_key(snapshot));
+    let claim = records.claims.get(source).filter(|_| known);
+    let claim = claim.ok_or_else(|| Unprepared::NoSnapshot(snapshot.clone()))?;
+    Ok(Base::Snapshot(target(claim), snapshot.clone()))
+}
+
+/// The instance of a claim.
+fn target(claim: &Claim) -> Target {
+    let former = claim.history.restoring.as_ref().map(|way| way.from.clone());
+    Target { instance: claim.instance.clone(), nonce: claim.nonce.clone(), former }
+}
+
+/// The snapshot that a step is about.
+fn name_in(step: &Step) -> Result<SnapshotName, Unprepared> {
+    step.action.snapshot().cloned().ok_or(Unprepared::NotWanted)
+}
+
+/// The claim on an instance that goes back to a snapshot: its next incarnation, with a nonce of its own. Once it
+/// is on its way there it stays the same.
+fn claim_for_restore(
+    known: &Claim,
+    to: &SnapshotName,
+    view: &DriverView,
+    records: &Records,
+) -> Result<Claim, Unprepared> {
+    if known.history.restoring.as_ref().is_some_and(|way| way.snapshot == *to) {
+        return Ok(known.clone());
+    }
+    let snapshot = records.snapshots.get(&known.agent).and_then(|snapshots| snapshots.get(to));
+    let taken_at = snapshot.ok_or_else(|| Unprepared::NoSnapshot(to.clone()))?.taken_at;
+    let shown = view.find(known).and_then(|observed| observed.instance.nonce.clone());
+    let way = Restoring { snapshot: to.clone(), taken_at, from: shown.unwrap_or_else(|| known.nonce.clone()) };
+    let incarnation = records.incarnations.get(&known.agent).copied().unwrap_or_default().next();
+    let mut claim = Claim { nonce: Nonce::generate(), incarnation, asleep: false, ..known.clone() };
+    claim.history.restoring = Some(way);
+    Ok(claim)
 }
 
 /// The seed of an instance, and its credential where no runtime has joined yet: then the seed's join
@@ -255,7 +330,7 @@ impl Job {
     /// What the step acts on.
     #[must_use]
     pub fn target(&self) -> Target {
-        Target { instance: self.claim.instance.clone(), nonce: self.claim.nonce.clone() }
+        target(&self.claim)
     }
 
     /// Whether the nonce of the new instance is to be read back by other means than this listing, which
@@ -278,8 +353,8 @@ impl Job {
     fn mounted(&self) -> Option<&Mounts> {
         match &self.work {
             Work::Create(order) => Some(&order.mounts),
-            Work::Start(_, mounts) => Some(mounts),
-            Work::Stop | Work::Resize(_) | Work::Destroy => None,
+            Work::Start(_, mounts) | Work::Restore(_, _, mounts) => Some(mounts),
+            _ => None,
         }
     }
 
@@ -335,18 +410,29 @@ pub fn settle(
     let seen = if foreign { Look::Foreign } else { seen };
     let reached = has_reached(job, called, &seen);
     let mut changes = Vec::new();
+    let backs_off = !matches!(action, Action::Snapshot | Action::DropSnapshot);
     let gone = action == Action::Destroy && matches!(seen, Look::Gone);
     if gone {
         changes.extend([Change::Unclaim(agent.clone()), Change::DropBackoff(agent.clone())]);
     } else {
-        changes.push(Change::Learnt(agent.clone(), learn(job, called, &seen, proved, reached)));
+        changes.push(Change::Learnt(agent.clone(), learn(job, called, &seen, proved, reached, now)));
     }
     let (kind, message) = if reached {
+        changes.extend(match &job.work {
+            Work::Snapshot(name) => errand::taken(job, name, now),
+            Work::DeleteSnapshot(name) => errand::deleted(job, name, now),
+            Work::Restore(name, ..) => errand::restored(job, name, now),
+            _ => Vec::new(),
+        });
         (EventKind::StepSucceeded, format!("{action} succeeded"))
     } else {
         let why = explain(job, called, &seen);
-        let backoff = after_failure(agent, before, format!("{action}: {why}"), jitter, now);
-        changes.push(Change::Backoff(backoff));
+        if backs_off {
+            let backoff = after_failure(agent, before, format!("{action}: {why}"), jitter, now);
+            changes.push(Change::Backoff(backoff));
+        } else {
+            changes.extend(job.errand.iter().flat_map(|errand| errand::failed(errand, &why, now)));
+        }
         let kind = if matches!(called, Called::TimedOut(_)) { EventKind::StepTimedOut } else { EventKind::StepFailed };
         (kind, format!("{action} failed: {why}"))
     };
@@ -366,7 +452,7 @@ fn look<'a>(listing: Option<&'a Listing>, claim: &Claim) -> Look<'a> {
     let Some(Listing::Seen(instances)) = listing else { return Look::Unknown };
     match instances.get(&claim.instance) {
         None => Look::Gone,
-        Some(observed) if observed.instance.nonce.as_ref().is_some_and(|nonce| *nonce != claim.nonce) => Look::Foreign,
+        Some(observed) if observed.instance.nonce.as_ref().is_some_and(|nonce| !claim.is_of(nonce)) => Look::Foreign,
         Some(observed) => Look::There(observed),
     }
 }
@@ -394,10 +480,25 @@ fn has_reached(job: &Job, called: &Called, seen: &Look<'_>) -> bool {
             done && observed.instance.sizes.is_none_or(as_told)
         }
         (Action::Destroy, Look::There(_)) => false,
+        (Action::Snapshot, Look::There(observed)) => shows_snapshot(job, observed).unwrap_or(done),
+        (Action::DropSnapshot, Look::There(observed)) => shows_snapshot(job, observed).map_or(done, |there| !there),
+        (Action::Restore, Look::There(observed)) => {
+            let arrived = observed.instance.nonce.as_ref().map_or(done, |nonce| *nonce == job.claim.nonce);
+            arrived && (observed.instance.state == InstanceState::Running || done)
+        }
+        (Action::Suspend, Look::There(observed)) => {
+            matches!(observed.instance.state, InstanceState::Suspended | InstanceState::Stopped)
+        }
     }
 }
 
-fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, reached: bool) -> Learnt {
+/// Whether the instance shows the snapshot that the step is about; nothing where it shows none at all.
+fn shows_snapshot(job: &Job, observed: &Observed) -> Option<bool> {
+    let (shown, name) = (observed.instance.snapshots.as_ref()?, job.operation.snapshot.as_ref()?);
+    Some(shown.contains(name))
+}
+
+fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, reached: bool, now: Timestamp) -> Learnt {
     let mut learnt = Learnt::of(&job.claim);
     if let Look::There(observed) = seen {
         let made = job.operation.action == Action::Create && job.claim.proof == Proof::Pending;
@@ -415,6 +516,7 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
     if reached {
         learnt.sizes = job.resized_to();
         learnt.mounts = job.mounted().cloned();
+        learnt.restored = (job.operation.action == Action::Restore).then_some(now);
     }
     learnt
 }
@@ -477,8 +579,9 @@ mod tests {
         let inputs = records.inputs(NOW);
         let plan = vm_agent_plan::plan(&inputs);
         let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None, loopback: None };
-        let capabilities = Fake::capabilities_default();
-        let (job, changes) = prepare(&step(action), on_instance, &plan, records, &capabilities, &hub, NOW).unwrap();
+        let (capabilities, listing) = (Fake::capabilities_default(), Listing::Seen(BTreeMap::new()));
+        let view = DriverView { capabilities, listing, looked_at: None };
+        let (job, changes) = prepare(&step(action), on_instance, &plan, records, &view, &hub, NOW).unwrap();
         changes.into_iter().for_each(|change| records.apply(change));
         job
     }
@@ -501,7 +604,7 @@ mod tests {
     }
 
     fn instance(state: InstanceState, nonce: Option<Nonce>) -> Instance {
-        Instance { name: "web".parse().unwrap(), state, nonce, sizes: None }
+        Instance { name: "web".parse().unwrap(), state, nonce, sizes: None, snapshots: None }
     }
 
     fn foreign() -> Called {

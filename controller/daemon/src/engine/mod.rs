@@ -20,6 +20,7 @@
 //! - [`sight`]: what a driver's listing says in the light of the one before
 //! - [`pass`]: what a pass comes to
 //! - [`job`]: a step on an instance, from what it needs to what it came to
+//! - [`errand`]: what is to be done with snapshots
 //! - [`life`]: how a life begins
 //! - [`intent`]: what people say
 //! - [`directory`]: what of the declared agents tasks and messages go by
@@ -30,6 +31,7 @@
 
 pub mod clock;
 pub mod directory;
+pub mod errand;
 pub mod file;
 pub mod intent;
 pub mod job;

@@ -113,6 +113,8 @@ fn retried(task: &Task) -> String {
 fn ended(task: &Task) -> String {
     let outcome = task.outcome().map_or_else(String::new, ToString::to_string);
     match &task.dead {
+        // Most reasons tell the outcome as well.
+        Some(reason) if reason.contains(&outcome) => format!("is a dead letter: {reason}"),
         Some(reason) => format!("{outcome}, and is a dead letter: {reason}"),
         None => outcome,
     }
@@ -177,5 +179,25 @@ mod tests {
         assert_eq!(kinds(Some(&sent), &again(None)), [retried], "it never began");
         assert_eq!(kinds(Some(&again(None)), &again(None)), []);
         assert_eq!(kinds(None, &ended(&queued)), [over]);
+    }
+
+    #[test]
+    fn a_dead_letter_gives_its_reason_once() {
+        let source = TaskSource::File {
+            name: "build".parse().unwrap(),
+            digest: vm_agent_schemas::ids::Digest::of(b"build"),
+            claim: vm_agent_schemas::ids::ClaimId::generate(),
+            due: None,
+        };
+        let task = Task::new(TaskId::generate(), None, source, Job::exec(["true"]), Terms::default(), NOW);
+        let state = TaskState::Ended { outcome: TaskOutcome::Exited { code: 1 } };
+        let told = |dead: &str| {
+            let task = Task { state: state.clone(), dead: Some(dead.to_owned()), ..task.clone() };
+            news_of(None, &task).pop().unwrap().message
+        };
+        let tried = "it was tried 3 times; the last attempt ended with exit code 1";
+        assert_eq!(told(tried), format!("task build is a dead letter: {tried}"));
+        let lost = "its machine went away";
+        assert_eq!(told(lost), format!("task build ended with exit code 1, and is a dead letter: {lost}"));
     }
 }

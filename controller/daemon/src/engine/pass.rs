@@ -14,7 +14,7 @@ use vm_agent_schemas::task::{Task, TaskSource};
 
 use super::job::{HubAddress, Unprepared, prepare};
 use super::records::{Change, Records};
-use super::{Effect, HubCall, Sequence, accept, intent};
+use super::{Effect, HubCall, Sequence, accept, errand, intent};
 
 /// A pass is due after this even when nothing happens and time alone changes nothing: the net under
 /// everything that should have told and did not.
@@ -103,6 +103,8 @@ fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> 
                 changes.extend([Change::Close(operation, message), Change::Event(event)]);
             }
             Upkeep::DropApproval(id) => changes.push(Change::DropApproval(id)),
+            Upkeep::Ask(agent, claim, wish) => changes.push(errand::of_file(agent, claim, wish, inputs.now)),
+            Upkeep::EndErrand(errand, end) => changes.extend(errand::ended(&errand, end, inputs.now)),
             Upkeep::SetBack(anew) => changes.push(match anew {
                 SetBack::Backoff(backoff) => Change::Backoff(backoff),
                 SetBack::Fuse(fuse) => Change::Fuse(fuse),
@@ -158,7 +160,7 @@ fn steps(
         match (&step.action, step.action.on_instance()) {
             (_, Some(action)) => {
                 let Some(view) = inputs.drivers.get(&step.driver) else { continue };
-                match prepare(step, action, planned, records, &view.capabilities, hub, inputs.now) {
+                match prepare(step, action, planned, records, view, hub, inputs.now) {
                     Ok((job, needed)) => {
                         changes.extend(needed);
                         jobs.push(job);

@@ -11,12 +11,13 @@ use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::NewEvent;
 use vm_agent_schemas::fleet::Fleet;
-use vm_agent_schemas::ids::{Digest, Incarnation, Life, Revision, TaskId};
+use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Life, Revision, TaskId};
 use vm_agent_schemas::intent::{Override, OverridePath, Pause};
-use vm_agent_schemas::names::{AgentName, FleetName};
+use vm_agent_schemas::names::{AgentName, FleetName, SnapshotName};
 use vm_agent_schemas::observe::{Backoff, Claim, Operation};
 use vm_agent_schemas::plan::{ApprovalRequest, Fuse};
 use vm_agent_schemas::selector::Selector;
+use vm_agent_schemas::snapshot::{Errand, Snapshot};
 use vm_agent_schemas::task::{Task, TaskSource};
 
 use super::file::Watched;
@@ -53,6 +54,10 @@ pub struct Records {
     pub work: BTreeMap<AgentName, BTreeSet<TaskId>>,
     /// Tasks of a pool that are not over and have no agent.
     pub pooled: BTreeMap<TaskId, Selector>,
+    /// The snapshots of each agent's machine.
+    pub snapshots: BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>,
+    /// What is to be done with each agent's snapshots and is not over, in order.
+    pub errands: BTreeMap<AgentName, Vec<Errand>>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// The latest incarnation of every name that ever had a claim.
@@ -105,6 +110,12 @@ pub enum Change {
     Backoff(Backoff),
     /// Forget failures.
     DropBackoff(AgentName),
+    /// Take note of a snapshot.
+    Snapshot(Box<Snapshot>),
+    /// A snapshot is no more.
+    DropSnapshot(AgentName, SnapshotName),
+    /// Write what is to be done with snapshots: anew, or how far it is, or how it ended.
+    Errand(Box<Errand>),
     /// Note a yes.
     Approve(ApprovalRequest, String),
     /// Forget a yes.
@@ -172,6 +183,8 @@ impl Records {
             tasks: BTreeMap::new(),
             work: BTreeMap::new(),
             pooled: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            errands: BTreeMap::new(),
             approvals: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             mode: Mode::Up,
@@ -192,6 +205,8 @@ impl Records {
             operations: self.operations.clone(),
             tasks: self.tasks.clone(),
             work: self.work.keys().cloned().collect(),
+            snapshots: self.snapshots.clone(),
+            errands: self.errands.clone(),
             approvals: self.approvals.clone(),
             unjoined: self.unjoined(now),
             joined: self.joined(),
@@ -267,6 +282,7 @@ impl Records {
             Change::Claim(claim) => {
                 let latest = self.incarnations.entry(claim.agent.clone()).or_default();
                 *latest = claim.incarnation.max(*latest);
+                self.keep_snapshots(&claim.agent, Some(claim.id));
                 self.claims.insert(claim.agent.clone(), *claim);
             }
             Change::Learnt(agent, learnt) => {
@@ -276,6 +292,7 @@ impl Records {
             }
             Change::Unclaim(agent) => {
                 self.claims.remove(&agent);
+                self.keep_snapshots(&agent, None);
                 self.credentials.remove(&agent);
                 self.tasks.remove(&agent);
             }
@@ -303,6 +320,17 @@ impl Records {
             Change::DropBackoff(agent) => {
                 self.backoffs.remove(&agent);
             }
+            Change::Snapshot(snapshot) => {
+                let known = self.snapshots.entry(snapshot.agent.clone()).or_default();
+                known.insert(snapshot.name.clone(), *snapshot);
+            }
+            Change::DropSnapshot(agent, name) => {
+                if let Some(known) = self.snapshots.get_mut(&agent) {
+                    known.remove(&name);
+                }
+                self.snapshots.retain(|_, known| !known.is_empty());
+            }
+            Change::Errand(errand) => self.note_errand(*errand),
             Change::Approve(request, _) => {
                 self.approvals.insert(request.id, request.agent);
             }
@@ -316,6 +344,23 @@ impl Records {
             Change::Watched(watched) => self.watched = watched,
             Change::DropDead(_) | Change::Event(_) => {}
         }
+    }
+
+    /// Forgets an agent's snapshots but those of this claim: they went with their machine.
+    fn keep_snapshots(&mut self, agent: &AgentName, claim: Option<ClaimId>) {
+        if let Some(known) = self.snapshots.get_mut(agent) {
+            known.retain(|_, snapshot| Some(snapshot.claim) == claim);
+        }
+        self.snapshots.retain(|_, known| !known.is_empty());
+    }
+
+    fn note_errand(&mut self, errand: Errand) {
+        let open = self.errands.entry(errand.agent.clone()).or_default();
+        open.retain(|other| other.id != errand.id);
+        if errand.end.is_none() {
+            open.insert(open.partition_point(|other| other.id < errand.id), errand);
+        }
+        self.errands.retain(|_, open| !open.is_empty());
     }
 
     fn drop_override(&mut self, agent: &AgentName, path: OverridePath) {

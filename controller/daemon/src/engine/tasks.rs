@@ -78,7 +78,7 @@ fn somebody(agents: Vec<AgentName>, selector: &Selector) -> Result<Vec<AgentName
 fn known(records: &Records, agents: &[AgentName], now: Timestamp) -> Result<Vec<AgentName>, Problem> {
     let agents: BTreeSet<&AgentName> = agents.iter().collect();
     match agents.iter().find(|agent| !is_known(records, agent, now)) {
-        Some(agent) => Err(intent::unknown(agent)),
+        Some(agent) => Err(intent::missing(records, agent)),
         None => Ok(agents.into_iter().cloned().collect()),
     }
 }
@@ -102,7 +102,8 @@ pub fn is_same(known: &[Task], requested: &[Task]) -> bool {
     is_alike && is_for
 }
 
-/// Does a task again that has ended: as a new one, which the dead letter gives way to.
+/// Does a task again that has ended: as a new one, which the dead letter gives way to. What does one of the file
+/// again on the machine that it was for counts as a run of it.
 ///
 /// # Errors
 /// When it has not ended, or its agent has left.
@@ -116,18 +117,28 @@ pub fn replay(records: &Records, task: &Task, author: &str, now: Timestamp) -> R
     // What a pool did once, any of its agents may do.
     let agent = task.agent.clone().filter(|_| task.pool.is_none());
     if let Some(agent) = agent.as_ref().filter(|agent| !is_known(records, agent, now)) {
-        return Err(intent::unknown(agent));
+        return Err(intent::missing(records, agent));
     }
     // A deadline that has passed would end it unbegun.
     let deadline = task.terms.deadline.filter(|deadline| *deadline > now);
     let terms = Terms { deadline, ..task.terms.clone() };
-    let source = TaskSource::Request { author: author.to_owned(), key: None };
+    let claim = agent.as_ref().and_then(|agent| records.claims.get(agent));
+    let id = TaskId::generate();
+    let (source, queued) = match &task.source {
+        TaskSource::File { name, claim: of, .. } if claim.is_some_and(|claim| claim.id == *of) => {
+            (task.source.clone(), format!("task {name} of the file is queued by {author}"))
+        }
+        _ => {
+            let source = TaskSource::Request { author: author.to_owned(), key: None };
+            (source, format!("task {id} of {author} is queued"))
+        }
+    };
     let again = Task {
         pool: task.pool.clone(),
         replay_of: Some(task.id),
-        ..Task::new(TaskId::generate(), agent, source, task.job.clone(), terms, now)
+        ..Task::new(id, agent, source, task.job.clone(), terms, now)
     };
-    let message = format!("task {} of {author} is queued: it does {} again", again.id, task.id);
+    let message = format!("{queued}: it does {} again", task.id);
     Ok((again.clone(), accept_all(vec![again], message, vec![Change::DropDead(task.id)])))
 }
 
@@ -179,7 +190,9 @@ fn invalid(reason: impl Into<String>) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use vm_agent_schemas::fleet::parse;
+    use vm_agent_schemas::fleet::{AgentSpec, DriverName, parse};
+    use vm_agent_schemas::ids::{ClaimId, Digest, Incarnation, Nonce};
+    use vm_agent_schemas::observe::{Birth, Claim, Proof, Standing};
     use vm_agent_schemas::task::TaskState;
     use vm_agent_schemas::wire::TaskOutcome;
 
@@ -290,5 +303,41 @@ mod tests {
         assert!(again.id != task.id && again.dead.is_none() && again.outcome().is_none());
         task.agent = Some("gone".parse().unwrap());
         assert_eq!(replay(&records(), &task, "bob", NOW).unwrap_err().code, ProblemCode::NotFound);
+    }
+
+    #[test]
+    fn a_task_of_the_file_that_is_done_again_is_a_run_of_it_while_its_machine_is_there() {
+        let mut records = records();
+        let agent: AgentName = "web".parse().unwrap();
+        let claim = Claim {
+            id: ClaimId::generate(),
+            fleet: records.fleet.name.clone(),
+            agent: agent.clone(),
+            driver: DriverName::Qemu,
+            instance: records.fleet.name.instance_of(&agent).unwrap(),
+            nonce: Nonce::generate(),
+            incarnation: Incarnation(1),
+            created_at: NOW,
+            proof: Proof::Confirmed,
+            birth: Birth::of(&AgentSpec::default()),
+            standing: Standing::Up,
+            protect: false,
+            left_in_mass: false,
+            asleep: false,
+            history: Default::default(),
+        };
+        let source = TaskSource::File {
+            name: "setup".parse().unwrap(),
+            digest: Digest::of(b"setup"),
+            claim: claim.id,
+            due: Some(NOW),
+        };
+        records.claims.insert(agent, claim);
+        let mut task = tasks(TaskTo::Agents(vec!["web".parse().unwrap()])).unwrap().remove(0);
+        (task.source, task.state) = (source.clone(), TaskState::Ended { outcome: TaskOutcome::TimedOut });
+        assert_eq!(replay(&records, &task, "bob", NOW).unwrap().0.source, source);
+        records.claims.clear();
+        let by_hand = TaskSource::Request { author: "bob".to_owned(), key: None };
+        assert_eq!(replay(&records, &task, "bob", NOW).unwrap().0.source, by_hand);
     }
 }

@@ -16,9 +16,9 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use vm_agent_schemas::api::{Problem, ProblemCode};
 use vm_agent_schemas::fleet::FILE_MAX;
-use vm_agent_schemas::ids::{MessageId, Revision, TaskId, TokenId};
+use vm_agent_schemas::ids::{ErrandId, MessageId, Revision, TaskId, TokenId};
 use vm_agent_schemas::intent::OverridePath;
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::names::{AgentName, SnapshotName};
 
 use super::answer::Refusal;
 use super::openapi::{content, inline_schema_of};
@@ -47,6 +47,22 @@ impl PathSegment for AgentName {
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse().map_err(|error: vm_agent_schemas::names::InvalidName| error.to_string())
+    }
+}
+
+impl PathSegment for SnapshotName {
+    const NAME: &'static str = "snapshot";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: vm_agent_schemas::names::InvalidName| error.to_string())
+    }
+}
+
+impl PathSegment for ErrandId {
+    const NAME: &'static str = "id";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("`{text}` is not the id of what was asked of snapshots: it is a UUID"))
     }
 }
 

@@ -12,7 +12,7 @@
 
 mod script;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,14 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
-use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes};
+use vm_agent_schemas::names::{InstanceName, SnapshotName};
+use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
 use self::script::Script;
 pub use self::script::{Behaviour, Call, On};
-use crate::{CreateOrder, Driver, DriverError, Mounts, Target};
+use crate::{Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// Told of each machine that comes up, with its seed.
 pub type UpHook = Arc<dyn Fn(&Seed) + Send + Sync>;
@@ -66,6 +66,8 @@ impl fmt::Debug for Fake {
 struct State {
     instances: BTreeMap<InstanceName, Instance>,
     script: Script,
+    /// The snapshots of each instance, where it has had any.
+    snapshots: BTreeMap<InstanceName, BTreeSet<SnapshotName>>,
     /// What each instance that ever came up was last started with.
     mounts: BTreeMap<InstanceName, Mounts>,
     folders_are_real: bool,
@@ -92,6 +94,7 @@ impl Fake {
     pub fn new(name: DriverName, capabilities: Capabilities) -> Self {
         let state = State {
             instances: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             mounts: BTreeMap::new(),
             folders_are_real: false,
             script: Script::default(),
@@ -121,7 +124,7 @@ impl Fake {
             images: true,
             resize_running: false,
             suspend: false,
-            live_snapshot: false,
+            snapshots: SnapshotSupport::None,
             clone_from_snapshot: false,
             labels: false,
             mounts: true,
@@ -136,6 +139,8 @@ impl Fake {
                 stop: minute,
                 resize: minute,
                 destroy: minute,
+                snapshot: minute,
+                restore: minute,
                 connect: minute,
             },
         }
@@ -379,7 +384,7 @@ impl State {
         let instance = target.instance.clone();
         match self.instances.get_mut(&target.instance) {
             None => Err(DriverError::Missing { instance }),
-            Some(found) if found.nonce.as_ref() == Some(&target.nonce) => Ok(found),
+            Some(found) if found.nonce.as_ref().is_some_and(|nonce| target.is(nonce)) => Ok(found),
             Some(_) => Err(DriverError::Foreign { instance }),
         }
     }
@@ -389,7 +394,7 @@ impl State {
         match self.ours(&order.target()) {
             Err(DriverError::Missing { .. }) => {
                 let (name, nonce) = (order.instance.clone(), Some(order.seed.nonce.clone()));
-                let made = Instance { name: name.clone(), state: InstanceState::Starting, nonce, sizes };
+                let made = Instance { name: name.clone(), state: InstanceState::Starting, nonce, sizes, snapshots: None };
                 self.instances.insert(name, made);
                 Ok(Effect::None)
             }
@@ -416,6 +421,7 @@ impl State {
 
     fn take(&mut self, instance: &InstanceName) -> Option<Instance> {
         self.mounts.remove(instance);
+        self.snapshots.remove(instance);
         self.instances.remove(instance)
     }
 
@@ -426,10 +432,46 @@ impl State {
         Ok(effect)
     }
 
+    /// The snapshots of an instance that is there.
+    fn snapshots(&mut self, target: &Target) -> Result<&mut BTreeSet<SnapshotName>, DriverError> {
+        self.ours(target)?;
+        Ok(self.snapshots.entry(target.instance.clone()).or_default())
+    }
+
+    fn snapshot(&mut self, target: &Target, name: &SnapshotName, live: bool) -> Result<Effect, DriverError> {
+        let state = self.ours(target)?.state;
+        if matches!(state, InstanceState::Running) && !live {
+            let reason = "it runs, and snapshots are taken of what is down".to_owned();
+            return Err(DriverError::Failed { action: "snapshot", instance: target.instance.clone(), reason });
+        }
+        self.snapshots(target)?.insert(name.clone());
+        Ok(Effect::None)
+    }
+
+    /// Gives an instance that is down its next incarnation.
+    fn go_back(&mut self, target: &Target, name: &SnapshotName) -> Result<Effect, DriverError> {
+        let known = self.snapshots(target)?.contains(name);
+        let found = self.ours(target)?;
+        if found.nonce.as_ref() == Some(&target.nonce) {
+            return Ok(Effect::None);
+        }
+        let problem = match found.state {
+            InstanceState::Running | InstanceState::Starting => "it runs".to_owned(),
+            _ if !known => format!("there is no snapshot `{name}`"),
+            _ => {
+                found.nonce = Some(target.nonce.clone());
+                return Ok(Effect::None);
+            }
+        };
+        Err(DriverError::Failed { action: "restore", instance: target.instance.clone(), reason: problem })
+    }
+
     /// An instance as a listing shows it: one that is not yet made shows no nonce.
     fn shown(&self, instance: &Instance) -> Instance {
         let visible = self.nonces == NonceSight::Listed && instance.state != InstanceState::Starting;
-        Instance { nonce: instance.nonce.clone().filter(|_| visible), ..instance.clone() }
+        let nonce = instance.nonce.clone().filter(|_| visible);
+        let snapshots = visible.then(|| self.snapshots.get(&instance.name).cloned().unwrap_or_default());
+        Instance { nonce, snapshots, ..instance.clone() }
     }
 }
 
@@ -456,6 +498,12 @@ impl Driver for Fake {
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
         let sizes = self.capabilities.sizes.then_some(order.sizes);
         let make = |world: &mut State| {
+            if let Base::Snapshot(source, name) = &order.base
+                && !world.snapshots(source)?.contains(name)
+            {
+                let reason = format!("instance `{}` has no snapshot `{name}`", source.instance);
+                return Err(DriverError::Failed { action: "create", instance: order.instance.clone(), reason });
+            }
             self.check_mounts(&order.mounts)?;
             world.make(order, sizes)
         };
@@ -504,6 +552,51 @@ impl Driver for Fake {
             }
         };
         self.call(Call::Destroy, Some(&target.instance), &[&destroy]).await
+    }
+
+    async fn snapshot(&self, target: &Target, name: &SnapshotName) -> Result<(), DriverError> {
+        let live = match self.capabilities.snapshots {
+            SnapshotSupport::None => return Err(self.unsupported("take snapshots")),
+            support => support == SnapshotSupport::Live,
+        };
+        let take = |world: &mut State| world.snapshot(target, name, live);
+        self.call(Call::Snapshot, Some(&target.instance), &[&take]).await
+    }
+
+    async fn delete_snapshot(&self, target: &Target, name: &SnapshotName) -> Result<(), DriverError> {
+        let delete = |world: &mut State| {
+            world.snapshots(target)?.remove(name);
+            Ok(Effect::None)
+        };
+        self.call(Call::DeleteSnapshot, Some(&target.instance), &[&delete]).await
+    }
+
+    async fn restore(
+        &self,
+        target: &Target,
+        snapshot: &SnapshotName,
+        seed: &Seed,
+        mounts: &Mounts,
+    ) -> Result<(), DriverError> {
+        let go_back = |world: &mut State| {
+            world.ours(target)?;
+            self.check_seed(target, seed)?;
+            world.go_back(target, snapshot)
+        };
+        let start = |world: &mut State| world.bring_up(Call::Restore, target, seed, mounts);
+        self.call(Call::Restore, Some(&target.instance), &[&go_back, &start]).await
+    }
+
+    async fn suspend(&self, target: &Target) -> Result<(), DriverError> {
+        let suspend = |world: &mut State| {
+            let found = world.ours(target)?;
+            let effect = went_down(found);
+            if found.state == InstanceState::Running {
+                found.state = InstanceState::Suspended;
+            }
+            Ok(effect)
+        };
+        self.call(Call::Suspend, Some(&target.instance), &[&suspend]).await
     }
 
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
@@ -648,7 +741,7 @@ mod tests {
     async fn the_world_can_be_changed_behind_the_controllers_back() {
         let (fake, order) = (a_fake(), an_order("web"));
         let name: InstanceName = "web".parse().unwrap();
-        fake.put(Instance { name, state: InstanceState::Unknown, nonce: None, sizes: None });
+        fake.put(Instance { name, state: InstanceState::Unknown, nonce: None, sizes: None, snapshots: None });
         assert!(matches!(fake.create(&order).await, Err(DriverError::Foreign { .. })));
         fake.remove("web");
         fake.create(&order).await.unwrap();

@@ -19,6 +19,14 @@ pub enum Call {
     Resize,
     /// [`Driver::destroy`](crate::Driver::destroy).
     Destroy,
+    /// [`Driver::snapshot`](crate::Driver::snapshot).
+    Snapshot,
+    /// [`Driver::delete_snapshot`](crate::Driver::delete_snapshot).
+    DeleteSnapshot,
+    /// [`Driver::restore`](crate::Driver::restore).
+    Restore,
+    /// [`Driver::suspend`](crate::Driver::suspend).
+    Suspend,
     /// [`Driver::prove`](crate::Driver::prove).
     Prove,
 }
@@ -38,6 +46,10 @@ impl Call {
             Self::Stop => "stop",
             Self::Resize => "resize",
             Self::Destroy => "destroy",
+            Self::Snapshot => "snapshot",
+            Self::DeleteSnapshot => "delete a snapshot of",
+            Self::Restore => "restore",
+            Self::Suspend => "suspend",
             Self::Prove => "prove",
         }
     }

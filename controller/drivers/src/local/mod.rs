@@ -38,7 +38,7 @@ use async_trait::async_trait;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes};
+use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -151,7 +151,7 @@ impl Driver for Local {
             images: false,
             resize_running: false,
             suspend: false,
-            live_snapshot: false,
+            snapshots: SnapshotSupport::None,
             clone_from_snapshot: false,
             labels: false,
             mounts: true,
@@ -174,6 +174,9 @@ impl Driver for Local {
                 resize: Span::from_secs(10),
                 // A stop, and the deletion of many small files.
                 destroy: Span::from_secs(30),
+                // It has none.
+                snapshot: Span::from_secs(30),
+                restore: Span::from_secs(30),
                 // The runtime is up already and has to say hello over loopback.
                 connect: Span::from_secs(30),
             },
@@ -254,7 +257,7 @@ fn list(root: &Path) -> io::Result<Vec<Instance>> {
         let nonce =
             folder.owner().ok().and_then(|owner| if let Owner::Claim(nonce) = owner { Some(nonce) } else { None });
         let state = folder.state().unwrap_or(InstanceState::Unknown);
-        let instance = Instance { name: folder.instance().clone(), state, nonce, sizes: None };
+        let instance = Instance { name: folder.instance().clone(), state, nonce, sizes: None, snapshots: None };
         // Deleted while we looked, what we saw means nothing.
         folder.exists().then_some(instance)
     };

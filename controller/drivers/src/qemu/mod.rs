@@ -45,7 +45,7 @@ use vm_agent_schemas::fleet::{DriverName, Provision};
 use vm_agent_schemas::guest::{FromGuest, ToGuest};
 use vm_agent_schemas::ids::{Incarnation, Nonce};
 use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes};
+use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -59,7 +59,7 @@ use self::qmp::{Qmp, RunState};
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
 use crate::images::{Image, ImageReference, Images, ignore_progress};
-use crate::{Act, CreateOrder, Driver, DriverError, Mounts, Target, process};
+use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target, process};
 
 /// Where a machine with QEMU's user-mode network sees its host.
 pub const HOST_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
@@ -138,7 +138,7 @@ impl Qemu {
         let looked = folder.clone();
         let instance = target.instance.clone();
         match hold.blocking(move || looked.owner()).await {
-            Ok(Owner::Claim(nonce)) if nonce == target.nonce => Ok(Held { act, hold, folder, nonce }),
+            Ok(Owner::Claim(nonce)) if target.is(&nonce) => Ok(Held { act, hold, folder, nonce }),
             Ok(Owner::Claim(_) | Owner::Unclear) => Err(DriverError::Foreign { instance }),
             Ok(Owner::Nobody) => Err(DriverError::Missing { instance }),
             Err(error) => Err(act.failed(&error)),
@@ -219,7 +219,7 @@ impl Qemu {
         }
         let (nonce, sizes) = (machine.as_ref().map(|it| it.nonce.clone()), machine.map(|it| it.sizes));
         // Deleted while we looked, what we saw means nothing.
-        folder.exists().then(|| Instance { name: folder.instance().clone(), state, nonce, sizes })
+        folder.exists().then(|| Instance { name: folder.instance().clone(), state, nonce, sizes, snapshots: None })
     }
 
     /// What a machine with a living QEMU is doing. What nobody looks after is set right in passing.
@@ -274,7 +274,8 @@ impl Qemu {
             Owner::Unclear => return Ok(false),
             Owner::Nobody => {}
         }
-        let reference: ImageReference = order.image.parse().map_err(|error| act.failed(&error))?;
+        let Base::Image(image) = &order.base else { return Err(self.unsupported("make a machine from a snapshot")) };
+        let reference: ImageReference = image.parse().map_err(|error| act.failed(&error))?;
         let image = self.images.obtain(&reference, &ignore_progress).await.map_err(|error| act.failed(&error))?;
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, image.digest().clone());
         let machine = Machine { provision: order.provision.clone(), ..machine };
@@ -298,7 +299,7 @@ impl Driver for Qemu {
             images: true,
             resize_running: false,
             suspend: false,
-            live_snapshot: false,
+            snapshots: SnapshotSupport::None,
             clone_from_snapshot: false,
             labels: false,
             mounts: false,
@@ -321,6 +322,10 @@ impl Driver for Qemu {
                 resize: Span::from_secs(90),
                 // A kill, and the deletion of a few large files.
                 destroy: Span::from_secs(60),
+                // Its memory has to be written.
+                snapshot: Span::from_secs(120),
+                // No longer than a start.
+                restore: Span::from_secs(450),
                 // The machine is up already; an emulated one that comes up with others is slow.
                 connect: Span::from_secs(120),
             },
@@ -349,7 +354,9 @@ impl Driver for Qemu {
             let what = "mount folders of the host yet; take `mounts` out of the agent's spec".to_owned();
             return Err(DriverError::Unsupported { driver: DriverName::Qemu, what });
         }
-        if let Some((key, what)) = order.provision.obstacle(Some(DriverName::Qemu), &order.image) {
+        if let Base::Image(image) = &order.base
+            && let Some((key, what)) = order.provision.obstacle(Some(DriverName::Qemu), image)
+        {
             let what = format!("give a machine `{key}` here: {what}");
             return Err(DriverError::Unsupported { driver: DriverName::Qemu, what });
         }

@@ -11,6 +11,7 @@ mod inside;
 mod moments;
 mod presence;
 mod rest;
+mod snapshots;
 mod tasks;
 mod windows;
 

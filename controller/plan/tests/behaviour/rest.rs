@@ -169,6 +169,7 @@ fn goes_down(inputs: &mut Inputs) {
         agent: web.clone(),
         driver: world::DRIVER,
         action: vm_agent_schemas::observe::Action::Stop,
+        snapshot: None,
         started_at: inputs.now,
         deadline: world::at(60),
         life: inputs.life,

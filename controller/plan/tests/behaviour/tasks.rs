@@ -218,6 +218,49 @@ fn a_task_that_is_to_be_tried_again_is_under_way() {
     assert_eq!(agent(&inputs, "web").health, Health::Degraded);
 }
 
+/// Does the latest run of a task again, as a person has it done.
+fn replay(inputs: &mut Inputs, task: &str, code: i32) {
+    let now = inputs.now;
+    let mut again = FileTask { id: TaskId::generate(), accepted_at: now, ..runs(inputs, task)[0].clone() };
+    world::end(&mut again, code, now);
+    note_run(inputs.tasks.get_mut(&world::name("web")).expect("it has tasks"), again);
+}
+
+#[test]
+fn a_task_that_failed_and_was_done_again_counts_as_the_last_time_it_was_done() {
+    let text = "agents: {web: {tasks: {setup: {exec: make}, after: {exec: a, when: {after: setup}}}}}";
+    let mut inputs = settled(text);
+    let tasks = inputs.tasks.get_mut(&world::name("web")).expect("it has tasks");
+    tasks.retain(|run| run.name.as_str() == "setup");
+    set(&mut inputs, "setup", Some(1));
+    assert_eq!((agent(&inputs, "web").health, due(&inputs)), (Health::Degraded, vec![]));
+    world::pass_time(&mut inputs, 5);
+    replay(&mut inputs, "setup", 1);
+    assert_eq!((agent(&inputs, "web").health, due(&inputs)), (Health::Degraded, vec![]));
+    world::pass_time(&mut inputs, 5);
+    replay(&mut inputs, "setup", 0);
+    let followed = vec![("after".to_owned(), "task setup has succeeded".to_owned(), Some(inputs.now))];
+    assert_eq!(due(&inputs), followed);
+    world::converge(&mut inputs);
+    assert_eq!(agent(&inputs, "web").health, Health::Healthy);
+}
+
+#[test]
+fn an_old_run_that_is_done_again_has_nothing_followed_twice() {
+    let text =
+        "agents: {web: {tasks: {tick: {exec: t, when: {cron: '*/2 * * * *'}}, tock: {exec: t, when: {after: tick}}}}}";
+    let mut inputs = settled(text);
+    for _ in 0..3 {
+        world::pass_time(&mut inputs, 120);
+        world::converge(&mut inputs);
+    }
+    replay(&mut inputs, "tock", 0);
+    assert_eq!(due(&inputs), []);
+    world::pass_time(&mut inputs, 120);
+    begin_first(&mut inputs);
+    assert_eq!(due(&inputs).len(), 1, "the next success is followed");
+}
+
 #[test]
 fn runs_are_known_in_their_order_each_once_and_only_the_latest() {
     let inputs = settled("agents: {web: {tasks: {setup: {exec: make}}}}");

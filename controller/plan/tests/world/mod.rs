@@ -11,10 +11,13 @@ use vm_agent_plan::{
     effective, note_run, plan, upkeep,
 };
 use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
-use vm_agent_schemas::ids::{ClaimId, Incarnation, Nonce, TaskId};
-use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, Standing};
+use vm_agent_schemas::ids::{ClaimId, ErrandId, Incarnation, Nonce, TaskId};
+use vm_agent_schemas::names::{AgentName, SnapshotName};
+use vm_agent_schemas::observe::{
+    Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, SnapshotSupport, Standing, Undone,
+};
 use vm_agent_schemas::plan::{Step, StepAction};
+use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Snapshot};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{ServiceReport, ServiceState, TaskOutcome};
 
@@ -33,8 +36,8 @@ pub fn capabilities() -> Capabilities {
         sizes: true,
         images: true,
         resize_running: false,
-        suspend: true,
-        live_snapshot: false,
+        suspend: false,
+        snapshots: SnapshotSupport::Live,
         clone_from_snapshot: false,
         labels: false,
         mounts: true,
@@ -49,6 +52,8 @@ pub fn capabilities() -> Capabilities {
             stop: minute,
             resize: minute,
             destroy: minute,
+            snapshot: minute,
+            restore: minute,
             connect: minute,
         },
     }
@@ -147,8 +152,64 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
             };
             note_run(inputs.tasks.entry(step.agent.clone()).or_default(), accepted);
         }
+        (StepAction::Suspend, _) => {
+            set_standing(inputs, &step.agent, Standing::Down);
+            observe(inputs, &step.agent, InstanceState::Suspended);
+            inputs.sessions.remove(&step.agent);
+        }
+        (StepAction::Snapshot { name }, _) => snapshot(inputs, &step.agent, name),
+        (StepAction::DropSnapshot { name }, _) => {
+            inputs.snapshots.get_mut(&step.agent).expect("it has snapshots").remove(name);
+        }
+        (StepAction::Restore { to }, Some(agent)) => restore(inputs, &step.agent, to, &agent),
         (action, None) => panic!("{action:?} needs a spec, and {} has none", step.agent),
     }
+}
+
+/// Takes a snapshot, as the first errand wants it that does.
+fn snapshot(inputs: &mut Inputs, agent: &AgentName, name: &SnapshotName) {
+    let claim = &inputs.claims[agent];
+    let errands = &inputs.errands[agent];
+    let cause = errands.iter().find_map(|errand| match &errand.ask {
+        Ask::Take { name: wanted, cause, .. } if wanted == name => Some(cause.clone()),
+        Ask::Restore { safety: Some(safety), to } if safety == name => Some(Cause::Restore { to: to.clone() }),
+        _ => None,
+    });
+    let snapshot = Snapshot {
+        name: name.clone(),
+        agent: agent.clone(),
+        claim: claim.id,
+        cause: cause.expect("an errand asks for it"),
+        comment: None,
+        protect: false,
+        taken_at: inputs.now,
+        running: is_up(inputs, agent),
+    };
+    inputs.snapshots.entry(agent.clone()).or_default().insert(name.clone(), snapshot);
+}
+
+/// Brings a machine back to a snapshot.
+fn restore(inputs: &mut Inputs, name: &AgentName, to: &SnapshotName, agent: &DeclaredAgent) {
+    let taken_at = inputs.snapshots[name][to].taken_at;
+    let claim = inputs.claims.get_mut(name).expect("only what is claimed goes back");
+    claim.incarnation = claim.incarnation.next();
+    claim.nonce = Nonce::from_text(format!("nonce-{}-of-{name}", claim.incarnation));
+    claim.standing = Standing::Up;
+    claim.history.undone = Some(Undone { since: taken_at, until: inputs.now });
+    let errands = inputs.errands.get_mut(name).expect("somebody asked");
+    errands.retain(|errand| !matches!(&errand.ask, Ask::Restore { to: wanted, .. } if wanted == to));
+    observe(inputs, name, InstanceState::Running);
+    connect(inputs, name, agent);
+}
+
+/// Asks for something to be done with an agent's snapshots.
+pub fn ask(inputs: &mut Inputs, agent: &str, ask: Ask) {
+    let (agent, now) = (name(agent), inputs.now);
+    let claim = inputs.claims[&agent].id;
+    let until = now + SignedDuration::from_hours(1);
+    let (id, by) = (ErrandId::generate(), "ann".to_owned());
+    let errand = Errand { id, agent: agent.clone(), claim, ask, by, asked_at: now, until, tried: None, end: None };
+    inputs.errands.entry(agent).or_default().push(errand);
 }
 
 /// Writes a claim for an agent.
@@ -168,6 +229,7 @@ pub fn claim(inputs: &mut Inputs, name: &AgentName, agent: &DeclaredAgent, proof
         asleep: false,
         protect: agent.spec.protect,
         birth: Birth::of(&agent.spec),
+        history: Default::default(),
     };
     inputs.claims.insert(name.clone(), claim);
 }
@@ -177,7 +239,7 @@ pub fn observe(inputs: &mut Inputs, name: &AgentName, state: InstanceState) {
     let claim = inputs.claims.get(name).expect("the agent is claimed").clone();
     let known = instances(inputs).get(&claim.instance).and_then(|observed| observed.instance.sizes);
     let sizes = Some(known.unwrap_or(claim.birth.sizes));
-    let instance = Instance { name: claim.instance.clone(), state, nonce: Some(claim.nonce), sizes };
+    let instance = Instance { name: claim.instance.clone(), state, nonce: Some(claim.nonce), sizes, snapshots: None };
     let since = inputs.now;
     instances(inputs).insert(claim.instance, Observed { instance, since });
 }
@@ -300,6 +362,14 @@ pub fn note(inputs: &mut Inputs, item: Upkeep) {
         Upkeep::ForgetBackoff(agent) => drop(inputs.backoffs.remove(&agent)),
         Upkeep::Interrupted(operation) => drop(inputs.operations.remove(&operation.agent)),
         Upkeep::DropApproval(id) => drop(inputs.approvals.remove(&id)),
+        Upkeep::Ask(agent, _, wish) => {
+            ask(inputs, agent.as_str(), wish.ask);
+            let errand = inputs.errands.get_mut(&agent).and_then(|open| open.last_mut()).expect("just asked");
+            (errand.by, errand.until) = (wish.by, wish.until);
+        }
+        Upkeep::EndErrand(errand, _) => {
+            inputs.errands.get_mut(&errand.agent).expect("it is open").retain(|other| other.id != errand.id);
+        }
         Upkeep::SetBack(SetBack::Backoff(backoff)) => drop(inputs.backoffs.insert(backoff.agent.clone(), backoff)),
         Upkeep::SetBack(SetBack::Fuse(fuse)) => inputs.fuse = fuse,
         Upkeep::SetBack(SetBack::Override(entry)) => {

@@ -5,12 +5,14 @@ pub mod audit;
 pub mod backoffs;
 pub mod claims;
 pub mod credentials;
+pub mod errands;
 pub mod events;
 pub mod messages;
 pub mod meta;
 pub mod operations;
 pub mod overrides;
 pub mod revisions;
+pub mod snapshots;
 pub mod tasks;
 pub mod tokens;
 

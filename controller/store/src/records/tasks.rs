@@ -127,7 +127,7 @@ pub fn by_key(conn: &Connection, key: &str) -> Result<Vec<Task>, StoreError> {
 }
 
 /// Every task of the fleet file, in the order in which they were accepted: there is at most one for each
-/// agent, machine (its claim), name, wording (its digest) and moment.
+/// agent, machine (its claim), name, wording (its digest) and moment, beside those that do one of them again.
 ///
 /// # Errors
 /// When the database fails.
@@ -174,7 +174,9 @@ fn insert(conn: &Connection, task: &Task) -> Result<(), StoreError> {
     let sql = "INSERT INTO tasks (id, agent, \"group\", state, dead, request_key, claim, name, digest, due, record)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     let agent = task.agent.as_ref().map(AgentName::as_str);
-    let due = due.map(|due| due.to_string()).unwrap_or_default();
+    // One that does another again is for the same moment, and beside it.
+    let again = task.replay_of.filter(|_| name.is_some()).map(|_| format!(" {}", task.id));
+    let due = due.map(|due| due.to_string()).unwrap_or_default() + &again.unwrap_or_default();
     let (id, record) = (task.id.to_string(), json::encode(TABLE, task)?);
     let params =
         (id, agent, &group, state_name(&task.state), task.dead.is_some(), key, &claim, name, digest, due, record);

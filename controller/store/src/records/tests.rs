@@ -55,6 +55,7 @@ fn claim(name: &str) -> Claim {
         protect: false,
         left_in_mass: false,
         asleep: false,
+        history: Default::default(),
     }
 }
 
@@ -64,6 +65,7 @@ fn operation(name: &str) -> Operation {
         agent: agent(name),
         driver: DriverName::Multipass,
         action: Action::Create,
+        snapshot: None,
         started_at: at(0),
         deadline: at(60),
         life: Life(2),
@@ -268,6 +270,7 @@ fn overrides_are_one_for_each_agent_and_path() {
     let declared = DeclaredAgent {
         spec: AgentSpec { memory: ByteSize::from_gib(8), ..AgentSpec::default() },
         origins: BTreeMap::from([(Field::Memory, Origin::Override), (Field::Image, Origin::BuiltIn)]),
+        clone_of: None,
     };
     let power = Override {
         id: OverrideId::generate(),
@@ -355,6 +358,19 @@ fn a_task_of_the_file_is_accepted_once_for_each_machine_and_wording() {
     tasks::put(&conn, &new_wording).unwrap();
     tasks::put(&conn, &requested("web")).unwrap();
     assert_eq!(tasks::all_from_file(&conn).unwrap(), [ended(&first, 0), new_machine, new_wording]);
+}
+
+#[test]
+fn a_task_of_the_file_is_done_again_beside_the_one_that_it_does_again_as_often_as_somebody_wants() {
+    let conn = database();
+    let first = task("web", of_file(ClaimId::generate(), "build"));
+    tasks::put(&conn, &first).unwrap();
+    tasks::put(&conn, &ended(&first, 1)).unwrap();
+    let again = || Task { replay_of: Some(first.id), ..task("web", first.source.clone()) };
+    let (second, third) = (again(), again());
+    tasks::put(&conn, &second).unwrap();
+    tasks::put(&conn, &third).unwrap();
+    assert_eq!(tasks::all_from_file(&conn).unwrap(), [ended(&first, 1), second, third]);
 }
 
 #[test]

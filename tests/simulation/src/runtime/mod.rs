@@ -36,6 +36,8 @@ pub struct Runtime {
     pub boot: Boot,
     /// Whether a hub has bound its key.
     pub joined: bool,
+    /// The latest start in which a hub has heard it.
+    pub heard_in: Boot,
     /// The attempts, in the order in which they came.
     pub journal: Vec<Attempt>,
     /// Messages.
@@ -69,6 +71,7 @@ impl Runtime {
             machine_id,
             boot: Boot(0),
             joined: false,
+            heard_in: Boot(0),
             next: None,
             journal: Vec::new(),
             boxes: Boxes::default(),
@@ -182,7 +185,7 @@ impl Runtime {
 
     /// A session was accepted with the key in use: the one before it is void.
     pub fn welcome(&mut self) {
-        self.joined = true;
+        (self.joined, self.heard_in) = (true, self.boot);
         if let Some(next) = self.next.take_if(|next| next.acknowledged) {
             self.key = next.key;
         }

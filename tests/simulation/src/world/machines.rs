@@ -29,6 +29,9 @@ impl World {
             self.machine(name, &instance).unexpected = unexpected;
             self.made(name, &instance);
         }
+        if happened.restored {
+            self.made(name, &instance);
+        }
         self.machine_changed(name, &instance, &happened);
     }
 

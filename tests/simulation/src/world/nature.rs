@@ -126,7 +126,15 @@ impl World {
         let gib = ByteSize::from_gib;
         let sizes = Sizes { cpus: 1, memory: gib(1), disk: gib(5) };
         let foreign =
-            Machine { state: InstanceState::Running, nonce: None, sizes, dim: false, unexpected: false, runtime: None };
+            Machine {
+                state: InstanceState::Running,
+                nonce: None,
+                sizes,
+                dim: false,
+                unexpected: false,
+                runtime: None,
+                snapshots: Default::default(),
+            };
         match (driver.machines.get_mut(&instance), kind) {
             // Where listings show no nonce, nobody could tell it from the one that was there before.
             (None, _) if driver.sight != Sight::Listed && driver.held.contains(&instance) => return,
@@ -167,11 +175,11 @@ impl World {
         }
         if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len())) {
             // As it was in that start of it, it may be the very runtime: a ghost is one that has been
-            // replaced by a later start, an earlier life or another machine.
+            // replaced by a later start of which the hub knows, an earlier life or another machine.
             let ghost = &self.ghosts[index];
             let (agent, boot, incarnation) = (ghost.seed.agent.clone(), ghost.boot, ghost.seed.incarnation);
             let all = self.drivers.values().flat_map(|driver| driver.machines.values());
-            let same = |it: &&Runtime| it.seed.agent == agent && it.seed.incarnation == incarnation && it.boot == boot;
+            let same = |it: &&Runtime| it.seed.agent == agent && it.seed.incarnation == incarnation && it.heard_in <= boot;
             let is_it = all.filter_map(|machine| machine.runtime.as_ref()).any(|it| same(&it));
             let copied = !is_it || ghost_is_copy(ghost, self.drivers.values());
             if copied {

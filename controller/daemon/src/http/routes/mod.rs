@@ -4,6 +4,7 @@ mod agents;
 mod controller;
 mod fleet;
 mod messages;
+mod snapshots;
 mod tasks;
 mod tokens;
 
@@ -27,6 +28,7 @@ pub(super) fn all() -> ApiRouter<Controller> {
     ApiRouter::new()
         .merge(agents::routes())
         .merge(fleet::routes())
+        .merge(snapshots::routes())
         .merge(tasks::routes())
         .merge(messages::routes())
         .merge(controller::routes())

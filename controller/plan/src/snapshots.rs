@@ -1,0 +1,282 @@
+//! Snapshots: what the file asks for by itself, what is over, and what is done next on one machine.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent};
+use vm_agent_schemas::names::{ScheduleName, SnapshotName};
+use vm_agent_schemas::observe::{Claim, SnapshotSupport};
+use vm_agent_schemas::plan::{Cost, Health, StepAction, WaitsFor};
+use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Point, SnapshotSchedule};
+
+use crate::clock::after;
+use crate::moves::Moves;
+use crate::situation::Situation;
+use crate::standing::is_completed;
+use crate::table::{Seen, Want};
+
+/// How long the file's own errands are tried. The next moment of a schedule makes a new one.
+pub(crate) const TRIED_FOR: Duration = Duration::from_secs(6 * 3600);
+
+/// Most of a schedule's name that goes into those of its snapshots.
+const NAME_PART: usize = 40;
+
+/// The steps of what is to be done next with the machine's snapshots. They come before all others on it.
+pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
+    let mut moves = Moves::default();
+    let Some(claim) = situation.claim else { return moves };
+    if let Some(way) = &claim.history.restoring {
+        let to = last_restore(situation).unwrap_or(&way.snapshot);
+        go_back(situation, to, "it is on its way back", &mut moves);
+        moves.asked();
+        return moves;
+    }
+    let Some(errand) = next(situation) else { return moves };
+    match &errand.ask {
+        Ask::Take { name, cause, .. } => {
+            take(situation, name, &cause.to_string(), &mut moves);
+            let goes_down = moves.steps.first().is_some_and(|step| step.action == StepAction::Stop);
+            if goes_down && situation.want != Want::Running {
+                // It is about to go down anyway.
+                return Moves::default();
+            }
+            if goes_down {
+                moves.push(StepAction::Start, "it should run", Cost::Restart);
+            }
+        }
+        Ask::Delete { name } if exists(situation) => {
+            moves.push(StepAction::DropSnapshot { name: name.clone() }, errand.by.clone(), Cost::Live);
+        }
+        Ask::Delete { .. } => {}
+        Ask::Restore { to, safety } => {
+            if let Some(name) = safety.as_ref().filter(|name| !has(situation, name)) {
+                take(situation, name, &format!("before it goes back to `{to}`"), &mut moves);
+            }
+            go_back(situation, to, &format!("{} wants it back", errand.by), &mut moves);
+        }
+    }
+    if !errand.ask.is_of_file() {
+        moves.asked();
+    }
+    moves
+}
+
+/// What a machine waits for that is to be made from a snapshot which is not there.
+pub(crate) fn awaited_snapshot(situation: &Situation<'_>, agent: &DeclaredAgent) -> Option<WaitsFor> {
+    let CloneOf { agent, snapshot } = agent.clone_of.as_ref()?;
+    let inputs = situation.inputs;
+    if inputs.snapshots.get(agent).is_some_and(|known| known.contains_key(snapshot)) {
+        return None;
+    }
+    let takes = |errand: &Errand| matches!(&errand.ask, Ask::Take { name, .. } if name == snapshot);
+    Some(if inputs.errands.get(agent).into_iter().flatten().any(takes) {
+        WaitsFor::Snapshot { agent: agent.clone(), name: snapshot.clone() }
+    } else {
+        WaitsFor::Problem {
+            what: format!("snapshot `{snapshot}` of agent `{agent}`, which it is to be made from, is gone"),
+        }
+    })
+}
+
+fn take(situation: &Situation<'_>, name: &SnapshotName, reason: &str, moves: &mut Moves) {
+    let snapshot = StepAction::Snapshot { name: name.clone() };
+    match (situation.seen, support(situation)) {
+        (Seen::Running, SnapshotSupport::Live) => moves.push(snapshot, reason, Cost::Live),
+        (Seen::Running, SnapshotSupport::Down) => {
+            moves.push(StepAction::Stop, format!("for a snapshot: {reason}"), Cost::Restart);
+            moves.push(snapshot, reason, Cost::Restart);
+        }
+        (
+            Seen::Stopped | Seen::ShutDown | Seen::Failed | Seen::Suspended,
+            SnapshotSupport::Down | SnapshotSupport::Live,
+        ) => {
+            moves.push(snapshot, reason, Cost::Live);
+        }
+        _ => {}
+    }
+}
+
+fn go_back(situation: &Situation<'_>, to: &SnapshotName, reason: &str, moves: &mut Moves) {
+    if !exists(situation) {
+        return;
+    }
+    if situation.runs() && moves.steps.iter().all(|step| step.action != StepAction::Stop) {
+        moves.push(StepAction::Stop, format!("{reason}: to `{to}`"), Cost::Restart);
+    }
+    moves.push(StepAction::Restore { to: to.clone() }, reason, Cost::Restart);
+}
+
+/// Whether there is a machine with which something can be done now.
+const fn exists(situation: &Situation<'_>) -> bool {
+    matches!(situation.seen, Seen::Running | Seen::Stopped | Seen::ShutDown | Seen::Failed | Seen::Suspended)
+}
+
+pub(crate) fn support(situation: &Situation<'_>) -> SnapshotSupport {
+    situation.view.map_or(SnapshotSupport::None, |view| view.capabilities.snapshots)
+}
+
+/// What is to be done with the agent's snapshots and is not over, in order.
+fn open<'a>(situation: &Situation<'a>) -> &'a [Errand] {
+    situation.inputs.errands.get(situation.name).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The first that may be tried now.
+fn next<'a>(situation: &Situation<'a>) -> Option<&'a Errand> {
+    let claim = situation.claim?;
+    open(situation).iter().find(|errand| {
+        let rested = errand.tried.as_ref().is_none_or(|tried| tried.not_before <= situation.inputs.now);
+        errand.claim == claim.id && rested
+    })
+}
+
+fn last_restore<'a>(situation: &Situation<'a>) -> Option<&'a SnapshotName> {
+    open(situation).iter().rev().find_map(|errand| match &errand.ask {
+        Ask::Restore { to, .. } => Some(to),
+        _ => None,
+    })
+}
+
+fn has(situation: &Situation<'_>, name: &SnapshotName) -> bool {
+    situation.inputs.snapshots.get(situation.name).is_some_and(|known| known.contains_key(name))
+}
+
+/// Why something is over that was to be done with the agent's snapshots: it is done, or can't be any more.
+pub(crate) fn end(situation: &Situation<'_>, errand: &Errand) -> Option<Result<(), String>> {
+    let Some(claim) = situation.claim.filter(|claim| claim.id == errand.claim) else {
+        return Some(Err("its machine is gone".to_owned()));
+    };
+    let on_its_way = claim.history.restoring.is_some();
+    let overtaken = |id| open(situation).iter().any(|other| other.id > id && matches!(other.ask, Ask::Restore { .. }));
+    match &errand.ask {
+        Ask::Take { name, .. } if has(situation, name) => return Some(Ok(())),
+        Ask::Delete { name } if !has(situation, name) => return Some(Ok(())),
+        Ask::Restore { .. } if overtaken(errand.id) => {
+            return Some(Err("somebody wants it back to another one since".to_owned()));
+        }
+        Ask::Restore { to, .. } if !on_its_way && !has(situation, to) => {
+            return Some(Err(format!("there is no snapshot `{to}` any more")));
+        }
+        _ => {}
+    }
+    if situation.operation.is_some() || on_its_way {
+        return None;
+    }
+    if situation.view.is_some() && support(situation) == SnapshotSupport::None {
+        return Some(Err(format!("driver {} takes no snapshots", claim.driver)));
+    }
+    (errand.until <= situation.inputs.now).then(|| {
+        let last = errand.tried.as_ref().map(|tried| format!("; the last attempt: {}", tried.last));
+        Err(format!("it could not be done in time{}", last.unwrap_or_default()))
+    })
+}
+
+/// Something that the file asks for by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// What.
+    pub ask: Ask,
+    /// Who asks.
+    pub by: String,
+    /// When it is given up.
+    pub until: Timestamp,
+}
+
+/// What the file asks for with the agent's snapshots, and what the claim is to remember of it: the schedules
+/// whose moment has come, and the points that are reached.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) wishes: Vec<Wish>,
+    pub(crate) schedules: BTreeSet<ScheduleName>,
+    pub(crate) points: BTreeSet<Point>,
+}
+
+pub(crate) fn wishes(situation: &Situation<'_>, health: Option<Health>) -> Wishes {
+    let mut all = Wishes::default();
+    let (Some(agent), Some(claim)) = (situation.wanted, situation.claim) else { return all };
+    if support(situation) == SnapshotSupport::None || claim.history.restoring.is_some() {
+        return all;
+    }
+    let now = situation.inputs.now;
+    let wish = |ask, by: String| Wish { ask, by, until: after(now, TRIED_FOR) };
+    for (name, schedule) in &agent.spec.snapshots.schedules {
+        if is_being_taken(situation, name) {
+            continue;
+        }
+        if let Some(due) = due(claim, name, schedule, now).filter(|_| exists(situation)) {
+            all.schedules.insert(name.clone());
+            if !is_unchanged(situation) {
+                let cause = Cause::Schedule { schedule: name.clone(), due };
+                let ask = Ask::Take { name: name_for(name, due), cause, comment: None };
+                all.wishes.push(wish(ask, format!("schedule {name}")));
+            }
+        } else {
+            let excess = excess(situation, name, schedule).into_iter().filter(|it| !is_being_deleted(situation, it));
+            all.wishes.extend(excess.map(|it| wish(Ask::Delete { name: it }, format!("schedule {name}"))));
+        }
+    }
+    let provisioned = health == Some(Health::Healthy) && is_completed(situation);
+    for point in agent.spec.snapshots.points.iter().filter(|point| !claim.history.points.contains(point)) {
+        if *point == Point::Provisioned && provisioned {
+            all.points.insert(*point);
+            let Ok(name) = point.as_str().parse() else { continue };
+            let ask = Ask::Take { name, cause: Cause::Point { point: *point }, comment: None };
+            all.wishes.push(wish(ask, "the fleet file".to_owned()));
+        }
+    }
+    all
+}
+
+/// When the file may ask for something because time goes by.
+pub(crate) fn turns<'a>(situation: Situation<'a>) -> impl Iterator<Item = Timestamp> + use<'a> {
+    let schedules = situation.wanted.into_iter().flat_map(|agent| &agent.spec.snapshots.schedules);
+    schedules.filter_map(move |(name, schedule)| schedule.cron.next_after(since(situation.claim?, name)))
+}
+
+fn since(claim: &Claim, schedule: &ScheduleName) -> Timestamp {
+    claim.history.schedules.get(schedule).copied().unwrap_or(claim.created_at)
+}
+
+/// The first moment for which no snapshot was asked for. Those that came after it while nobody was there are
+/// made up for by the same one.
+fn due(claim: &Claim, name: &ScheduleName, schedule: &SnapshotSchedule, now: Timestamp) -> Option<Timestamp> {
+    schedule.cron.next_after(since(claim, name)).filter(|moment| *moment <= now)
+}
+
+/// Whether the machine has been down ever since its latest snapshot.
+fn is_unchanged(situation: &Situation<'_>) -> bool {
+    let Some(observed) = situation.observed.filter(|_| situation.seen != Seen::Running) else { return false };
+    let mut known = situation.inputs.snapshots.get(situation.name).into_iter().flat_map(|known| known.values());
+    known.any(|snapshot| !snapshot.running && snapshot.taken_at >= observed.since)
+}
+
+fn is_being_taken(situation: &Situation<'_>, schedule: &ScheduleName) -> bool {
+    open(situation).iter().any(|errand| match &errand.ask {
+        Ask::Take { cause: Cause::Schedule { schedule: of, .. }, .. } => of == schedule,
+        _ => false,
+    })
+}
+
+fn is_being_deleted(situation: &Situation<'_>, name: &SnapshotName) -> bool {
+    open(situation).iter().any(|errand| matches!(&errand.ask, Ask::Delete { name: other } if other == name))
+}
+
+/// The snapshots of a schedule that may go. Those that somebody protects are not its any more.
+fn excess(situation: &Situation<'_>, name: &ScheduleName, schedule: &SnapshotSchedule) -> Vec<SnapshotName> {
+    let Some(keep) = schedule.keep else { return Vec::new() };
+    let zone = schedule.cron.zone().unwrap_or(TimeZone::UTC);
+    let known = situation.inputs.snapshots.get(situation.name).into_iter().flat_map(|known| known.values());
+    let taken = known.filter(|snapshot| !snapshot.protect).filter_map(|snapshot| match &snapshot.cause {
+        Cause::Schedule { schedule, due } if schedule == name => Some((&snapshot.name, *due)),
+        _ => None,
+    });
+    keep.excess(&zone, taken).into_iter().cloned().collect()
+}
+
+/// The name of a schedule's snapshot: the same for the same moment, so that it is taken once.
+fn name_for(schedule: &ScheduleName, due: Timestamp) -> SnapshotName {
+    let part: String = schedule.as_str().chars().take(NAME_PART).collect();
+    let name = format!("{part}-{}", due.strftime("%Y%m%d-%H%M%S"));
+    name.parse().expect("a name goes on with digits and hyphens, and this one is short enough")
+}
