@@ -5,7 +5,7 @@
 #   kernel      booted directly, with root=/dev/vda
 #   initrd      the few modules that reach the disk
 #
-# No firmware, boot loader, initramfs generator or cloud-init: what a machine needs besides comes on its seed
+# No firmware, boot loader or initramfs generator, and no cloud-init unless `cloud-init.cfg` lies beside this: what a machine needs besides comes on its seed
 # disk (vm-agent-boot.service). Works as root, and as a user who has subordinate ids.
 #
 # VM_AGENT_IMAGE_SUITE   which Debian (bookworm)
@@ -48,6 +48,8 @@ cp -R "$here/." "$work/recipe"
 chmod -R a+rX "$work"
 chmod 1777 "$work/made"
 
+with=
+[ ! -e "$here/cloud-init.cfg" ] || with=,cloud-init
 # The machine is made by customize.sh, inside the tree, which also tidies up. Without
 # documentation and translations it is a third smaller.
 mmdebstrap --quiet --mode="$mode" --variant=apt --format=null --skip=cleanup \
@@ -56,7 +58,7 @@ mmdebstrap --quiet --mode="$mode" --variant=apt --format=null --skip=cleanup \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --include="$(grep -v '^#' "$here/packages" | paste -sd,)" \
+    --include="$(grep -v '^#' "$here/packages" | paste -sd,)$with" \
     --customize-hook="sh '$work/recipe/customize.sh' \"\$1\" '$work/recipe' '$work/made'" \
     "$suite" - "$mirror" >/dev/null
 

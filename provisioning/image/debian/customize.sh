@@ -58,7 +58,14 @@ chroot "$root" passwd --quiet --lock root
 cp -R "$recipe/root/." "$root"
 install -m 644 "$recipe/guest/"*.service "$root/etc/systemd/system/"
 chmod 755 "$root/usr/local/lib/vm-agent/boot"
-chroot "$root" systemctl --quiet enable systemd-networkd vm-agent-boot
+if [ -e "$recipe/cloud-init.cfg" ]; then
+    # It finds the seed disk, and runs what installs from it.
+    install -m 644 "$recipe/cloud-init.cfg" "$root/etc/cloud/cloud.cfg.d/99_vm-agent.cfg"
+    boot=
+else
+    boot=vm-agent-boot
+fi
+chroot "$root" systemctl --quiet enable systemd-networkd $boot
 chroot "$root" systemctl --quiet disable systemd-networkd-wait-online
 # systemd-firstboot would ask a person. The rest costs time at each boot and does nothing for a machine that is
 # made of an image and thrown away.

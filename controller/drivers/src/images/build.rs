@@ -42,6 +42,14 @@ impl Recipe {
         Digest::of_json(&(self.script, files, std::env::consts::ARCH))
     }
 
+    /// The recipe of the same image with cloud-init in it, which makes a machine of what the seed disk says.
+    #[must_use]
+    pub fn with_cloud_init(&self) -> Self {
+        let content = include_str!("../../../../provisioning/image/cloud-init.cfg");
+        let file = RecipeFile { path: "cloud-init.cfg", content };
+        Self { files: self.files.iter().cloned().chain([file]).collect(), ..self.clone() }
+    }
+
     /// Builds the image into a folder. Given up, the script and all that it started end.
     pub(super) async fn build(&self, into: &Path, on: &OnProgress<'_>) -> Result<(), ToolError> {
         let failed = |source| ToolError::Spawn { program: self.script.into(), source };

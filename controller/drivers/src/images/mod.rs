@@ -314,6 +314,7 @@ impl Images {
     async fn digest(&self, reference: &ImageReference) -> Result<Digest, ImageError> {
         match reference {
             ImageReference::Recipe => Ok(self.recipe.digest()),
+            ImageReference::CloudRecipe => Ok(self.recipe.with_cloud_init().digest()),
             ImageReference::Download { sha256, .. } => Ok(sha256.clone()),
             ImageReference::File(path) => {
                 let path = path.clone();
@@ -359,6 +360,10 @@ impl Images {
         match reference {
             ImageReference::Recipe => {
                 self.recipe.build(scratch.path(), on).await.map_err(|source| made(&name, source))?;
+            }
+            ImageReference::CloudRecipe => {
+                let recipe = self.recipe.with_cloud_init();
+                recipe.build(scratch.path(), on).await.map_err(|source| made(&name, source))?;
             }
             ImageReference::File(path) => self.import(&name, path, &disk, on).await?,
             ImageReference::Download { url, sha256 } => {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use url::{Host, Url};
-use vm_agent_schemas::fleet::{DEBIAN_IMAGE, DEFAULT_IMAGE};
+use vm_agent_schemas::fleet::{DEBIAN_CLOUD_IMAGE, DEBIAN_IMAGE, DEFAULT_IMAGE};
 use vm_agent_schemas::ids::Digest;
 
 /// An image, as it is asked for.
@@ -13,6 +13,8 @@ use vm_agent_schemas::ids::Digest;
 pub enum ImageReference {
     /// `debian`, which is the default: built by the recipe that comes with this program.
     Recipe,
+    /// `debian+cloud-init`: the same with cloud-init in it.
+    CloudRecipe,
     /// A disk of this host.
     File(PathBuf),
     /// A disk elsewhere, and the SHA-256 that it must have.
@@ -29,7 +31,7 @@ pub enum ImageReference {
 pub enum InvalidReference {
     /// It is none of the ways to write one.
     #[error(
-        "image `{0}` is none that driver qemu can make; write `debian`, the absolute path of a disk, or \
+        "image `{0}` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the absolute path of a disk, or \
          `https://…#sha256=…` with the disk's checksum"
     )]
     Unknown(String),
@@ -48,6 +50,9 @@ impl FromStr for ImageReference {
         let text = text.trim();
         if [DEBIAN_IMAGE, DEFAULT_IMAGE].contains(&text) {
             return Ok(Self::Recipe);
+        }
+        if text == DEBIAN_CLOUD_IMAGE {
+            return Ok(Self::CloudRecipe);
         }
         if text.starts_with('/') {
             return Ok(Self::File(PathBuf::from(text)));
@@ -81,6 +86,7 @@ impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Recipe => f.write_str(DEBIAN_IMAGE),
+            Self::CloudRecipe => f.write_str(DEBIAN_CLOUD_IMAGE),
             Self::File(path) => path.display().fmt(f),
             Self::Download { url, .. } => url.fmt(f),
         }
@@ -97,6 +103,7 @@ mod tests {
         let read = |text: &str| text.parse::<ImageReference>();
         assert_eq!(read("debian"), Ok(ImageReference::Recipe));
         assert_eq!(read("default"), Ok(ImageReference::Recipe));
+        assert_eq!(read("debian+cloud-init"), Ok(ImageReference::CloudRecipe));
         assert_eq!(read("/disks/a b.qcow2"), Ok(ImageReference::File("/disks/a b.qcow2".into())));
         for base in ["https://example.org/disk.img", "http://127.0.0.1:9/d", "http://[::1]/d", "http://localhost/d"] {
             let url: Url = base.parse().unwrap();
