@@ -134,7 +134,7 @@ impl CommandError {
 
     /// The same, of a command whose other exit codes are those of the process that it runs.
     pub(crate) fn of_exec(mut self) -> Self {
-        if self.exit != Exit::INTERRUPTED {
+        if !matches!(self.exit, Exit::INTERRUPTED | Exit::USAGE) {
             self.exit = Exit::EXEC_FAILED;
         }
         self
@@ -227,5 +227,6 @@ mod tests {
         assert_eq!(error.hints(), ["see `vm-agent list`"]);
         assert_eq!(error.to_problem(), problem);
         assert_eq!(error.of_exec().exit, Exit::EXEC_FAILED);
+        assert_eq!(CommandError::new(Exit::USAGE, "there is no command").of_exec().exit, Exit::USAGE);
     }
 }

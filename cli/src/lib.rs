@@ -11,6 +11,7 @@ mod diff;
 pub mod exit;
 mod explain;
 mod file;
+mod ids;
 mod launch;
 mod locate;
 mod render;
@@ -41,7 +42,7 @@ use crate::ui::{Color, Format, STRONG, Ui};
 /// found, 5 conflict, 6 waited too long (it may still succeed), 8 no controller or runtime answers, 10 denied, 11
 /// blocked (by an approval, a protection, a pause, a window, or too little room), 130 interrupted. `exec`, `shell`,
 /// `run` and `task --wait` end with the code of what they ran, with 128 and the signal's number when a signal ended it,
-/// and with 255 when there is no code: it never began, ran out of its time, was cancelled, or its end is not known.
+/// with 3 when the command line makes no sense, and with 255 when there is no code: it never began, ran out of its time, was cancelled, or its end is not known.
 /// `diff` ends with 0 when nothing differs, with 1 when something does, and with 2 when it failed.
 #[derive(Debug, Parser)]
 #[command(name = "vm-agent", version, arg_required_else_help = true)]

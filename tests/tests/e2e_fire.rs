@@ -143,7 +143,7 @@ impl Fire<'_> {
                 None => sender(number, key, others[random.usize(..others.len())]),
             };
             let (name, declared) = (format!("fire-{number}"), format!("--idempotent={idempotent}"));
-            let mut arguments = vec!["task", agent, "--key", &name, &declared];
+            let mut arguments = vec!["task", agent, "--idempotency-key", &name, &declared];
             arguments.extend(key.iter().flat_map(|key| ["--order-key", key]));
             arguments.extend(["--", &line]);
             let id = self.accepted(&arguments);

@@ -170,7 +170,7 @@ fn what_fails_is_tried_again_and_what_keeps_failing_is_a_dead_letter() {
 #[test]
 fn asking_twice_with_one_key_is_asking_once() {
     let fleet = up(ONE);
-    let ask = |line: &str| fleet.run(&["task", "web", "--key", "deploy-7", "--", line]);
+    let ask = |line: &str| fleet.run(&["task", "web", "--idempotency-key", "deploy-7", "--", line]);
     let (one, two) = (ask("echo once >> runs"), ask("echo once >> runs"));
     assert_eq!((one.code, &one.stdout), (0, &two.stdout));
     assert_eq!(ask("echo other").code, 5);

@@ -17,14 +17,15 @@ use super::each;
 use crate::Context;
 use crate::client::{Client, SseStream, query};
 use crate::exit::{CommandError, CommandResult, Exit};
-use crate::render;
 use crate::select::about;
 use crate::ui::{Format, OutputArgs};
+use crate::{ids, render};
 
 /// Send messages to programs in agents, and read theirs
 ///
 /// Programs in an agent take their messages with `vm-agent-runtime message receive` and send some with `message
-/// send`; where the driver is `local` that program is called `vm-agent runtime`.
+/// send`; where the driver is `local` that program is called `vm-agent runtime`. A message is taken once it lies on the
+/// disk of the agent's runtime: there it waits until a program asks for it.
 #[derive(Debug, Args)]
 pub(crate) struct MessageArgs {
     #[command(subcommand)]
@@ -62,9 +63,9 @@ struct SendArgs {
     #[arg(long)]
     text: bool,
     /// The message that it answers
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = ids::message)]
     reply_to: Option<MessageId>,
-    /// How long it may wait for its receiver [default: 24h]
+    /// How long it may wait until the agent's runtime has it; later it is a dead letter [default: 24h]
     #[arg(long, value_name = "SPAN")]
     ttl: Option<Span>,
     /// Wait that long for the answer, and print its body
@@ -85,7 +86,7 @@ struct LsArgs {
     #[arg(short, long)]
     follow: bool,
     /// Only those after this one
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = ids::message)]
     after: Option<MessageId>,
     /// At most so many
     #[arg(long, value_name = "COUNT", default_value = "100")]
@@ -104,9 +105,9 @@ struct DeadArgs {
 /// Messages by their ids.
 #[derive(Debug, Args)]
 struct IdsArgs {
-    /// The messages
+    /// The messages: their ids, or as much of them as tells them apart
     #[arg(required = true, value_name = "ID")]
-    ids: Vec<MessageId>,
+    ids: Vec<String>,
 }
 
 pub(crate) async fn run(context: &mut Context, args: MessageArgs) -> CommandResult {
@@ -116,7 +117,8 @@ pub(crate) async fn run(context: &mut Context, args: MessageArgs) -> CommandResu
         MessageCommand::Dead(args) => dead(context, args.output.output).await,
         MessageCommand::Replay(args) => {
             let client = context.place.client().await?;
-            each(context, Format::Table, args.ids, async |context, id| {
+            each(context, Format::Table, args.ids, async |context, word| {
+                let id = ids::dead_message(&client, &word).await?;
                 let again = client.ask::<List<Message>>(&format!("/messages/{id}/replay")).await?.content.items;
                 for message in again {
                     context.ui.print(message.id)?;
@@ -128,7 +130,8 @@ pub(crate) async fn run(context: &mut Context, args: MessageArgs) -> CommandResu
         }
         MessageCommand::Drop(args) => {
             let client = context.place.client().await?;
-            each(context, Format::Table, args.ids, async |context, id| {
+            each(context, Format::Table, args.ids, async |context, word| {
+                let id = ids::dead_message(&client, &word).await?;
                 client.delete(&format!("/messages/{id}/dead")).await?;
                 context.ui.status(format_args!("message {id} is given up"))
             })

@@ -42,9 +42,9 @@ pub(crate) async fn run(context: &mut Context, args: WhyArgs) -> CommandResult {
     let mut raw = answer.raw.clone();
     raw["steps"] = json(&steps);
     raw["events"] = json(&events);
-    raw["next"] = render::next(agent, &steps, now).into();
     let mut tasks = client.get::<List<Task>>(&format!("/agents/{name}/tasks")).await?.content.items;
     tasks.sort_by_key(|task| std::cmp::Reverse(task.created_at));
+    raw["next"] = render::next(agent, &steps, &tasks, now).into();
     let drivers = client.get::<ControllerStatus>("/status").await?.content.drivers;
     let driver = drivers.iter().find(|driver| Some(driver.name) == agent.driver);
     let known = Known { agent, driver, steps: &steps, tasks: &tasks, events: &events, now };

@@ -6,11 +6,12 @@ use std::fmt::{self, Write as _};
 use jiff::Timestamp;
 use vm_agent_schemas::api::AgentView;
 use vm_agent_schemas::event::Event;
-use vm_agent_schemas::fleet::{DriftPolicy, Field};
+use vm_agent_schemas::fleet::{DriftPolicy, Field, PowerState};
+use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::plan::ConditionStatus;
 use vm_agent_schemas::task::Task;
 
-use super::plan::{policy, transition};
+use super::plan::{policy, said, transition};
 use super::tasks::{task_state, work};
 use super::{ago, change, count, health_cell, health_text, says_nothing, sync_cell, time_left, value};
 use crate::table::{Cell, Table, printable};
@@ -205,8 +206,30 @@ impl Page {
     }
 }
 
+/// That an agent is wanted stopped, and who says so.
+pub(crate) fn stopped(agent: &AgentView, now: Timestamp) -> Option<String> {
+    if agent.power != Some(PowerState::Stopped) {
+        return None;
+    }
+    let power = agent.overrides.iter().find(|it| it.change.path() == OverridePath::Power);
+    Some(power.map_or_else(
+        || "is stopped, as the fleet file says".to_owned(),
+        |it| format!("is stopped ({})", said(it, now)),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_stopped_agent_says_who_stopped_it() {
+        let told = |agent: &AgentView| stopped(agent, samples::now());
+        assert_eq!(told(&samples::healthy("db")), None);
+        let by_ana = "is stopped (ana, 55m0s left, \"debug a flake\")";
+        assert_eq!(told(&samples::overridden("db")).as_deref(), Some(by_ana));
+        let by_file = AgentView { overrides: Vec::new(), ..samples::overridden("db") };
+        assert_eq!(told(&by_file).as_deref(), Some("is stopped, as the fleet file says"));
+    }
+
     use super::super::samples;
     use super::*;
     use vm_agent_schemas::plan::{Drift, Health, Rest};

@@ -13,7 +13,7 @@ mod status;
 mod tasks;
 mod why;
 
-pub(crate) use agents::{agent, agent_table};
+pub(crate) use agents::{agent, agent_table, stopped};
 pub(crate) use diagnostic::diagnostic;
 pub(crate) use diff::diff;
 pub(crate) use explain::explain;

@@ -13,7 +13,9 @@ use vm_agent_schemas::fleet::{
     AgentEntry, DeclaredAgent, Diagnostic, DriftPolicy, DriverName, Field, Fleet, Origin, PowerState, Until,
     resolve_entry,
 };
-use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, Life, MessageId, OverrideId, Revision, TaskId, TokenId};
+use vm_agent_schemas::ids::{
+    ClaimId, Digest, Epoch, Incarnation, Life, MessageId, OverrideId, Revision, TaskId, TokenId,
+};
 use vm_agent_schemas::intent::{Change, Override};
 use vm_agent_schemas::message::{Message, MessageState};
 use vm_agent_schemas::names::AgentName;
@@ -396,6 +398,13 @@ pub(crate) fn task(agent: &str) -> Task {
         ended_at: Some(before(1)),
         ..Task::new(id, Some(name(agent)), source, job, Terms::default(), before(60))
     }
+}
+
+pub(crate) fn file_task(agent: &str, name: &str) -> Task {
+    let (claim, digest) =
+        (ClaimId::from_uuid("0190c5a8-0000-7000-8000-000000000003".parse().unwrap()), Digest::of(b""));
+    let source = TaskSource::File { name: name.parse().unwrap(), digest, claim, due: None };
+    Task { source, ..task(agent) }
 }
 
 pub(crate) fn message(from: &str, to: &str) -> Message {

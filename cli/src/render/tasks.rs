@@ -8,19 +8,24 @@ use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{TaskOutcome, TerminalReport};
 
 use super::{ago, command, count, left, word};
-use crate::table::{Cell, Table, printable};
+use crate::table::{Cell, Table, printable, truncate};
 use crate::ui::{BAD, BUSY, FAINT, GOOD, PLAIN, STRONG};
 
+/// Widest state in a table that is not `wide`, in columns: as much as tells one from another.
+const STATE_MAX: usize = 40;
+
 /// Tasks; `of` has each say whose it is.
-pub(crate) fn task_table(tasks: &[Task], of: bool, now: Timestamp) -> String {
-    let header = ["AGENT", "ID", "STATE", "ATTEMPT", "ACCEPTED", "WORK"];
+pub(crate) fn task_table(tasks: &[Task], of: bool, wide: bool, now: Timestamp) -> String {
+    let header = ["AGENT", "ID", "NAME", "STATE", "ATTEMPT", "ACCEPTED", "WORK"];
     let first = usize::from(!of);
+    let width = if wide { usize::MAX } else { STATE_MAX };
     let mut table = Table::new(&header[first..]);
     for task in tasks {
         let cells = [
             Cell::new(&whose(task), STRONG),
             task.id.into(),
-            Cell::new(&task_state(task), style(task)),
+            file_name(task).unwrap_or_default().into(),
+            Cell::new(&truncate(&printable(&task_state(task)), width), style(task)),
             task.attempt.into(),
             ago(now, task.created_at).into(),
             work(&task.job.work).into(),
@@ -46,6 +51,7 @@ pub(crate) fn task(task: &Task, now: Timestamp) -> String {
     line("Agent", &whose(task));
     line("Work", &work(&task.job.work));
     line("State", &task_state(task));
+    line("Attempt", &task.attempt.to_string());
     line("Source", &source(&task.source));
     line("Accepted", &ago(now, task.created_at));
     if let Some(at) = task.started_at {
@@ -126,6 +132,14 @@ pub(crate) fn whose(task: &Task) -> String {
         (Some(agent), _) => agent.to_string(),
         (None, Some(pool)) => format!("any of {pool}"),
         (None, None) => String::new(),
+    }
+}
+
+/// What a task of the fleet file is called there.
+pub(super) fn file_name(task: &Task) -> Option<&str> {
+    match &task.source {
+        TaskSource::File { name, .. } => Some(name.as_str()),
+        TaskSource::Request { .. } => None,
     }
 }
 
@@ -213,13 +227,26 @@ mod tests {
             state: TaskState::QUEUED,
             ..samples::task("web")
         };
-        let tasks = [samples::task("web"), pooled];
-        insta::assert_snapshot!(plain(&task_table(&tasks, true, samples::now())), @r"
-        AGENT              ID                                    STATE                   ATTEMPT  ACCEPTED  WORK
-        web                0190c5a8-0000-7000-8000-000000000000  ended with exit code 2  1        1m0s ago  make test
-        any of team=build  0190c5a8-0000-7000-8000-000000000000  queued                  1        1m0s ago  build
+        let tasks = [samples::file_task("web", "check"), pooled];
+        insta::assert_snapshot!(plain(&task_table(&tasks, true, false, samples::now())), @r"
+        AGENT              ID                                    NAME   STATE                   ATTEMPT  ACCEPTED  WORK
+        web                0190c5a8-0000-7000-8000-000000000000  check  ended with exit code 2  1        1m0s ago  make test
+        any of team=build  0190c5a8-0000-7000-8000-000000000000  -      queued                  1        1m0s ago  build
         ");
-        assert!(!plain(&task_table(&tasks, false, samples::now())).contains("web"));
+        assert!(!plain(&task_table(&tasks, false, false, samples::now())).contains("web"));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_where_there_is_no_room_for_it() {
+        let reason = "there is no room left ".repeat(10);
+        let outcome = TaskOutcome::Failed { reason: reason.clone() };
+        let task = Task { state: TaskState::Ended { outcome }, ..samples::task("web") };
+        let shown = |wide| plain(&task_table(std::slice::from_ref(&task), true, wide, samples::now()));
+        assert!(
+            !shown(false).contains("failed: there is no room left there is no room")
+                && shown(true).contains(reason.trim())
+        );
+        assert!(shown(false).contains("failed: there is no room"), "{}", shown(false));
     }
 
     #[test]
@@ -258,7 +285,7 @@ mod tests {
         let report = Report { stdout: 0, stderr: 0, usage: None, artifacts: vec![artifact.clone()] };
         let task = Task { report: Some(report), dead: Some(samples::HOSTILE.into()), ..samples::hostile_task("web") };
         samples::assert_tame(&super::task(&task, samples::now()));
-        samples::assert_tame(&task_table(&[task], true, samples::now()));
+        samples::assert_tame(&task_table(&[task], true, false, samples::now()));
         samples::assert_tame(&artifact_table(&[artifact]));
     }
 

@@ -7,24 +7,24 @@ use std::path::{Component, Path, PathBuf};
 use clap::Args;
 use ring::digest::{Context as Hash, SHA256};
 use vm_agent_schemas::api::API_VERSION;
-use vm_agent_schemas::ids::{Digest, TaskId};
+use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::task::{Artifact, Task};
 
 use super::records::unknown;
 use crate::Context;
 use crate::exit::{CommandError, CommandResult, Exit};
-use crate::render;
 use crate::transfer::download;
 use crate::ui::{Format, OutputArgs};
+use crate::{ids, render};
 
 /// List the files that a task made, or copy them here
 ///
 /// What is copied is what the task made, or nothing: each is checked against the checksum of that time.
 #[derive(Debug, Args)]
 pub(super) struct ArtifactsArgs {
-    /// The task
+    /// The task: its id, or as much of its beginning or end as tells it apart
     #[arg(value_name = "ID")]
-    id: TaskId,
+    id: String,
     /// Copy them into this folder, which is made where it is missing
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
@@ -34,7 +34,8 @@ pub(super) struct ArtifactsArgs {
 
 pub(super) async fn run(context: &mut Context, args: ArtifactsArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let task = client.get::<Task>(&format!("/tasks/{}", args.id)).await.map_err(unknown)?.content;
+    let id = ids::task(&client, &args.id).await?;
+    let task = client.get::<Task>(&format!("/tasks/{id}")).await.map_err(unknown)?.content;
     let artifacts = task.report.as_ref().map_or(&[][..], |report| &report.artifacts);
     let format = args.output.output;
     let Some(to) = args.to else {
@@ -52,7 +53,7 @@ pub(super) async fn run(context: &mut Context, args: ArtifactsArgs) -> CommandRe
         .agent
         .as_ref()
         .filter(|_| !artifacts.is_empty())
-        .ok_or_else(|| CommandError::new(Exit::NOT_FOUND, format!("task {} left no artifacts", args.id)))?;
+        .ok_or_else(|| CommandError::new(Exit::NOT_FOUND, format!("task {id} left no artifacts")))?;
     for (artifact, place) in artifacts.iter().zip(places(artifacts)) {
         let place = to.join(place);
         let folder = crate::archive::folder_of(&place).to_owned();

@@ -120,12 +120,13 @@ pub(super) struct TermsArgs {
     /// Whether doing it twice is as good as once: then what was lost with its machine is done again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     idempotent: Option<bool>,
-    /// Run it after earlier tasks of this agent with the same key; those of different keys run side by side
+    /// Run it after earlier tasks of this agent with the same key, which the fleet file calls `key`; those of different
+    /// keys run side by side
     #[arg(long, value_name = "KEY")]
     order_key: Option<String>,
-    /// What you call it: asking twice with one key is asking once
+    /// What you call it: asking twice with one of these is asking once
     #[arg(long, value_name = "KEY")]
-    pub(super) key: Option<String>,
+    pub(super) idempotency_key: Option<String>,
 }
 
 fn retry_on(word: &str) -> Result<RetryOn, String> {
@@ -133,9 +134,16 @@ fn retry_on(word: &str) -> Result<RetryOn, String> {
 }
 
 impl JobArgs {
-    /// Whether these alone say what is to be done.
-    pub(super) fn names_work(&self) -> bool {
-        self.kind.is_some() || self.script.is_some()
+    /// Whether nothing at all is said of what is to be done, or how.
+    pub(super) fn is_bare(&self) -> bool {
+        // The interpreter alone has a value that nobody said.
+        let Self { kind, script, interpreter: _, reference, depth, remote, mode, stdin, env, workdir, .. } = self;
+        let Self { user, secrets, no_secrets, output_limit, artifacts, timeout, .. } = self;
+        let is_work = kind.is_some() || script.is_some() || stdin.is_some() || mode.is_some() || user.is_some();
+        let is_git = reference.is_some() || depth.is_some() || remote.is_some();
+        let is_place = !env.is_empty() || workdir.is_some() || !secrets.is_empty() || *no_secrets;
+        let is_limit = output_limit.is_some() || !artifacts.is_empty() || timeout.is_some();
+        !(is_work || is_git || is_place || is_limit)
     }
 
     /// What is to be done with these operands.
@@ -217,6 +225,13 @@ impl JobArgs {
 }
 
 impl TermsArgs {
+    /// Whether nothing is said of how it is to be treated.
+    pub(super) fn is_bare(&self) -> bool {
+        let Self { deadline, retry, retry_on: _, backoff: _, idempotent, order_key, idempotency_key } = self;
+        let is_treated = deadline.is_some() || retry.is_some() || idempotent.is_some();
+        !(is_treated || order_key.is_some() || idempotency_key.is_some())
+    }
+
     pub(super) fn into_terms(self, timeout: Span, now: Timestamp) -> Result<Terms, CommandError> {
         let deadline = self.deadline.map(|span| after(now, span)).transpose()?;
         let on: BTreeSet<RetryOn> = self.retry_on.into_iter().collect();
@@ -240,7 +255,7 @@ pub(super) fn after(now: Timestamp, span: Span) -> Result<Timestamp, CommandErro
 fn command(operands: Vec<String>) -> Result<Vec<String>, CommandError> {
     let argv = argv(operands);
     if argv.is_empty() {
-        return Err(usage("there is no command").hint("write it after `--`: vm-agent task NAME -- COMMAND"));
+        return Err(usage("there is no command").hint("write it after `--`, as in `-- make test`"));
     }
     Ok(argv)
 }

@@ -62,7 +62,8 @@ pub(crate) struct TaskArgs {
 #[derive(Debug, Args)]
 struct ToArgs {
     /// The agent, or several
-    #[arg(required_unless_present_any = ["selector", "all"], conflicts_with_all = ["selector", "all"], value_name = "NAME")]
+    #[arg(required_unless_present_any = ["selector", "all", "any"], conflicts_with_all = ["selector", "all", "any"],
+          value_name = "NAME")]
     names: Vec<AgentName>,
     /// Each agent with these labels: KEY=VALUE, KEY!=VALUE, KEY, !KEY, separated by commas
     #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with = "all")]
@@ -71,7 +72,7 @@ struct ToArgs {
     #[arg(long)]
     all: bool,
     /// Any one of the agents with these labels, whichever is idle first
-    #[arg(long, requires = "selector")]
+    #[arg(long, requires = "selector", conflicts_with = "all")]
     any: bool,
 }
 
@@ -114,7 +115,8 @@ pub(crate) async fn run(context: &mut Context, args: TaskArgs) -> CommandResult 
 
 async fn give(context: &mut Context, args: TaskArgs) -> CommandResult {
     let format = args.output.output;
-    if args.operands.is_empty() && !args.job.names_work() && !args.to.names.is_empty() {
+    let asks_nothing = args.operands.is_empty() && args.job.is_bare() && args.terms.is_bare() && !args.wait.wait;
+    if asks_nothing && !args.to.names.is_empty() {
         let client = context.place.client().await?;
         return records::tasks_of(context, &client, &args.to.names, format).await;
     }
@@ -122,7 +124,7 @@ async fn give(context: &mut Context, args: TaskArgs) -> CommandResult {
     // Who waits takes every code for that of what ran.
     let told = |error: CommandError| if waits { error.of_exec() } else { error };
     let timeout = args.job.timeout();
-    let key = args.terms.key.clone();
+    let key = args.terms.idempotency_key.clone();
     let terms = args.terms.into_terms(timeout, Timestamp::now()).map_err(told)?;
     let job = args.job.into_job(args.operands).map_err(told)?;
     let request = TaskRequest { job, terms, id: None, key };
@@ -195,6 +197,7 @@ async fn finish(
     for task in tasks {
         context.ui.status(format_args!("task {} for {} is accepted", task.id, render::whose(task)))?;
     }
+    tell_stopped(context, client, tasks).await?;
     let for_people = matches!(format, Format::Table | Format::Wide);
     let ended = watch(context, client, tasks, for_people, on_interrupt).await.map_err(CommandError::of_exec)?;
     if !for_people {
@@ -205,6 +208,21 @@ async fn finish(
         context.ui.document(format, &document.expect("tasks can be written as JSON"), String::new)?;
     }
     conclude(&ended)
+}
+
+/// Says whose tasks wait until somebody starts their agents: that may take for ever.
+async fn tell_stopped(context: &mut Context, client: &Client, tasks: &[Task]) -> Result<(), CommandError> {
+    let agents = match tasks {
+        [Task { agent: Some(name), .. }] => vec![client.get::<AgentView>(&format!("/agents/{name}")).await?.content],
+        _ => client.get::<List<AgentView>>("/agents").await?.content.items,
+    };
+    for agent in agents.iter().filter(|agent| tasks.iter().any(|task| task.agent.as_ref() == Some(&agent.name))) {
+        if let Some(why) = render::stopped(agent, Timestamp::now()) {
+            let name = &agent.name;
+            context.ui.warn(format_args!("{name} {why}; the task waits until it runs: vm-agent start {name}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// How this program ends after these tasks have.
@@ -247,6 +265,30 @@ mod tests {
     use crate::render::samples;
     use vm_agent_schemas::task::TaskState;
     use vm_agent_schemas::wire::TaskOutcome;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        task: TaskArgs,
+    }
+
+    #[test]
+    fn only_a_name_alone_asks_for_the_tasks_that_there_are() {
+        let line = |words: &str| <Line as clap::Parser>::try_parse_from(format!("task {words}").split_whitespace());
+        let is_bare = |words: &str| {
+            let task = line(words).unwrap().task;
+            task.job.is_bare() && task.terms.is_bare() && !task.wait.wait
+        };
+        assert!(is_bare("web"));
+        for words in ["web --retry 3", "web --wait", "web --env A=1", "web --timeout 1s", "web --idempotency-key a"] {
+            assert!(!is_bare(words), "{words}");
+        }
+        for words in ["--any --all -- true", "--any web -- true", "--any -- true"] {
+            let error = line(words).unwrap_err().to_string();
+            assert!(error.contains("--any") || error.contains("--selector"), "{words}: {error}");
+            assert!(!error.contains("<NAME>\n"), "{words}: {error}");
+        }
+    }
 
     fn ended(outcome: TaskOutcome) -> Task {
         Task { state: TaskState::Ended { outcome }, ..samples::task("web") }

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use vm_agent_schemas::api::{Document, List};
-use vm_agent_schemas::ids::{GroupId, TaskId};
+use vm_agent_schemas::ids::GroupId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 
@@ -12,9 +12,9 @@ use crate::Context;
 use crate::client::{Client, Fetched, query};
 use crate::commands::each;
 use crate::exit::{CommandError, CommandResult, Exit};
-use crate::render;
 use crate::select::{AnyTargets, known};
 use crate::ui::{Format, OutputArgs};
+use crate::{ids, render};
 
 /// List tasks, newest first
 #[derive(Debug, Args)]
@@ -54,9 +54,9 @@ enum State {
 /// Show one task
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
-    /// The task
+    /// The task: its id, or as much of its beginning or end as tells it apart
     #[arg(value_name = "ID")]
-    id: TaskId,
+    id: String,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -64,9 +64,9 @@ pub(super) struct ShowArgs {
 /// Print what a task has written, its stdout here and its stderr there
 #[derive(Debug, Args)]
 pub(super) struct OutputOfArgs {
-    /// The task
+    /// The task: its id, or as much of its beginning or end as tells it apart
     #[arg(value_name = "ID")]
-    id: TaskId,
+    id: String,
     /// Go on with what comes until the task ends, and end with its exit code
     #[arg(short, long, conflicts_with_all = ["stdout", "stderr", "attempt"])]
     follow: bool,
@@ -84,17 +84,17 @@ pub(super) struct OutputOfArgs {
 /// Cancel tasks: what has begun is ended
 #[derive(Debug, Args)]
 pub(super) struct IdsArgs {
-    /// The tasks
+    /// The tasks: their ids, or as much of them as tells them apart
     #[arg(required = true, value_name = "ID")]
-    ids: Vec<TaskId>,
+    ids: Vec<String>,
 }
 
 /// Do ended tasks again, as new tasks
 #[derive(Debug, Args)]
 pub(super) struct ReplayArgs {
-    /// The tasks
+    /// The tasks: their ids, or as much of them as tells them apart
     #[arg(required = true, value_name = "ID")]
-    ids: Vec<TaskId>,
+    ids: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -109,9 +109,9 @@ pub(super) struct DeadArgs {
 /// Give dead letters up: they are tasks like others again
 #[derive(Debug, Args)]
 pub(super) struct DropArgs {
-    /// The tasks
+    /// The tasks: their ids, or as much of them as tells them apart
     #[arg(required = true, value_name = "ID")]
-    ids: Vec<TaskId>,
+    ids: Vec<String>,
 }
 
 pub(super) async fn list(context: &mut Context, args: LsArgs) -> CommandResult {
@@ -179,21 +179,24 @@ fn print(context: &mut Context, answer: &Fetched<List<Task>>, of: bool, format: 
     if tasks.is_empty() && matches!(format, Format::Table | Format::Wide) {
         context.ui.hint("there are no such tasks; `vm-agent task NAME -- COMMAND` gives one")?;
     } else {
-        context.ui.document(format, &answer.raw, || render::task_table(tasks, of, Timestamp::now()))?;
+        context.ui.document(format, &answer.raw, || {
+            render::task_table(tasks, of, format == Format::Wide, Timestamp::now())
+        })?;
     }
     Ok(Exit::SUCCESS)
 }
 
 pub(super) async fn show(context: &mut Context, args: ShowArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let answer = client.get::<Task>(&format!("/tasks/{}", args.id)).await.map_err(unknown)?;
+    let id = ids::task(&client, &args.id).await?;
+    let answer = client.get::<Task>(&format!("/tasks/{id}")).await.map_err(unknown)?;
     context.ui.document(args.output.output, &answer.raw, || render::task(&answer.content, Timestamp::now()))?;
     Ok(Exit::SUCCESS)
 }
 
 pub(super) async fn output(context: &mut Context, args: OutputOfArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let id = args.id;
+    let id = ids::task(&client, &args.id).await?;
     if args.follow {
         let task = client.get::<Task>(&format!("/tasks/{id}")).await.map_err(unknown)?.content;
         let ended = watch(context, &client, &[task], true, OnInterrupt::Detach).await;
@@ -217,7 +220,8 @@ pub(super) async fn output(context: &mut Context, args: OutputOfArgs) -> Command
 
 pub(super) async fn cancel(context: &mut Context, args: IdsArgs) -> CommandResult {
     let client = context.place.client().await?;
-    each(context, Format::Table, args.ids, async |context, id| {
+    each(context, Format::Table, args.ids, async |context, word| {
+        let id = ids::task(&client, &word).await?;
         let task = client.ask::<Task>(&format!("/tasks/{id}/cancel")).await.map_err(unknown)?.content;
         context.ui.status(match task.outcome() {
             Some(outcome) => format!("task {id} {outcome}"),
@@ -230,7 +234,8 @@ pub(super) async fn cancel(context: &mut Context, args: IdsArgs) -> CommandResul
 pub(super) async fn replay(context: &mut Context, args: ReplayArgs) -> CommandResult {
     let client = context.place.client().await?;
     let format = args.output.output;
-    each(context, format, args.ids, async |context, id| {
+    each(context, format, args.ids, async |context, word| {
+        let id = ids::task(&client, &word).await?;
         let answer = client.ask::<Task>(&format!("/tasks/{id}/replay")).await.map_err(unknown)?;
         context.ui.document(format, &answer.raw, || answer.content.id.to_string())?;
         context.ui.status(format_args!("task {id} is done again as {}", answer.content.id))
@@ -251,11 +256,20 @@ pub(super) async fn dead(context: &mut Context, args: DeadArgs) -> CommandResult
 
 pub(super) async fn drop_dead(context: &mut Context, args: DropArgs) -> CommandResult {
     let client = context.place.client().await?;
-    each(context, Format::Table, args.ids, async |context, id| {
-        client.delete(&format!("/tasks/{id}/dead")).await.map_err(unknown)?;
+    each(context, Format::Table, args.ids, async |context, word| {
+        let id = ids::dead_task(&client, &word).await?;
+        client.delete(&format!("/tasks/{id}/dead")).await.map_err(no_dead_letter)?;
         context.ui.status(format_args!("task {id} is given up"))
     })
     .await
+}
+
+/// A task that is no dead letter, with where to look for those.
+fn no_dead_letter(error: CommandError) -> CommandError {
+    if error.exit == Exit::NOT_FOUND && error.hints().is_empty() {
+        return error.hint("see which there are: vm-agent dead");
+    }
+    error
 }
 
 /// A task that there is none of, with where to look.

@@ -36,10 +36,7 @@ impl Controller {
         tracing::debug!(agent.name = %name, actor = actor.name, "A stream to an agent is opened");
         self.come_up(name, actor).await?;
         self.core.hub.open_stream(name.clone(), target, stdin).await.map_err(|error| match error {
-            OpenError::Offline => {
-                Problem::new(ProblemCode::Offline, format!("the runtime of `{name}` is not connected"))
-                    .remedy(format!("see what it waits for: vm-agent status {name}"))
-            }
+            OpenError::Offline => intent::offline(&self.core.ledger.records(), name, Timestamp::now()),
             OpenError::Shutdown | OpenError::TooMany => Problem::new(ProblemCode::Unavailable, error.to_string()),
             OpenError::TooLarge(_) => Problem::new(ProblemCode::Invalid, error.to_string()),
         })

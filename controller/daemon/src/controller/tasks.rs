@@ -78,8 +78,9 @@ impl Controller {
         }
         if !tasks::is_same(&known, tasks) {
             let what = key.map_or_else(|| "that id".to_owned(), |key| format!("the key `{key}`"));
-            let problem = Problem::new(ProblemCode::Conflict, format!("another task was asked for with {what}"));
-            return Err(problem.remedy("choose another one, or ask for the same"));
+            let other = known.first().map_or_else(String::new, |task| format!(" ({})", task.id));
+            let reason = format!("another task{other} was asked for with {what}");
+            return Err(Problem::new(ProblemCode::Conflict, reason).remedy("choose another one, or ask for the same"));
         }
         Ok(Some(known))
     }
@@ -97,7 +98,7 @@ impl Controller {
     /// # Errors
     /// When there is no such agent, or the store fails.
     pub async fn tasks_of(&self, name: &AgentName, limit: u32) -> Result<Vec<Task>, Problem> {
-        self.known(name)?;
+        self.known_or_gone(name)?;
         self.tasks(Filter { agent: Some(name.clone()), ..Filter::default() }, limit).await
     }
 

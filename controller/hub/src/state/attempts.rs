@@ -31,7 +31,7 @@ pub(super) fn conclude(task: &mut Task, outcome: TaskOutcome, report: Option<Rep
         Next::End(dead) => {
             end(task, outcome, now);
             task.report = report;
-            task.dead = dead.filter(|_| matches!(task.source, TaskSource::Request { .. }));
+            task.dead = dead;
             true
         }
         Next::Again { not_before, loss } => {
@@ -51,6 +51,7 @@ pub(super) fn abandon(task: &mut Task, reason: &str, now: Timestamp) {
         None => (TaskOutcome::NotStarted { reason: reason.to_owned() }, Some(reason.to_owned())),
     };
     end(task, outcome, now);
+    // A task of the file is for its machine alone: the next one gets its own.
     task.dead = dead.filter(|_| matches!(task.source, TaskSource::Request { .. }));
 }
 
@@ -196,6 +197,20 @@ mod tests {
         assert_eq!(task.outcome(), Some(&TaskOutcome::Exited { code: 1 }));
         assert_eq!(task.dead.as_deref(), Some("it was tried 3 times; the last attempt ended with exit code 1"));
         assert_eq!(task.former.iter().map(|former| former.attempt).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_task_of_the_file_that_keeps_failing_is_a_dead_letter_as_one_by_hand_is_and_not_when_its_machine_goes() {
+        let of_file = || {
+            let (name, digest) = ("setup".parse().unwrap(), vm_agent_schemas::ids::Digest::of(b"setup"));
+            let claim = vm_agent_schemas::ids::ClaimId::generate();
+            Task { source: TaskSource::File { name, digest, claim, due: None }, ..running(retry(2)) }
+        };
+        let (mut failing, mut gone) = (of_file(), of_file());
+        assert!(!fail(&mut failing) && fail(&mut failing));
+        assert_eq!(failing.dead.as_deref(), Some("it was tried 2 times; the last attempt ended with exit code 1"));
+        abandon(&mut gone, "its machine is gone", at(0));
+        assert_eq!((gone.outcome(), &gone.dead), (Some(&TaskOutcome::Interrupted), &None));
     }
 
     #[test]
