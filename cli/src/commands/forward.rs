@@ -8,7 +8,7 @@ use tokio::io;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use vm_agent_schemas::api::AgentView;
-use vm_agent_schemas::fleet::Ports;
+use vm_agent_schemas::fleet::{DriverName, Ports};
 use vm_agent_schemas::names::{AgentName, PortName};
 use vm_agent_schemas::wire::{StreamTarget, TaskOutcome};
 
@@ -25,7 +25,8 @@ const BREATHER: Duration = Duration::from_millis(100);
 /// Make ports of an agent reachable here
 ///
 /// Each connection to a local port goes to that port in the agent, until Ctrl-C. A port that nobody listens on,
-/// and an agent that is away, close the connection and not the port.
+/// and an agent that is away, close the connection and not the port. An agent of driver `local` has no network of its
+/// own, so that its ports are forwarded to other numbers only.
 #[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
     /// The agent
@@ -86,7 +87,9 @@ pub(crate) async fn run(context: &mut Context, args: ForwardArgs) -> CommandResu
     }
     let client = context.place.client().await?;
     let (notices, mut told) = mpsc::channel(NOTICES);
-    for (local, remote) in wanted(args.ports, &mut Declared::of(&client, &name)).await? {
+    let declared = Declared::of(&client, &name).await?;
+    for (local, remote) in wanted(args.ports, &declared)? {
+        declared.refuse_itself(args.bind, local, remote)?;
         let (listener, address) = listen(SocketAddr::new(args.bind, local), &name, remote).await?;
         context.ui.print(format_args!("{address} -> {name}:{remote}"))?;
         tokio::spawn(serve(listener, client.clone(), name.clone(), remote, notices.clone()));
@@ -103,15 +106,18 @@ pub(crate) async fn run(context: &mut Context, args: ForwardArgs) -> CommandResu
 /// Connects stdin and stdout, as a program that runs this one in place of a connection expects it.
 async fn stdio(context: &Context, name: &AgentName, port: &Port) -> CommandResult {
     let client = context.place.client().await?;
-    let port = Declared::of(&client, name).number(port).await?;
+    let port = match port {
+        Port::Number(number) => number.get(),
+        Port::Named(_) => Declared::of(&client, name).await?.number(port)?,
+    };
     connect(&client, name, port, Console::unattended(Some(io::stdin()), io::stdout(), io::sink())).await?;
     Ok(Exit::SUCCESS)
 }
 
 /// The local and the remote port of each that is wanted.
-async fn wanted(ports: Vec<Forward>, declared: &mut Declared<'_>) -> Result<Vec<(u16, u16)>, CommandError> {
+fn wanted(ports: Vec<Forward>, declared: &Declared<'_>) -> Result<Vec<(u16, u16)>, CommandError> {
     if ports.is_empty() {
-        let all: Vec<(u16, u16)> = declared.ports().await?.0.values().map(|port| (port.get(), port.get())).collect();
+        let all: Vec<(u16, u16)> = declared.ports.0.values().map(|port| (port.get(), port.get())).collect();
         if all.is_empty() {
             let name = declared.name;
             return Err(CommandError::new(Exit::USAGE, format!("the file names no ports of `{name}`")).hint(format!(
@@ -122,40 +128,46 @@ async fn wanted(ports: Vec<Forward>, declared: &mut Declared<'_>) -> Result<Vec<
     }
     let mut pairs = Vec::new();
     for forward in ports {
-        let remote = declared.number(&forward.remote).await?;
+        let remote = declared.number(&forward.remote)?;
         pairs.push((forward.local.unwrap_or(remote), remote));
     }
     Ok(pairs)
 }
 
-/// The ports that the fleet file names, asked for when they are needed.
+/// What there is to know of an agent's ports.
 struct Declared<'a> {
-    client: &'a Client,
     name: &'a AgentName,
-    known: Option<Ports>,
+    /// Those that the fleet file names.
+    ports: Ports,
+    /// Whether they are this host's own, since the agent has no network to itself.
+    shared: bool,
 }
 
 impl<'a> Declared<'a> {
-    const fn of(client: &'a Client, name: &'a AgentName) -> Self {
-        Self { client, name, known: None }
+    async fn of(client: &Client, name: &'a AgentName) -> Result<Self, CommandError> {
+        let answer = client.get::<AgentView>(&format!("/agents/{name}")).await;
+        let agent = about(client, name, answer).await?.content;
+        let shared = agent.driver == Some(DriverName::Local);
+        Ok(Self { name, ports: agent.wanted.map(|wanted| wanted.spec.ports).unwrap_or_default(), shared })
     }
 
-    async fn ports(&mut self) -> Result<&Ports, CommandError> {
-        if self.known.is_none() {
-            let answer = self.client.get::<AgentView>(&format!("/agents/{}", self.name)).await;
-            let agent = about(self.client, self.name, answer).await?.content;
-            self.known = Some(agent.wanted.map(|wanted| wanted.spec.ports).unwrap_or_default());
+    /// Refuses a forward whose connections would come back to it for ever.
+    fn refuse_itself(&self, bind: IpAddr, local: u16, remote: u16) -> Result<(), CommandError> {
+        if !self.shared || local != remote || !(bind.is_loopback() || bind.is_unspecified()) {
+            return Ok(());
         }
-        Ok(self.known.get_or_insert_default())
+        let name = self.name;
+        let sentence = format!("`{name}` has no network of its own: its port {remote} is port {remote} here already");
+        Err(CommandError::new(Exit::USAGE, sentence)
+            .hint(format!("name another port: vm-agent forward {name} 0:{remote} takes any that is free")))
     }
 
-    async fn number(&mut self, port: &Port) -> Result<u16, CommandError> {
+    fn number(&self, port: &Port) -> Result<u16, CommandError> {
         let wanted = match port {
             Port::Number(number) => return Ok(number.get()),
             Port::Named(name) => name,
         };
-        let agent = self.name;
-        let ports = self.ports().await?;
+        let (agent, ports) = (self.name, &self.ports);
         if let Some(number) = ports.0.get(wanted) {
             return Ok(number.get());
         }
@@ -268,10 +280,22 @@ mod tests {
         ];
         for (ports, expected) in cases {
             let ports = ports.into_iter().map(|port| port.parse().unwrap()).collect();
-            let mut declared = Declared::of(&peer.client, &name);
-            let (found, _) = tokio::join!(wanted(ports, &mut declared), peer.answer(&answer));
+            let (declared, _) = tokio::join!(Declared::of(&peer.client, &name), peer.answer(&answer));
+            let found = wanted(ports, &declared.unwrap());
             assert_eq!(found.map_err(|error| error.hints()[0].clone()), expected);
         }
+    }
+
+    #[test]
+    fn a_port_of_an_agent_without_a_network_of_its_own_is_not_forwarded_to_itself() {
+        let name: AgentName = "web".parse().unwrap();
+        let is_refused = |shared, bind: &str, local, remote| {
+            let declared = Declared { name: &name, ports: Ports::default(), shared };
+            declared.refuse_itself(bind.parse().unwrap(), local, remote).is_err()
+        };
+        assert!(is_refused(true, "127.0.0.1", 80, 80) && is_refused(true, "0.0.0.0", 80, 80));
+        assert!(!is_refused(true, "127.0.0.1", 8080, 80) && !is_refused(true, "192.0.2.1", 80, 80));
+        assert!(!is_refused(false, "127.0.0.1", 80, 80));
     }
 
     #[tokio::test]
