@@ -113,14 +113,20 @@ impl Schema {
         as_key.or_else(|| step(&[ANY_NAME], value))
     }
 
-    /// The schema of a key of a map of keys.
+    /// The schema of a key of a map of keys, or of each map in a list of them.
     fn key<'a>(&'a self, schema: &'a Value, key: &str) -> Option<Node<'a>> {
-        self.forms(schema).into_iter().find_map(|form| {
+        let of_map = self.forms(schema).into_iter().find_map(|form| {
             let below = form.get("properties")?.get(key)?;
             let required = form.get("required").and_then(Value::as_array);
             let required = required.is_some_and(|keys| keys.iter().any(|required| required == key));
             Some(Node { schema: below, required })
-        })
+        });
+        of_map.or_else(|| self.key(self.items(schema)?, key))
+    }
+
+    /// The schema of what is in a list.
+    fn items<'a>(&'a self, schema: &'a Value) -> Option<&'a Value> {
+        self.forms(schema).into_iter().find_map(|form| form.get("items").filter(|items| items.is_object()))
     }
 
     /// The schema of the values of a map by name.
@@ -177,7 +183,9 @@ impl Schema {
 
     fn keys(&self, schema: &Value) -> Option<Vec<Key>> {
         let forms = self.forms(schema);
-        let properties = forms.into_iter().find_map(|form| form.get("properties")?.as_object())?;
+        let Some(properties) = forms.into_iter().find_map(|form| form.get("properties")?.as_object()) else {
+            return self.keys(self.items(schema)?);
+        };
         let say = |(key, schema): (&String, &Value)| Key {
             key: key.clone(),
             kind: self.kind(schema),
@@ -269,6 +277,7 @@ impl Schema {
         let below =
             |schema: &Value| self.forms(schema).into_iter().find_map(|it| it.get("properties")?.as_object().cloned());
         let properties = below(schema).or_else(|| below(self.values(schema)?.schema));
+        let properties = properties.or_else(|| below(self.items(schema)?));
         for (key, schema) in properties.iter().flat_map(Map::iter) {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             known.push(path.clone());
@@ -343,6 +352,14 @@ mod tests {
         assert_eq!(path("profiles.small.cpus"), "profiles.NAME.cpus");
         assert_eq!(path("defaults.cpus"), "defaults.cpus");
         assert_eq!(path("limits.reserve.memory"), "limits.reserve.memory");
+    }
+
+    #[test]
+    fn a_list_of_maps_is_explained_with_the_keys_of_each() {
+        let keys: Vec<String> = schema().explain("webhooks").unwrap().keys.into_iter().map(|it| it.key).collect();
+        assert_eq!(keys, ["events", "secret", "url"]);
+        assert_eq!(path("webhooks.secret"), "webhooks.secret");
+        assert_eq!(near("webhooks.secrt"), ["webhooks.secret"]);
     }
 
     #[test]
