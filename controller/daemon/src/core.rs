@@ -30,6 +30,7 @@ use crate::observer::Observer;
 use crate::output::Output;
 use crate::upgrading::{self, Upgrading};
 use crate::watch::Watch;
+use crate::webhooks::Outages;
 
 /// Everything that the parts of the controller share.
 pub(crate) struct Core {
@@ -62,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) conditions: ConditionBook,
     pub(crate) configuring: Configuring,
     pub(crate) upgrading: Upgrading,
+    /// Webhooks that can't be told.
+    pub(crate) webhooks: Outages,
     /// A person has applied a file.
     pub(crate) applied: Notify,
     pub(crate) watch: Watch,

@@ -132,7 +132,7 @@ pub enum RunError {
     Output(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The hub can't be served.
     #[error("the hub can't be served")]
-    Hub(#[from] vm_agent_hub::ServeError),
+    Hub(#[source] vm_agent_hub::ServeError),
     /// The hub's certificate can't be had.
     #[error("the hub's certificate can't be had")]
     Identity(#[from] vm_agent_hub::IdentityError),
@@ -161,6 +161,15 @@ pub enum RunError {
     /// Signals can't be waited for.
     #[error("signals can't be waited for")]
     Signals(#[source] io::Error),
+}
+
+impl From<vm_agent_hub::ServeError> for RunError {
+    fn from(error: vm_agent_hub::ServeError) -> Self {
+        match error {
+            vm_agent_hub::ServeError::Listen { address, source } => Self::Listen { what: "runtimes", address, source },
+            error @ vm_agent_hub::ServeError::Certificate(_) => Self::Hub(error),
+        }
+    }
 }
 
 /// Longest path of a unix socket that every system takes: macOS has 104 bytes, one of them for the end.
@@ -326,6 +335,7 @@ impl Running {
             conditions: Default::default(),
             configuring: Default::default(),
             upgrading: Default::default(),
+            webhooks: Default::default(),
             applied: Notify::new(),
             watch: Watch::new(config.watch),
             tokens: Default::default(),

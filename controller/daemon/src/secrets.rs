@@ -50,7 +50,7 @@ pub(crate) struct SecretError {
 /// What was wrong with a source. Part of the sentence above, which so has no other cause behind it.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
-    #[error("it is not set")]
+    #[error("it is not set in the controller's environment: set it there, and start the controller again")]
     Unset,
     #[error("{0}")]
     Io(io::Error),
@@ -390,7 +390,7 @@ mod tests {
         let failed = shell("exit 3");
         let killed = shell("kill -9 $$");
         for (from, reason) in [
-            (env, "it is not set"),
+            (env, "it is not set in the controller's environment: set it there, and start the controller again"),
             (file("absent"), "No such file or directory (os error 2)"),
             (file(""), "it is not a regular file"),
             (program, "there is no such program"),

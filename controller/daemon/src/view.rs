@@ -8,7 +8,7 @@ use vm_agent_plan::{Inputs, Listing};
 use vm_agent_schemas::api::{
     AgentDrift, AgentView, ControllerStatus, DriverStatus, FileStatus, FleetView, SessionView, Stats,
 };
-use vm_agent_schemas::fleet::Reconcile;
+use vm_agent_schemas::fleet::{Reconcile, Webhook};
 use vm_agent_schemas::ids::Revision;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::{AgentPlan, Condition, Plan};
@@ -62,7 +62,7 @@ impl Moment<'_> {
     /// The controller.
     pub(crate) fn controller(&self, records: &Records) -> ControllerStatus {
         let file = self.core.watch.status(records);
-        let conditions = self.fleet_conditions(&file);
+        let conditions = self.fleet_conditions(&file, &records.fleet.webhooks);
         ControllerStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,9 +81,10 @@ impl Moment<'_> {
         }
     }
 
-    fn fleet_conditions(&self, file: &FileStatus) -> Vec<Condition> {
+    fn fleet_conditions(&self, file: &FileStatus, webhooks: &[Webhook]) -> Vec<Condition> {
         let mut facts = fleet_facts(self.plan, &self.core.observers);
         facts.extend(file_facts(file));
+        facts.extend(self.core.webhooks.fact(webhooks));
         self.core.conditions.enter(None, facts, self.acted_on(), self.inputs.now)
     }
 

@@ -192,3 +192,21 @@ async fn a_secret_that_an_agent_can_write_signs_nothing_and_events_wait_for_one_
     until("it is told", async || (receiver.calls().len() == 1).then_some(())).await;
     running.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_webhook_whose_secret_is_not_set_is_told_of_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let _runtimes = Runtimes::of(&fake);
+    let running = start(&folder.path().join("state"), &[&fake]).await;
+    let file = receiver.file(&folder.path().join("secret"), "web: {}");
+    let unset = file.lines().map(|line| if line.contains("secret:") { "    secret: {env: NOBODY_SETS_THIS}" } else { line });
+    apply(running.controller(), &unset.collect::<Vec<_>>().join("\n")).await;
+    let told = async || events(running.controller()).await.into_iter().find(|it| it.kind == EventKind::WebhookFailed);
+    let told = until("people are told", told).await;
+    assert!(told.message.contains("it is not set in the controller's environment"), "{}", told.message);
+    let conditions = running.controller().status().await.unwrap().conditions;
+    let condition = conditions.iter().find(|it| it.kind == "WebhooksTold").unwrap();
+    assert!(condition.message.contains("NOBODY_SETS_THIS"), "{}", condition.message);
+    running.shut_down().await;
+}

@@ -4,6 +4,7 @@
 //! after an event was taken or given up. So nothing is missed over a restart, and what was taken just
 //! before a crash comes a second time, under the same id.
 
+mod outages;
 mod request;
 
 use std::collections::BTreeMap;
@@ -24,10 +25,14 @@ use crate::core::Core;
 use crate::engine::file::writable;
 use crate::engine::records::Change;
 use crate::reconciler::Chain;
+pub(crate) use outages::Outages;
 use request::{Answer, GIVEN_UP_AFTER, pause, request};
 
 /// How long a receiver may take for its answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How many attempts in a row have to fail until people are told: what passes by itself is none of theirs.
+const FAILURES_TOLD: u32 = 3;
 
 /// Events that are read at a time.
 const PAGE: u32 = 100;
@@ -145,7 +150,10 @@ impl Courier {
         let mut failures = 0;
         loop {
             let problem = match self.attempt(event).await {
-                Ok(Answer::Taken) => return self.core.metrics.webhook("taken"),
+                Ok(Answer::Taken) => {
+                    self.core.webhooks.end(&self.webhook);
+                    return self.core.metrics.webhook("taken");
+                }
                 Ok(Answer::Gone) => {
                     self.core.metrics.webhook("given_up");
                     return self.give_up(event, "the receiver says that it is gone for good (410)").await;
@@ -156,6 +164,9 @@ impl Courier {
             failures += 1;
             self.core.metrics.webhook("failed");
             tracing::warn!(url = %self.webhook.url, event.seq, failures, "A webhook could not be told: {problem}");
+            if failures >= FAILURES_TOLD {
+                self.complain(&problem).await;
+            }
             let age = Duration::try_from(Timestamp::now().duration_since(event.at)).unwrap_or_default();
             if age > GIVEN_UP_AFTER {
                 self.core.metrics.webhook("given_up");
@@ -195,6 +206,18 @@ impl Courier {
             return;
         }
         let message = format!("{} was not told of event {} ({}): {problem}", self.webhook.url, event.seq, event.kind);
+        self.record(message).await;
+    }
+
+    /// Tells people that it can't be told, once for each such time.
+    async fn complain(&self, problem: &str) {
+        if self.core.webhooks.begin(&self.webhook, problem) {
+            let message = format!("{} can't be told of events, which wait: {problem}", self.webhook.url);
+            self.record(message).await;
+        }
+    }
+
+    async fn record(&self, message: String) {
         let change = Change::Event(NewEvent::fleet(EventKind::WebhookFailed, message));
         if let Err(error) = self.core.ledger.record(vec![change], Timestamp::now()).await {
             tracing::error!(error = %Chain(&error), "An event could not be recorded");
