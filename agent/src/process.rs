@@ -92,6 +92,8 @@ pub(crate) enum SpawnError {
     NotFound(String),
     #[error("`{0}` may not be run: permission denied")]
     Denied(String),
+    #[error("user `{user}` may not enter the folder `{folder}`: name another to run in, or open it to that user")]
+    NoEntry { user: String, folder: String },
     #[error("`{program}`: {reason}")]
     Other { program: String, reason: io::Error },
     #[error(transparent)]
@@ -140,7 +142,7 @@ impl Surroundings {
         }
         let started = launch(account.as_ref(), || pty_process::Command::from(command).spawn(terminal))?;
         let child = started.map_err(|error| match error {
-            pty_process::Error::Io(error) => SpawnError::new(program, error),
+            pty_process::Error::Io(error) => self.refusal(&run, account.as_ref(), error),
             other => SpawnError::new(program, io::Error::other(other)),
         })?;
         Ok((Leader::new(child), run.argv))
@@ -167,7 +169,21 @@ impl Surroundings {
         let mut command = self.prepare(run, account.as_ref())?;
         let command = connect(command.process_group(0));
         let started = launch(account.as_ref(), || command.spawn())?;
-        started.map_err(|error| SpawnError::new(&run.argv[0], error))
+        started.map_err(|error| self.refusal(run, account.as_ref(), error))
+    }
+
+    /// Why something could not be started. The system tells of a folder that a user may not enter as it does of a
+    /// program that may not be run.
+    fn refusal(&self, run: &Run, account: Option<&Account>, error: io::Error) -> SpawnError {
+        if error.kind() == io::ErrorKind::PermissionDenied
+            && let (Some(account), Ok(folder)) = (account, self.folder(run.cwd.as_deref()))
+        {
+            let entered = account.act(|| folder.join(".").metadata().map(drop));
+            if matches!(entered, Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied) {
+                return SpawnError::NoEntry { user: account.name().to_owned(), folder: folder.display().to_string() };
+            }
+        }
+        SpawnError::new(&run.argv[0], error)
     }
 
     /// A command that has all but its input, its output and its group.

@@ -49,6 +49,11 @@ impl Account {
         if account.is_own() || geteuid().is_root() { Ok(account) } else { Err(AccountError::NotRoot(account.name)) }
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What its processes find in their environment.
     pub(crate) fn environment(&self) -> [(&'static str, &str); 4] {
         [("HOME", &self.home), ("USER", &self.name), ("LOGNAME", &self.name), ("SHELL", self.shell())]

@@ -317,6 +317,12 @@ async fn a_task_runs_as_another_user_with_the_rights_of_that() {
     assert_eq!(scene.run(write(&open)).await.outcome(), &DONE);
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(&open).unwrap()), 65534);
     assert!(reason(scene.run(write(Path::new("/etc/vm-agent-test"))).await.outcome()).ends_with("permission denied"));
+    let own = tempfile::tempdir().unwrap();
+    let exec = Work::Exec { argv: vec!["true".to_owned()] };
+    let shut_out = Job { cwd: Some(own.path().display().to_string()), ..nobody(exec) };
+    let kept = scene.run(shut_out).await;
+    let told = format!("user `nobody` may not enter the folder `{}`", own.path().display());
+    assert!(reason(kept.outcome()).contains(&told), "{:?}", kept.outcome());
     let read = nobody(Work::FileRead { path: "closed".to_owned() });
     assert!(reason(scene.run(read).await.outcome()).ends_with("permission denied"));
     let unknown = Job { user: Some("no-such-user".to_owned()), ..Job::exec(["true"]) };
