@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -28,6 +29,13 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub const HUB: &str = r#"hub: {listen: "127.0.0.1:0", apiListen: "127.0.0.1:0", dashboardListen: "127.0.0.1:0", heartbeat: 1s}
 "#;
 
+/// The same for emulated machines, several of which come up at a time.
+const MACHINES_LIMIT: Duration = Duration::from_secs(600);
+
+/// The first line where there are machines: an emulated one may be silent for some seconds.
+const MACHINES_HUB: &str = r#"hub: {listen: "127.0.0.1:0", apiListen: "127.0.0.1:0", dashboardListen: "127.0.0.1:0", heartbeat: 10s}
+"#;
+
 /// Most events that one answer has.
 const PAGE: &str = "1000";
 
@@ -39,6 +47,8 @@ const INHERITED: &[&str] = &["PATH", "LLVM_PROFILE_FILE"];
 pub struct Fleet {
     dir: TempDir,
     program: PathBuf,
+    hub: &'static str,
+    limit: Duration,
 }
 
 /// What a command of the program came to.
@@ -57,20 +67,37 @@ impl Fleet {
     /// A fleet with this file, behind [`HUB`]. Nothing runs yet.
     #[must_use]
     pub fn new(file: &str) -> Self {
+        Self::with(file, HUB, LIMIT)
+    }
+
+    /// The same with real machines: their image is kept in this folder between tests, and they get this runtime.
+    #[must_use]
+    pub fn of_machines(file: &str, images: &Path, runtime: &Path) -> Self {
+        let fleet = Self::with(file, MACHINES_HUB, MACHINES_LIMIT);
+        let (state, runtimes) = (fleet.state_dir(), fleet.state_dir().join("runtimes"));
+        std::fs::create_dir_all(images).expect("a folder for images is made");
+        std::fs::DirBuilder::new().mode(0o700).create(&state).expect("a state folder is made");
+        std::fs::create_dir(&runtimes).expect("a folder is made");
+        symlink(runtime, runtimes.join("vm-agent-runtime")).expect("a link is made");
+        symlink(images, state.join("images")).expect("a link is made");
+        fleet
+    }
+
+    fn with(file: &str, hub: &'static str, limit: Duration) -> Self {
         let dir = tempfile::Builder::new().prefix("vm-agent-").tempdir().expect("a temporary folder");
-        let fleet = Self { dir, program: program() };
+        let fleet = Self { dir, program: program(), hub, limit };
         fleet.write(file);
         fleet
     }
 
     /// Replaces the fleet file.
     pub fn write(&self, file: &str) {
-        std::fs::write(self.file(), format!("{HUB}{file}")).expect("the fleet file is written");
+        std::fs::write(self.file(), format!("{}{file}", self.hub)).expect("the fleet file is written");
     }
 
     /// Saves the fleet file as editors do that take care: whole under another name, and then in its place.
     pub fn save(&self, file: &str) {
-        replace(&self.file(), &format!("{HUB}{file}"));
+        replace(&self.file(), &format!("{}{file}", self.hub));
     }
 
     /// The fleet file.
@@ -255,7 +282,7 @@ impl Fleet {
     }
 
     /// Looks again at each event until there is what is looked for; never, when it takes longer than
-    /// [`LIMIT`].
+    /// [`LIMIT`] (with machines longer).
     pub fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
         let mut follower = None;
@@ -263,7 +290,7 @@ impl Fleet {
             if let Some(found) = look() {
                 return found;
             }
-            assert!(began.elapsed() < LIMIT, "waited in vain for {what}\n{}", self.report());
+            assert!(began.elapsed() < self.limit, "waited in vain for {what}\n{}", self.report());
             let command = || self.command(&["events", "--follow", "--limit", "1"]);
             match &mut follower {
                 // What happened between the look and this is seen by looking once more.
@@ -300,6 +327,12 @@ impl Fleet {
     pub fn holders(&self, text: &str) -> Vec<PathBuf> {
         let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
         files_below(self.path()).into_iter().filter(|file| std::fs::read(file).is_ok_and(|it| holds(&it))).collect()
+    }
+
+    /// The folder of a machine.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> PathBuf {
+        self.state_dir().join("machines").join(name)
     }
 
     /// Waits until no process of the fleet lives.

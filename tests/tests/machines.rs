@@ -1,0 +1,173 @@
+//! A fleet of real machines, from its file to its end. Where no machine can be made this leaves itself out, unless
+//! `VM_AGENT_TEST_MACHINES` is set, as `cargo xtask test` does once it has what it needs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use vm_agent_schemas::event::EventKind;
+use vm_agent_tests::e2e::{Fleet, send};
+
+/// Set where machines can be made, so that this can't leave itself out there.
+const MUST_RUN: &str = "VM_AGENT_TEST_MACHINES";
+
+const NAMES: [&str; 3] = ["box", "db", "web"];
+
+/// The fleet, with so much memory for `web`.
+fn three(memory: &str) -> String {
+    format!(
+        "defaults: {{driver: qemu, memory: 256M, disk: 2G}}
+agents:
+  web: {{memory: {memory}, env: {{GREETING: hello}}, tasks: {{setup: {{exec: 'echo $GREETING > done'}}}}}}
+  db: {{files: {{note: kept}}}}
+  box: {{user: dev, sudo: true, packages: [hello]}}
+"
+    )
+}
+
+/// Where images are kept, and the runtime for machines; nothing where no machine can be made here.
+fn ground() -> Option<(PathBuf, PathBuf)> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let named = |variable: &str, usual: PathBuf| std::env::var_os(variable).map_or(usual, PathBuf::from);
+    let runtime = named("VM_AGENT_RUNTIME", target.join("../dist/x86_64-unknown-linux-gnu/vm-agent-runtime"));
+    let has = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    };
+    let missing = if !runtime.is_file() {
+        "the runtime for machines is missing; build it with `cargo xtask dist`"
+    } else if !(has("qemu-system-x86_64") && has("qemu-img") && has("mmdebstrap")) {
+        "QEMU or mmdebstrap is missing; `cargo xtask test` installs them"
+    } else {
+        return Some((named("VM_AGENT_TEST_IMAGES", target.join("images")), runtime));
+    };
+    assert!(std::env::var_os(MUST_RUN).is_none(), "{missing}");
+    eprintln!("left out: {missing}");
+    None
+}
+
+/// The QEMU of each machine.
+fn qemus(fleet: &Fleet) -> BTreeMap<&'static str, u32> {
+    let pid =
+        |name: &str| std::fs::read_to_string(fleet.machine(name).join("qemu.pid")).unwrap().trim().parse().unwrap();
+    let qemus: BTreeMap<_, _> = NAMES.map(|name| (name, pid(name))).into();
+    // What the fleet runs besides has `qemu` nowhere in its command.
+    let living = fleet.processes().into_iter().filter(|it| it.command.iter().any(|word| word == "-pidfile"));
+    let mut living: Vec<u32> = living.map(|process| process.pid).collect();
+    let mut known: Vec<u32> = qemus.values().copied().collect();
+    (living.sort_unstable(), known.sort_unstable());
+    assert_eq!(living, known, "one QEMU for each machine");
+    qemus
+}
+
+/// The boot of each machine, as its kernel numbers it.
+fn boots(fleet: &Fleet) -> BTreeMap<&'static str, String> {
+    NAMES.map(|name| (name, fleet.exec(name, "cat /proc/sys/kernel/random/boot_id"))).into()
+}
+
+/// How many steps began on machines since then.
+fn steps(fleet: &Fleet, since: u64) -> usize {
+    fleet.events_since(since).iter().filter(|event| event.kind == EventKind::StepStarted).count()
+}
+
+/// The session of an agent that is another than this one.
+fn next_session(fleet: &Fleet, name: &str, former: u64) {
+    fleet.wait_for_agent(name, "connected anew", |agent| {
+        agent.session.as_ref().is_some_and(|session| session.epoch.0 > former)
+    });
+    fleet.wait_until_well();
+}
+
+fn session(fleet: &Fleet, name: &str) -> u64 {
+    fleet.agent(name).session.expect("it is connected").epoch.0
+}
+
+#[test]
+fn three_machines_live_through_everything_and_are_booted_no_more_than_they_have_to() {
+    let Some((images, runtime)) = ground() else { return };
+    let fleet = Fleet::of_machines(&three("256M"), &images, &runtime);
+    fleet.up();
+    fleet.wait_until_well();
+    what_the_file_says_is_there(&fleet);
+    a_killed_qemu_is_started_again_alone(&fleet);
+    a_killed_runtime_comes_back_without_a_boot(&fleet);
+    a_reboot_from_inside_needs_nobody(&fleet);
+    more_memory_in_the_file_is_drift_and_mended(&fleet);
+    a_killed_controller_harms_no_machine(&fleet);
+
+    fleet.ok(&["down", "--destroy", "--yes"]);
+    fleet.wait_until_quiet();
+    let left: Vec<_> = std::fs::read_dir(fleet.state_dir().join("machines")).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn what_the_file_says_is_there(fleet: &Fleet) {
+    assert_eq!(fleet.exec("web", "cat done; id -un"), "hello\nvm-agent\n");
+    assert_eq!(fleet.exec("db", "cat note; echo; hostname; sudo -n id 2>/dev/null || echo none"), "kept\ndb\nnone\n");
+    assert_eq!(fleet.exec("box", "id -un; sudo -n id -u; hello --greeting=there"), "dev\n0\nthere\n");
+    for name in NAMES {
+        let ran = fleet.run(&["task", name, "--wait", "--", "systemd-detect-virt; exit 7"]);
+        assert_eq!(ran.code, 7, "{ran:?}");
+    }
+}
+
+fn a_killed_qemu_is_started_again_alone(fleet: &Fleet) {
+    let (before, last) = (qemus(fleet), fleet.last_event());
+    send(before["db"], Signal::KILL);
+    fleet.wait_for_event(last, EventKind::InstanceFailed, Some("db"));
+    fleet.wait_until_well();
+    let after = qemus(fleet);
+    assert_ne!(after["db"], before["db"]);
+    assert_eq!((after["web"], after["box"]), (before["web"], before["box"]));
+    assert_eq!(steps(fleet, last), 1);
+    assert_eq!(fleet.exec("db", "cat note"), "kept");
+}
+
+fn a_killed_runtime_comes_back_without_a_boot(fleet: &Fleet) {
+    let (boots_before, last, former) = (boots(fleet), fleet.last_event(), session(fleet, "web"));
+    // The runtime is what started the shell. What becomes of the session is nobody's concern here.
+    fleet.run(&["exec", "web", "--", "kill -9 $PPID"]);
+    next_session(fleet, "web", former);
+    assert_eq!(boots(fleet), boots_before);
+    assert_eq!(steps(fleet, last), 0);
+}
+
+fn a_reboot_from_inside_needs_nobody(fleet: &Fleet) {
+    let (boots_before, qemus_before) = (boots(fleet), qemus(fleet));
+    let (last, former) = (fleet.last_event(), session(fleet, "box"));
+    fleet.run(&["exec", "box", "--", "sudo -n systemctl reboot"]);
+    next_session(fleet, "box", former);
+    let boots_after = boots(fleet);
+    assert_ne!(boots_after["box"], boots_before["box"]);
+    assert_eq!((&boots_after["web"], &boots_after["db"]), (&boots_before["web"], &boots_before["db"]));
+    assert_eq!(qemus(fleet), qemus_before);
+    assert_eq!(steps(fleet, last), 0);
+}
+
+fn more_memory_in_the_file_is_drift_and_mended(fleet: &Fleet) {
+    let memory = || fleet.exec("web", "awk '/MemTotal/ {print $2}' /proc/meminfo").trim().parse::<u64>().unwrap();
+    let (small, before) = (memory(), qemus(fleet));
+    fleet.write(&three("320M"));
+    let plan = fleet.run(&["plan", "--detailed-exitcode"]);
+    assert_eq!(plan.code, 2, "{plan:?}");
+    assert!(plan.stdout.contains("memory"), "{plan:?}");
+    fleet.ok(&["apply", "--yes"]);
+    fleet.wait_until_well();
+    // All of the difference but what the kernel needs to keep account of it.
+    assert!(memory() > small + 60 * 1024, "{small} KiB, then {} KiB", memory());
+    let after = qemus(fleet);
+    assert_ne!(after["web"], before["web"]);
+    assert_eq!((after["db"], after["box"]), (before["db"], before["box"]));
+    assert_eq!(fleet.run(&["plan", "--detailed-exitcode"]).code, 0);
+}
+
+fn a_killed_controller_harms_no_machine(fleet: &Fleet) {
+    let (boots_before, qemus_before, last) = (boots(fleet), qemus(fleet), fleet.last_event());
+    fleet.kill_controller();
+    assert_eq!(qemus(fleet), qemus_before);
+    fleet.up();
+    fleet.wait_until_well();
+    assert_eq!(boots(fleet), boots_before);
+    assert_eq!(qemus(fleet), qemus_before);
+    assert_eq!(steps(fleet, last), 0);
+}
