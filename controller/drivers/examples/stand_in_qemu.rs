@@ -2,11 +2,13 @@
 //! and a guest program behind it that is up at once.
 //!
 //! The machine's name says how it behaves: `deaf` ignores its power button, `mute` has no guest program,
-//! `broken` ends at once, `refusing` takes no seed, `falling` ends as soon as it is asked for anything.
+//! `broken` ends at once, `locked` because another has its disk, `full` stands still until it is told to go on,
+//! `refusing` takes no seed, `falling` ends as soon as it is asked for anything.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{ExitCode, exit};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -29,6 +31,12 @@ fn main() -> ExitCode {
     let Some(name) = after("-name", "") else { return ExitCode::FAILURE };
     if name == "broken" {
         let _ = writeln!(std::io::stderr(), "broken on purpose");
+        return ExitCode::FAILURE;
+    }
+    if name == "locked" {
+        let said =
+            "-blockdev driver=qcow2: Failed to get \"write\" lock\nIs another process using the image [disk.qcow2]?";
+        let _ = writeln!(std::io::stderr(), "{said}");
         return ExitCode::FAILURE;
     }
     let machine = Machine { name, nonce: Arc::default(), is_off: Arc::default(), boot_id: BootId::generate() };
@@ -104,6 +112,13 @@ impl Machine {
             let command: Value = serde_json::from_str(&text).unwrap_or_default();
             let is_off = || self.is_off.lock().expect("nobody panics");
             let answer = match command["execute"].as_str() {
+                Some("query-status") if self.name == "full" && !Path::new("went-on").exists() => {
+                    json!({"status": "io-error"})
+                }
+                Some("cont") => {
+                    let _ = fs::write("went-on", "");
+                    json!({})
+                }
                 Some("query-status") => json!({"status": if *is_off() { "shutdown" } else { "running" }}),
                 Some("system_powerdown") => {
                     *is_off() |= self.name != "deaf";

@@ -147,7 +147,8 @@ async fn real_machines_keep_the_contract() {
 async fn a_machine_that_can_not_be_given_what_it_is_to_have_tells_why_and_is_no_more() {
     let Some(ground) = Ground::new().await else { return };
     let provision = serde_json::from_value(json!({"user": "dev", "packages": ["no-such-package"]})).unwrap();
-    let order = CreateOrder { base: Base::Image(ground.image()), sizes: ground.sizes(false), provision, ..an_order("web") };
+    let order =
+        CreateOrder { base: Base::Image(ground.image()), sizes: ground.sizes(false), provision, ..an_order("web") };
     let error = ground.qemu.create(&order).await.unwrap_err().to_string();
     let told = "the machine did not get what it is to have besides the runtime";
     // In the words of the guest's own apt: without a network it says so instead.

@@ -244,6 +244,7 @@ async fn what_goes_wrong_with_a_start_is_a_sentence_and_the_machine_is_stopped()
     let ground = Ground::new();
     let cases = [
         ("broken", vec!["QEMU ended at once", "broken on purpose"]),
+        ("locked", vec!["another QEMU has its disk open"]),
         ("refusing", vec!["could not take its seed: there is no room for it"]),
         ("falling", vec!["QEMU ended while the machine booted", "fell over"]),
     ];
@@ -256,6 +257,22 @@ async fn what_goes_wrong_with_a_start_is_a_sentence_and_the_machine_is_stopped()
         assert_eq!(marked(order.seed.nonce.as_str()), []);
         ground.qemu.destroy(&order.target()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_stands_still_for_want_of_disk_counts_as_up_and_goes_on_when_it_can() {
+    let ground = Ground::new();
+    let order = ground.order("full");
+    ground.qemu.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    let went_on = ground.qemu.folder(&order.instance).join("went-on");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !went_on.exists() {
+        assert!(Instant::now() < deadline, "it is told to go on");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ground.state().await, InstanceState::Running);
+    ground.qemu.destroy(&order.target()).await.unwrap();
 }
 
 #[tokio::test]

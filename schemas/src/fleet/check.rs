@@ -99,7 +99,8 @@ fn check_provision(spec: &AgentSpec, findings: &mut Findings<'_>) {
     }
     let size = serde_json::to_string(&spec.cloud_init).map_or(0, |text| text.len());
     if size > CLOUD_INIT_MAX {
-        findings.add(&["cloudInit"], format!("cloud-init is told {size} bytes here; at most {CLOUD_INIT_MAX} are allowed"));
+        findings
+            .add(&["cloudInit"], format!("cloud-init is told {size} bytes here; at most {CLOUD_INIT_MAX} are allowed"));
     }
 }
 

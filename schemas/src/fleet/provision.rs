@@ -266,7 +266,10 @@ impl TryFrom<BTreeMap<String, Value>> for CloudInit {
         }
         for key in LISTS {
             if keys.get(key).is_some_and(|value| !value.is_array()) {
-                return Err(reserved(key, "there are others in it already, and yours has to be a list to stand behind them"));
+                return Err(reserved(
+                    key,
+                    "there are others in it already, and yours has to be a list to stand behind them",
+                ));
             }
         }
         Ok(Self(keys))
@@ -305,7 +308,16 @@ mod tests {
             assert_eq!(name.parse::<UserName>(), Err(InvalidProvision::User(name.to_owned())));
         }
         assert!("root".parse::<UserName>().unwrap_err().to_string().contains("`sudo: true`"));
-        for name in ["git", "g++", "libstdc++6", "python3.11", "gcc:arm64", "ripgrep=13.0.0-4+b2", "a=1:2~rc1", "NetworkManager"] {
+        for name in [
+            "git",
+            "g++",
+            "libstdc++6",
+            "python3.11",
+            "gcc:arm64",
+            "ripgrep=13.0.0-4+b2",
+            "a=1:2~rc1",
+            "NetworkManager",
+        ] {
             assert_eq!(name.parse::<Package>().unwrap().as_str(), name);
         }
         for name in ["", "-y", "--reinstall", "a b", "a;b", "a=", "=1", "a=-1", "../x", "$(id)", "a/b", "a\n"] {

@@ -123,7 +123,8 @@ mod tests {
         let first = disk("a", 1, &wanted);
         assert!(first == disk("b", 1, &wanted));
         assert!(first != disk("c", 2, &wanted));
-        let (plain, files) = (seed_disk::tests::files(&disk("d", 1, &Provision::default())), seed_disk::tests::files(&first));
+        let (plain, files) =
+            (seed_disk::tests::files(&disk("d", 1, &Provision::default())), seed_disk::tests::files(&first));
         assert_eq!(files["vm-agent-runtime"], b"the runtime");
         assert_eq!(files["meta-data"], meta_data(&"web".parse().unwrap(), Incarnation(1)).as_bytes());
         // Every file that the script takes from beside it, those that there may be and those that there are.
@@ -135,7 +136,10 @@ mod tests {
         let (always, where_there) = (taken("put "), taken("put_if_there "));
         assert_eq!((always.len(), where_there.len()), (3, 6));
         assert!(always.iter().all(|name| plain.contains_key(name)), "{always:?}");
-        assert!(where_there.iter().all(|name| files.contains_key(name) && !plain.contains_key(name)), "{where_there:?}");
+        assert!(
+            where_there.iter().all(|name| files.contains_key(name) && !plain.contains_key(name)),
+            "{where_there:?}"
+        );
         assert!(std::str::from_utf8(&files["user-data"]).unwrap().contains("install.sh"));
     }
 
@@ -160,7 +164,8 @@ mod tests {
         [Service]
         User=dev
         ");
-        let all = json!({"user": "dev", "sudo": true, "packages": ["ripgrep", "git=1:2"], "cloudInit": {"runcmd": ["ls"]}});
+        let all =
+            json!({"user": "dev", "sudo": true, "packages": ["ripgrep", "git=1:2"], "cloudInit": {"runcmd": ["ls"]}});
         insta::assert_snapshot!(shown(all), @"
         user:
         dev

@@ -846,7 +846,8 @@ agents:
   db: {user: db}
 ";
         let fleet = parse("fleet.yaml", text).unwrap();
-        let of = |name: &str| serde_json::to_value(crate::fleet::Provision::of(&fleet.agents[&agent(name)].spec)).unwrap();
+        let of =
+            |name: &str| serde_json::to_value(crate::fleet::Provision::of(&fleet.agents[&agent(name)].spec)).unwrap();
         assert_eq!(
             of("web"),
             serde_json::json!({"user": "dev", "sudo": true, "packages": ["curl", "git", "ripgrep"],
