@@ -1,7 +1,7 @@
 use vm_agent_schemas::fleet::{DriftPolicy, PowerState};
 use vm_agent_schemas::intent::Change;
 use vm_agent_schemas::observe::{InstanceState, Standing};
-use vm_agent_schemas::plan::{DriftClass, Sync, WaitsFor};
+use vm_agent_schemas::plan::{Cost, DriftClass, Sync, WaitsFor};
 
 use crate::{agent, say, settled, steps, words, world};
 
@@ -22,6 +22,19 @@ fn what_is_ignored_is_not_there() {
     world::edit(&mut inputs, "agents: {web: {image: b, drift: {image: ignore}}}");
     assert!(agent(&inputs, "web").drift.is_empty());
     assert!(vm_agent_plan::plan(&inputs).approvals.is_empty());
+}
+
+#[test]
+fn what_a_machine_got_at_its_birth_only_a_new_one_has_otherwise_and_that_waits_for_a_yes() {
+    let mut inputs = settled("agents: {web: {driver: qemu, packages: [git]}}");
+    world::edit(&mut inputs, "agents: {web: {driver: qemu, packages: [git, jq], user: dev}}");
+    let web = agent(&inputs, "web");
+    let seen: Vec<_> = web.drift.iter().map(|drift| (drift.class, drift.path.as_str(), drift.cost)).collect();
+    let one = |path| (DriftClass::Provisioning, path, Cost::Replace);
+    assert_eq!(seen, [one("user"), one("packages")]);
+    assert_eq!(vm_agent_plan::plan(&inputs).approvals.len(), 1);
+    world::edit(&mut inputs, "agents: {web: {driver: qemu, packages: [jq], drift: {provisioning: ignore}}}");
+    assert!(agent(&inputs, "web").drift.is_empty());
 }
 
 #[test]
