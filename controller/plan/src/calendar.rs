@@ -27,8 +27,8 @@ pub(crate) fn turns(cron: &Cron, length: Duration, now: Timestamp) -> impl Itera
 pub(crate) struct Rounds<'a> {
     pub(crate) when: &'a CronWhen,
     pub(crate) last: Option<LastRun>,
-    /// When the machine's claim was written.
-    pub(crate) made: Timestamp,
+    /// Up to then no moment was the task's: the machine's claim was not written, or the file did not ask for it.
+    pub(crate) begins: Timestamp,
 }
 
 /// The last run of a task, which is over.
@@ -49,7 +49,7 @@ impl Rounds<'_> {
 
     /// The moment after now at which the task runs next.
     pub(crate) fn next(self, now: Timestamp) -> Option<Timestamp> {
-        self.when.cron.next_after(now.max(self.made).max(self.passed().unwrap_or(now)))
+        self.when.cron.next_after(now.max(self.begins).max(self.passed().unwrap_or(now)))
     }
 
     /// When [`due`](Self::due) may answer otherwise.
@@ -78,7 +78,7 @@ impl Rounds<'_> {
             // Nobody knows which moments a task has missed that never ran.
             (_, None) => recent,
         };
-        since.max(self.made)
+        since.max(self.begins)
     }
 
     /// Whether the last run ended since then: what waited for its end is not late yet.
@@ -110,13 +110,13 @@ mod tests {
     fn is_due(missed: Missed, last: Option<&str>, made: &str, now: &str) -> bool {
         let last = last.map(|last| LastRun { accepted: at(last), ended: at(last) });
         let when = when("0 3 * * *", missed, Overlap::Skip);
-        Rounds { when: &when, last, made: at(made) }.due(at(now)).is_some()
+        Rounds { when: &when, last, begins: at(made) }.due(at(now)).is_some()
     }
 
     /// The moment of every tenth minute that a task is due for which ran from 03:00 to 03:25.
     fn due_after_run(missed: Missed, overlap: Overlap, now: &str) -> Option<Timestamp> {
         let last = Some(LastRun { accepted: at("03:00:00"), ended: at("03:25:00") });
-        Rounds { when: &when("*/10 * * * *", missed, overlap), last, made: at("00:00:00") }.due(at(now))
+        Rounds { when: &when("*/10 * * * *", missed, overlap), last, begins: at("00:00:00") }.due(at(now))
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
     fn the_next_change_is_the_moment_itself_or_its_passing() {
         let turns = |now: &str| {
             let when = when("0 3 * * *", Missed::Skip, Overlap::Skip);
-            Rounds { when: &when, last: None, made: at("00:00:00") }.turns(at(now)).min().unwrap()
+            Rounds { when: &when, last: None, begins: at("00:00:00") }.turns(at(now)).min().unwrap()
         };
         assert_eq!(turns("01:00:00"), at("03:00:00"));
         assert_eq!(turns("03:00:30"), at("03:01:00"));

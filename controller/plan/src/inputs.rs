@@ -21,6 +21,8 @@ pub struct Inputs {
     pub fleet: Arc<Fleet>,
     /// Which accepted file it is.
     pub revision: Option<Revision>,
+    /// When that file was accepted.
+    pub accepted_at: Option<Timestamp>,
     /// What people said beside the file. Those that no longer hold are ignored.
     pub overrides: Vec<Override>,
     /// What is ours.
@@ -195,6 +197,7 @@ impl Inputs {
         Self {
             fleet: Arc::default(),
             revision: None,
+            accepted_at: None,
             overrides: Vec::new(),
             claims: BTreeMap::new(),
             operations: BTreeMap::new(),

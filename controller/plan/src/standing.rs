@@ -115,7 +115,10 @@ fn due<'a>(situation: &Situation<'a>, spec: &'a TaskSpec, runs: &Runs<'a>) -> Op
 
 fn rounds<'a>(situation: &Situation<'a>, spec: &'a TaskSpec, runs: &Runs<'_>) -> Option<Rounds<'a>> {
     let TaskWhen::Cron(when) = &spec.when else { return None };
-    Some(Rounds { when, last: runs.last_dated(), made: situation.claim?.created_at })
+    let (last, made) = (runs.last_dated(), situation.claim?.created_at);
+    // What has never run may be new in the file: a moment from before that was none of its own.
+    let asked = situation.inputs.accepted_at.filter(|_| last.is_none());
+    Some(Rounds { when, last, begins: asked.map_or(made, |asked| asked.max(made)) })
 }
 
 /// Where a service of the file stands that does not work.

@@ -200,6 +200,7 @@ impl Records {
         Inputs {
             fleet: Arc::clone(&self.fleet),
             revision: self.file.as_ref().map(|file| file.revision),
+            accepted_at: self.file.as_ref().map(|file| file.at),
             overrides: self.overrides.clone(),
             claims: self.claims.clone(),
             operations: self.operations.clone(),

@@ -209,6 +209,26 @@ fn moments_that_come_while_a_task_runs_pass_or_wait_for_its_end() {
 }
 
 #[test]
+fn a_moment_from_before_the_file_asked_for_a_task_is_none_of_its() {
+    let text = "agents: {web: {tasks: {tick: {exec: t, when: {cron: '*/2 * * * *'}}}}}";
+    let mut inputs = settled("agents: {web: {}}");
+    let accept = |inputs: &mut Inputs, text: &str| {
+        world::edit(inputs, text);
+        inputs.accepted_at = Some(inputs.now);
+    };
+    world::pass_time(&mut inputs, 125);
+    accept(&mut inputs, text);
+    assert_eq!(due(&inputs), []);
+    assert_eq!(wake_at(&inputs).map(|at| at <= world::at(240)), Some(true));
+    world::pass_time(&mut inputs, 115);
+    world::converge(&mut inputs);
+    assert_eq!(runs(&inputs, "tick").len(), 1);
+    world::pass_time(&mut inputs, 121);
+    accept(&mut inputs, &text.replace("web:", "db: {}, web:"));
+    assert_eq!(due(&inputs).len(), 1, "a file that asks for it as before takes nothing away");
+}
+
+#[test]
 fn a_task_that_is_to_be_tried_again_is_under_way() {
     let mut inputs = settled("agents: {web: {tasks: {setup: {exec: make, retry: 3}}}}");
     set(&mut inputs, "setup", None);
