@@ -35,6 +35,8 @@ pub(crate) struct Loaded {
     pub(crate) fleet: Fleet,
     /// What to call it in sentences.
     pub(crate) name: String,
+    /// Whether a person named it. Otherwise it is the nearest one.
+    pub(crate) named: bool,
 }
 
 impl FileArgs {
@@ -48,7 +50,7 @@ impl FileArgs {
         let Some(source) = self.read()? else { return Ok(None) };
         let name = called(&source);
         match fleet::parse_all(&source.files) {
-            Ok(fleet) => Ok(Some(Loaded { source, fleet, name })),
+            Ok(fleet) => Ok(Some(Loaded { source, fleet, name, named: !self.files.is_empty() })),
             Err(diagnostics) => Err(invalid(diagnostics, &name)),
         }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use vm_agent_schemas::api::{FileState, List, RevisionView};
 use vm_agent_schemas::event::EventKind;
@@ -242,6 +242,33 @@ fn a_file_that_an_agent_can_write_is_applied_by_a_person_only() {
     assert_eq!((as_it_is(&fleet), names(&fleet)), (before, vec!["web".to_owned()]));
     fleet.ok(&["apply", "-f", "conf/fleet.yaml"]);
     assert_eq!(names(&fleet), ["more", "web"]);
+    fleet.finish();
+}
+
+#[test]
+fn a_fleet_that_has_machines_is_not_replaced_by_whatever_file_is_near() {
+    let fleet = Fleet::new(TWO);
+    fleet.up();
+    let before = as_it_is(&fleet);
+    let other = fleet.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let file = fs::read_to_string(fleet.file()).unwrap();
+    let run = |text: &str, arguments: &[&str]| {
+        fs::write(other.join("fleet.yaml"), text).unwrap();
+        let output = fleet.command(arguments).current_dir(&other).stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let changed = file.replace("db: {}", "cache: {}");
+    let told = format!("fleet.yaml replaces {}, which is in force", fleet.file().display());
+    for arguments in [&["up", "--detach"][..], &["apply"]] {
+        let (code, stderr) = run(&changed, arguments);
+        assert!(code == Some(3) && stderr.contains(&told), "{arguments:?}: {stderr}");
+    }
+    let (code, stderr) = run(&changed, &["plan"]);
+    assert!(code == Some(0) && stderr.contains(&told), "{stderr}");
+    assert_eq!(as_it_is(&fleet), before);
+    let (code, stderr) = run(&file, &["apply"]);
+    assert!(code == Some(0) && !stderr.contains("replaces"), "a file that has only moved says the same: {stderr}");
     fleet.finish();
 }
 

@@ -1,6 +1,6 @@
 use clap::Args;
 use jiff::Timestamp;
-use vm_agent_schemas::api::{Applied, ApplyRequest, List, PlanRequest, PlanView};
+use vm_agent_schemas::api::{AgentView, Applied, ApplyRequest, ControllerStatus, List, PlanRequest, PlanView};
 use vm_agent_schemas::intent::Override;
 use vm_agent_schemas::plan::Plan;
 
@@ -12,6 +12,7 @@ use crate::render::{self, Planned};
 use crate::settle::{WaitArgs, goals_of, settle};
 use crate::ui::{Format, OutputArgs};
 
+use super::diff::accepted;
 use super::list;
 
 /// The command that says yes to all that waits for it in a plan for a file.
@@ -46,6 +47,7 @@ pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult
     let client = context.place.client().await?;
     let format = args.output.output;
     if args.dry_run {
+        replace(context, &client, &loaded, false).await?;
         let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
         let answer = client.post::<Applied>("/apply", &request).await?;
         let Applied { plan, reach, .. } = &answer.content;
@@ -86,6 +88,41 @@ pub(super) fn exit(detailed: bool, plan: &Plan) -> Exit {
     if detailed && !plan.is_empty() { Exit::CHANGES } else { Exit::SUCCESS }
 }
 
+/// Tells that a file takes the place of one from elsewhere. That it was merely the nearest one must not put another
+/// fleet in the place of one that has machines: that needs a yes.
+pub(super) async fn replace(
+    context: &mut Context,
+    client: &Client,
+    loaded: &Loaded,
+    asks: bool,
+) -> Result<(), CommandError> {
+    let Some(replaced) = replaced(context, client, loaded).await? else { return Ok(()) };
+    let name = &loaded.name;
+    let sentence = format!("{name} replaces {replaced}, which is in force");
+    let has_machines = async {
+        let agents = client.get::<List<AgentView>>("/agents").await?.content.items;
+        Ok::<_, CommandError>(agents.iter().any(|agent| agent.incarnation.is_some()))
+    };
+    if !asks || loaded.named || !has_machines.await? {
+        return context.ui.warn(sentence);
+    }
+    context.ui.confirm(&sentence, "yes").map_err(|error| {
+        error.hint(format!("so does `-f {name}`; a fleet of its own beside the other takes a --state-dir of its own"))
+    })
+}
+
+/// The files in force, where these are others, from another place.
+async fn replaced(context: &mut Context, client: &Client, loaded: &Loaded) -> Result<Option<String>, CommandError> {
+    let roots = client.get::<ControllerStatus>("/status").await?.content.file.roots;
+    let elsewhere = !roots.is_empty() && !loaded.source.roots.is_empty() && roots != loaded.source.roots;
+    // One that was only moved says the same.
+    if !elsewhere || accepted(context, client).await?.is_some_and(|fleet| fleet.digest == loaded.fleet.digest) {
+        return Ok(None);
+    }
+    let roots: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+    Ok(Some(roots.join(", ")))
+}
+
 /// Shows the plan, asks where something waits for a yes, and has the file accepted.
 pub(super) async fn apply(
     context: &mut Context,
@@ -96,6 +133,7 @@ pub(super) async fn apply(
     let request = PlanRequest { source: Some(loaded.source.clone()) };
     let PlanView { plan, reach } = client.post::<PlanView>("/plan", &request).await?.content;
     context.ui.status(told(client, &plan, &reach, YES, false).await?)?;
+    replace(context, client, loaded, !yes).await?;
     let approve = consent(context, &plan, yes)?;
     // A yes is to what was shown, so it holds for this plan only. Without one the file is accepted
     // whatever has happened meanwhile: the loop plans anew anyway.

@@ -75,7 +75,7 @@ fn print(context: &mut Context, format: Format, found: &Diff) -> CommandResult {
 }
 
 /// The file that is in force, as this program reads it; nothing when none is, or when it can't be had.
-async fn accepted(context: &mut Context, client: &Client) -> Result<Option<Fleet>, CommandError> {
+pub(super) async fn accepted(context: &mut Context, client: &Client) -> Result<Option<Fleet>, CommandError> {
     let Some(revision) = client.get::<FleetView>("/fleet").await?.content.revision else { return Ok(None) };
     let answer = client.get::<RevisionView>(&format!("/fleet/revisions/{revision}")).await?;
     let source = answer.content.source.unwrap_or_default();

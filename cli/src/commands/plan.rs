@@ -4,7 +4,7 @@ use vm_agent_schemas::api::{PlanRequest, PlanView};
 use vm_agent_schemas::fleet::Fleet;
 use vm_agent_schemas::plan::Plan;
 
-use super::apply::{YES, exit, told};
+use super::apply::{YES, exit, replace, told};
 use super::document;
 use crate::Context;
 use crate::exit::{CommandError, CommandResult, Exit};
@@ -53,7 +53,11 @@ async fn show(context: &mut Context, args: PlanArgs) -> CommandResult {
     let wide = format == Format::Wide;
     let (raw, plan, text) = match context.place.running().await? {
         Some(client) => {
-            let source = args.file.load_if_any()?.map(|loaded| loaded.source);
+            let loaded = args.file.load_if_any()?;
+            if let Some(loaded) = &loaded {
+                replace(context, &client, loaded, false).await?;
+            }
+            let source = loaded.map(|loaded| loaded.source);
             let answer = client.post::<PlanView>("/plan", &PlanRequest { source }).await?;
             let PlanView { plan, reach } = answer.content;
             let text = told(&client, &plan, &reach, YES, wide).await?;
