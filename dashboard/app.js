@@ -231,7 +231,8 @@ const WAITS = {
   runtime: () => "the runtime to connect",
   taskRunning: ({ task }) => `task ${task}, which is running`,
   taskFailed: ({ task, outcome, next }) => [
-    `somebody to look at task ${task}, which ${outcome}; it runs again `, next ? moment(next) : "when its text changes",
+    `somebody to look at task ${task}, which ${outcome}; it runs again `,
+    next ? moment(next) : "when its text changes, or when it is replayed",
   ],
   problem: ({ what }) => `somebody to look at it: ${what}`,
 };

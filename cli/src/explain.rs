@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn a_list_of_maps_is_explained_with_the_keys_of_each() {
         let keys: Vec<String> = schema().explain("webhooks").unwrap().keys.into_iter().map(|it| it.key).collect();
-        assert_eq!(keys, ["events", "secret", "url"]);
+        assert_eq!(keys, ["url", "events", "secret"]);
         assert_eq!(path("webhooks.secret"), "webhooks.secret");
         assert_eq!(near("webhooks.secrt"), ["webhooks.secret"]);
     }

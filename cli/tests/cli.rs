@@ -252,7 +252,7 @@ fn without_a_controller_the_next_command_is_named() {
 #[test]
 fn a_shell_needs_somebody_who_types() {
     insta::assert_snapshot!(Sandbox::new().transcript(&["shell", "web"]), @"
-    exit 255
+    exit 3
     --- stderr
     error: stdin is no terminal, so there is nobody to type
     hint: scripts run commands: vm-agent exec NAME -i -- COMMAND

@@ -261,8 +261,8 @@ mod tests {
     #[test]
     fn the_wide_table_adds_lives_versions_and_sizes() {
         insta::assert_snapshot!(plain(&agent_table(&[samples::healthy("web")], true, samples::now())), @"
-        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  RUNTIME  CPUS  MEMORY  DISK  IMAGE  LABELS  NOTES
-        web   local   running  Synced  Healthy  4s ago     1            3      0.1.0    1     8G      5G    24.04  -       -
+        NAME  DRIVER  POWER    SYNC    HEALTH   LAST SEEN  INCARNATION  EPOCH  RUNTIME  CPUS  MEMORY  DISK  IMAGE    LABELS  NOTES
+        web   local   running  Synced  Healthy  4s ago     1            3      0.1.0    1     8G      5G    default  -       -
         ");
     }
 
@@ -295,7 +295,7 @@ mod tests {
           power: stopped by ana, 55m0s left: debug a flake
         Wanted
           driver: local (override)
-          image: 24.04 (built-in)
+          image: default (built-in)
           cpus: 1 (built-in)
           memory: 8G (override)
           disk: 5G (built-in)
@@ -304,6 +304,7 @@ mod tests {
           reconcile: auto (built-in)
           protect: false (built-in)
           slots: 4 (built-in)
+          sudo: false (built-in)
         Tasks
           0190c5a8-0000-7000-8000-000000000000 make test: ended with exit code 2
         Last events

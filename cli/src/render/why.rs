@@ -245,7 +245,9 @@ fn remedy(it: &WaitsFor, name: &AgentName, tasks: &[Task], now: Timestamp) -> Op
         WaitsFor::Window { .. } => {
             (true, format!("wait for the window; what you ask for waits for none: vm-agent stop {name}"))
         }
-        WaitsFor::Snapshot { agent, .. } | WaitsFor::Dependency { agent, .. } => (true, format!("vm-agent why {agent}")),
+        WaitsFor::Snapshot { agent, .. } | WaitsFor::Dependency { agent, .. } => {
+            (true, format!("vm-agent why {agent}"))
+        }
         WaitsFor::Backoff { until, .. } => {
             let left = coarse(until.duration_since(now).as_secs());
             (true, format!("nothing to do: it is tried again in {left}; what went wrong: vm-agent events"))
@@ -270,7 +272,9 @@ fn task_failed(task: &TaskName, tasks: &[Task], name: &AgentName) -> String {
             "see what task `{task}` printed (vm-agent task output {id}), mend that, and have it done again \
              (vm-agent task replay {id})"
         ),
-        None => format!("see what task `{task}` printed (vm-agent task ls {name}, vm-agent task output ID), and mend it"),
+        None => {
+            format!("see what task `{task}` printed (vm-agent task ls {name}, vm-agent task output ID), and mend it")
+        }
     }
 }
 

@@ -473,9 +473,8 @@ mod tests {
     #[test]
     fn who_is_not_heard_because_it_is_stopped_is_told_to_be() {
         let mut records = records("agents: {web: {}, off: {power: stopped}}");
-        let told = |records: &Records, agent: &str| {
-            offline(records, &agent.parse().unwrap(), Timestamp::UNIX_EPOCH).reason
-        };
+        let told =
+            |records: &Records, agent: &str| offline(records, &agent.parse().unwrap(), Timestamp::UNIX_EPOCH).reason;
         assert_eq!(told(&records, "web"), "the runtime of `web` is not connected");
         assert_eq!(told(&records, "off"), "agent `off` is stopped, as the fleet file says");
         let stop = set_power(&records, &web(), PowerState::Stopped, &ChangeRequest::default(), voice()).unwrap();
