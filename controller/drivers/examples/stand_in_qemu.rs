@@ -39,7 +39,12 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "{said}");
         return ExitCode::FAILURE;
     }
-    let machine = Machine { name, nonce: Arc::default(), is_off: Arc::default(), boot_id: BootId::generate() };
+    let incoming = arguments.iter().any(|argument| argument == "-incoming");
+    let layer = after("-blockdev", "file.filename=").expect("there is a disk");
+    let saving =
+        Saving { status: if incoming { "completed" } else { "none" }, is_halted: incoming, added: None, layer };
+    let saving = Arc::new(Mutex::new(saving));
+    let machine = Machine { name, nonce: Arc::default(), is_off: Arc::default(), saving, boot_id: BootId::generate() };
     let channel = listen(&after("-chardev", "path=").expect("there is a channel"));
     let monitor = listen(&after("-qmp", "unix:").expect("there is a monitor"));
     let pid = after("-pidfile", "").expect("there is a place for the pid");
@@ -60,7 +65,43 @@ struct Machine {
     name: String,
     nonce: Arc<Mutex<Option<Nonce>>>,
     is_off: Arc<Mutex<bool>>,
+    saving: Arc<Mutex<Saving>>,
     boot_id: BootId,
+}
+
+/// The machine's memory on its way to a file or from one, and its disk.
+struct Saving {
+    status: &'static str,
+    is_halted: bool,
+    /// The layer that was opened last.
+    added: Option<String>,
+    /// The one that is written to.
+    layer: String,
+}
+
+impl Saving {
+    /// What becomes of it by a command, and what that is answered; nothing for a command that is not about it.
+    fn obey(&mut self, command: &Value) -> Option<Value> {
+        match command["execute"].as_str()? {
+            "migrate" => (self.status, self.is_halted) = ("pre-switchover", true),
+            "migrate-continue" => self.status = "completed",
+            "migrate_cancel" if self.status == "pre-switchover" => self.status = "cancelled",
+            "query-migrate" => return Some(json!({"status": self.status})),
+            "blockdev-add" => {
+                self.added = command["arguments"]["file"]["filename"].as_str().map(str::to_owned);
+                assert!(self.added.as_ref().is_some_and(|layer| Path::new(layer).exists()), "there is such a layer");
+            }
+            "blockdev-snapshot" => self.layer = self.added.take().expect("a layer was opened before"),
+            "query-block" => {
+                let inserted = json!({"file": self.layer, "node-name": "disk"});
+                return Some(json!([{"qdev": "/machine/peripheral/disk0/virtio-backend", "inserted": inserted}]));
+            }
+            "stop" => self.is_halted = true,
+            "query-status" if self.is_halted => return Some(json!({"status": "paused"})),
+            _ => return None,
+        }
+        Some(json!({}))
+    }
 }
 
 impl Machine {
@@ -111,6 +152,15 @@ impl Machine {
         for text in BufReader::new(stream).lines().map_while(Result::ok) {
             let command: Value = serde_json::from_str(&text).unwrap_or_default();
             let is_off = || self.is_off.lock().expect("nobody panics");
+            let mut saving = self.saving.lock().expect("nobody panics");
+            if command["execute"] == "cont" {
+                saving.is_halted = false;
+            }
+            if let Some(answer) = saving.obey(&command) {
+                let _ = say(json!({"return": answer}));
+                continue;
+            }
+            drop(saving);
             let answer = match command["execute"].as_str() {
                 Some("query-status") if self.name == "full" && !Path::new("went-on").exists() => {
                     json!({"status": "io-error"})

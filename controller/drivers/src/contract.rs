@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use vm_agent_schemas::fleet::{Mount, Provision};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
-use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Instance, InstanceState, Sizes};
+use vm_agent_schemas::names::{InstanceName, SnapshotName};
+use vm_agent_schemas::observe::{Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
@@ -44,6 +44,16 @@ pub trait World: Send + Sync {
 
     /// A file of an instance, by a path as those of mounts are.
     async fn read(&self, _instance: &InstanceName, _path: &str) -> Look {
+        Look::Unable
+    }
+
+    /// Writes a note on the disk of an instance that is down. Says whether the world can.
+    async fn note(&self, _instance: &InstanceName, _text: &str) -> bool {
+        false
+    }
+
+    /// The note on the disk of an instance that is down.
+    async fn noted(&self, _instance: &InstanceName) -> Look {
         Look::Unable
     }
 
@@ -117,6 +127,13 @@ pub const CHECKS: &[Check] = checks![
     an_instance_has_the_mounts_of_its_last_start,
     the_hosts_folders_outlive_the_instance,
     a_folder_that_is_not_there_fails_the_start_until_it_is,
+    a_snapshot_taken_twice_is_one,
+    a_restore_brings_back_what_was_as_another_incarnation,
+    what_runs_and_what_is_no_snapshot_is_not_restored,
+    a_clone_lives_beside_its_source_and_after_it,
+    what_rests_on_a_deleted_snapshot_stays_whole,
+    snapshots_and_restores_given_up_anywhere_are_finished_by_the_next,
+    a_suspended_instance_goes_on_and_a_stopped_one_does_not,
 ];
 
 /// An order for an instance of this name with a nonce of its own, for tests.
@@ -136,7 +153,14 @@ pub fn an_order(name: &str) -> CreateOrder {
         join_token: Secret::generate(),
     };
     let sizes = Sizes { cpus: 1, memory: ByteSize::from_gib(1), disk: ByteSize::from_gib(5) };
-    CreateOrder { instance, base: Base::Image("24.04".to_owned()), sizes, seed, mounts: Mounts::new(), provision: Provision::default() }
+    CreateOrder {
+        instance,
+        base: Base::Image("24.04".to_owned()),
+        sizes,
+        seed,
+        mounts: Mounts::new(),
+        provision: Provision::default(),
+    }
 }
 
 /// The driver that is checked, and what surrounds it.
@@ -554,6 +578,249 @@ async fn a_folder_that_is_not_there_fails_the_start_until_it_is(subject: Subject
     ok("starting once the folder is there", driver.start(&order.target(), &order.seed, &order.mounts).await);
     subject.expect(&order, InstanceState::Running).await;
     subject.expect_note(&order, Some("there now")).await;
+}
+
+/// The name of the snapshot that the checks take.
+fn point() -> SnapshotName {
+    "point".parse().expect("a valid name")
+}
+
+/// The next incarnation of an instance, on its way there.
+fn next_life(order: &CreateOrder) -> (CreateOrder, Target) {
+    let seed = Seed { nonce: Nonce::generate(), incarnation: order.seed.incarnation.next(), ..order.seed.clone() };
+    let order = CreateOrder { seed, ..order.clone() };
+    let target = order.target();
+    (order, target)
+}
+
+impl Subject<'_> {
+    fn support(self) -> SnapshotSupport {
+        self.driver.capabilities().snapshots
+    }
+
+    /// Takes a snapshot of an instance that is up, which goes down for that where it has to.
+    async fn snapshot(self, order: &CreateOrder) {
+        if self.support() == SnapshotSupport::Down {
+            ok("stopping for a snapshot", self.driver.stop(&order.target()).await);
+        }
+        ok("taking a snapshot", self.driver.snapshot(&order.target(), &point()).await);
+    }
+
+    /// Stops an instance, and restores it as its next incarnation.
+    async fn restored(self, order: &CreateOrder) -> CreateOrder {
+        let (next, target) = next_life(order);
+        let target = Target { former: Some(order.seed.nonce.clone()), ..target };
+        ok("stopping", self.driver.stop(&order.target()).await);
+        ok("restoring", self.driver.restore(&target, &point(), &next.seed, &next.mounts).await);
+        self.expect(&next, InstanceState::Running).await;
+        next
+    }
+
+    /// Expects these snapshots of an instance, where the listing tells.
+    async fn expect_snapshots(self, order: &CreateOrder, names: &[SnapshotName]) {
+        if let Some(snapshots) = self.look(&order.instance).await.and_then(|found| found.snapshots) {
+            assert_eq!(snapshots.iter().collect::<Vec<_>>(), names.iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// Stops an instance, and writes a note on its disk.
+    async fn note(self, order: &CreateOrder, text: &str) {
+        ok("stopping for a note", self.driver.stop(&order.target()).await);
+        self.world.note(&order.instance, text).await;
+    }
+
+    /// Stops an instance, and expects this note on its disk.
+    async fn expect_noted(self, order: &CreateOrder, text: &str) {
+        ok("stopping to look at the note", self.driver.stop(&order.target()).await);
+        let found = self.world.noted(&order.instance).await;
+        let as_expected = found == Look::Unable || found == Look::Content(text.to_owned());
+        assert!(as_expected, "the note of `{}` should be `{text}`, and is {found:?}", order.instance);
+    }
+}
+
+async fn a_snapshot_taken_twice_is_one(subject: Subject<'_>) {
+    let order = subject.created("web").await;
+    let (target, driver) = (order.target(), subject.driver);
+    if subject.support() == SnapshotSupport::None {
+        expect_error!("taking a snapshot", driver.snapshot(&target, &point()).await, Unsupported);
+        let restored = driver.restore(&target, &point(), &order.seed, &order.mounts).await;
+        expect_error!("restoring", restored, Unsupported);
+        return subject.expect(&order, InstanceState::Running).await;
+    }
+    let state =
+        if subject.support() == SnapshotSupport::Live { InstanceState::Running } else { InstanceState::Stopped };
+    for _ in 0..2 {
+        subject.snapshot(&order).await;
+        subject.expect(&order, state).await;
+        subject.expect_snapshots(&order, &[point()]).await;
+    }
+    let other = with_other_nonce(&order).target();
+    expect_error!("taking one of another's", driver.snapshot(&other, &point()).await, Foreign);
+    expect_error!("deleting one of another's", driver.delete_snapshot(&other, &point()).await, Foreign);
+    for _ in 0..2 {
+        ok("deleting it", driver.delete_snapshot(&target, &point()).await);
+        subject.expect_snapshots(&order, &[]).await;
+    }
+    subject.expect(&order, state).await;
+}
+
+async fn a_restore_brings_back_what_was_as_another_incarnation(subject: Subject<'_>) {
+    if subject.support() == SnapshotSupport::None {
+        return;
+    }
+    let order = subject.created("web").await;
+    subject.note(&order, "before").await;
+    for live in [false, true] {
+        if live {
+            ok("starting", subject.driver.start(&order.target(), &order.seed, &order.mounts).await);
+            ok("deleting it", subject.driver.delete_snapshot(&order.target(), &point()).await);
+        }
+        subject.snapshot(&order).await;
+    }
+    subject.note(&order, "after").await;
+    let next = subject.restored(&order).await;
+    expect_error!("stopping the former incarnation", subject.driver.stop(&order.target()).await, Foreign);
+    subject.expect_snapshots(&next, &[point()]).await;
+    let again = subject.driver.restore(&next.target(), &point(), &next.seed, &next.mounts).await;
+    ok("restoring what is restored", again);
+    subject.expect_noted(&next, "before").await;
+    subject.note(&next, "another").await;
+    let last = subject.restored(&next).await;
+    subject.expect_noted(&last, "before").await;
+    ok("starting it", subject.driver.start(&last.target(), &last.seed, &last.mounts).await);
+    subject.expect(&last, InstanceState::Running).await;
+}
+
+async fn what_runs_and_what_is_no_snapshot_is_not_restored(subject: Subject<'_>) {
+    if subject.support() == SnapshotSupport::None {
+        return;
+    }
+    let order = subject.created("web").await;
+    subject.snapshot(&order).await;
+    let (next, target) = next_life(&order);
+    let foreign = subject.driver.restore(&target, &point(), &next.seed, &next.mounts).await;
+    expect_error!("restoring another's", foreign, Foreign);
+    let target = Target { former: Some(order.seed.nonce.clone()), ..target };
+    ok("starting", subject.driver.start(&order.target(), &order.seed, &order.mounts).await);
+    let running = subject.driver.restore(&target, &point(), &next.seed, &next.mounts).await;
+    expect_error!("restoring what runs", running, Failed);
+    subject.expect(&order, InstanceState::Running).await;
+    ok("stopping", subject.driver.stop(&order.target()).await);
+    let unknown = "unknown".parse().expect("a valid name");
+    let missing = subject.driver.restore(&target, &unknown, &next.seed, &next.mounts).await;
+    expect_error!("restoring what was never taken", missing, Failed);
+    subject.expect(&order, InstanceState::Stopped).await;
+}
+
+async fn a_clone_lives_beside_its_source_and_after_it(subject: Subject<'_>) {
+    let driver = subject.driver;
+    if !driver.capabilities().clone_from_snapshot {
+        return;
+    }
+    let source = subject.created("web").await;
+    subject.note(&source, "both").await;
+    ok("starting", driver.start(&source.target(), &source.seed, &source.mounts).await);
+    subject.snapshot(&source).await;
+    ok("starting", driver.start(&source.target(), &source.seed, &source.mounts).await);
+    let base = Base::Snapshot(source.target(), point());
+    let clone = CreateOrder { base, ..subject.order("copy") };
+    for _ in 0..2 {
+        ok("making a clone", driver.create(&clone).await);
+        subject.expect(&clone, InstanceState::Running).await;
+        subject.expect(&source, InstanceState::Running).await;
+    }
+    subject.note(&clone, "the clone's").await;
+    subject.expect_noted(&source, "both").await;
+    ok("destroying the source", driver.destroy(&source.target()).await);
+    subject.expect_noted(&clone, "the clone's").await;
+    ok("starting the clone", driver.start(&clone.target(), &clone.seed, &clone.mounts).await);
+    subject.expect(&clone, InstanceState::Running).await;
+    let base = Base::Snapshot(clone.target(), point());
+    let made = driver.create(&CreateOrder { base, ..subject.order("none") }).await;
+    expect_error!("making a clone of no snapshot", made, Failed);
+    subject.expect_absent(&"none".parse().expect("a valid name")).await;
+}
+
+async fn what_rests_on_a_deleted_snapshot_stays_whole(subject: Subject<'_>) {
+    if subject.support() == SnapshotSupport::None {
+        return;
+    }
+    let (order, driver) = (subject.created("web").await, subject.driver);
+    let first = "first".parse().expect("a valid name");
+    subject.note(&order, "kept").await;
+    ok("taking the first snapshot", driver.snapshot(&order.target(), &first).await);
+    ok("starting", driver.start(&order.target(), &order.seed, &order.mounts).await);
+    subject.snapshot(&order).await;
+    ok("deleting the first", driver.delete_snapshot(&order.target(), &first).await);
+    subject.expect_snapshots(&order, &[point()]).await;
+    subject.expect_noted(&order, "kept").await;
+    subject.note(&order, "lost").await;
+    let next = subject.restored(&order).await;
+    ok("deleting the other", driver.delete_snapshot(&next.target(), &point()).await);
+    subject.expect_noted(&next, "kept").await;
+    ok("starting", driver.start(&next.target(), &next.seed, &next.mounts).await);
+    subject.expect(&next, InstanceState::Running).await;
+}
+
+async fn snapshots_and_restores_given_up_anywhere_are_finished_by_the_next(subject: Subject<'_>) {
+    if subject.support() == SnapshotSupport::None {
+        return;
+    }
+    let (mut order, driver) = (subject.created("web").await, subject.driver);
+    subject.note(&order, "kept").await;
+    ok("starting", driver.start(&order.target(), &order.seed, &order.mounts).await);
+    if subject.support() == SnapshotSupport::Down {
+        ok("stopping for snapshots", driver.stop(&order.target()).await);
+    }
+    for polls in subject.world.give_up_points() {
+        ok("deleting it", driver.delete_snapshot(&order.target(), &point()).await);
+        let _ = give_up_after(polls, driver.snapshot(&order.target(), &point())).await;
+        ok("a snapshot after one that was given up", driver.snapshot(&order.target(), &point()).await);
+        subject.expect_snapshots(&order, &[point()]).await;
+        ok("stopping", driver.stop(&order.target()).await);
+        let (next, target) = next_life(&order);
+        let target = Target { former: Some(order.seed.nonce.clone()), ..target };
+        let _ = give_up_after(polls, driver.restore(&target, &point(), &next.seed, &next.mounts)).await;
+        let restored = driver.restore(&target, &point(), &next.seed, &next.mounts).await;
+        ok("restoring after a restore that was given up", restored);
+        subject.expect(&next, InstanceState::Running).await;
+        order = next;
+        if subject.support() == SnapshotSupport::Down {
+            ok("stopping for snapshots", driver.stop(&order.target()).await);
+        }
+    }
+    subject.expect_noted(&order, "kept").await;
+}
+
+async fn a_suspended_instance_goes_on_and_a_stopped_one_does_not(subject: Subject<'_>) {
+    let (order, driver) = (subject.created("web").await, subject.driver);
+    let target = order.target();
+    if !driver.capabilities().suspend {
+        expect_error!("suspending", driver.suspend(&target).await, Unsupported);
+        return subject.expect(&order, InstanceState::Running).await;
+    }
+    for _ in 0..2 {
+        for _ in 0..2 {
+            ok("suspending", driver.suspend(&target).await);
+            subject.expect(&order, InstanceState::Suspended).await;
+        }
+        ok("going on", driver.start(&target, &order.seed, &order.mounts).await);
+        subject.expect(&order, InstanceState::Running).await;
+    }
+    ok("suspending", driver.suspend(&target).await);
+    ok("stopping what is suspended", driver.stop(&target).await);
+    subject.expect(&order, InstanceState::Stopped).await;
+    ok("suspending what is stopped", driver.suspend(&target).await);
+    subject.expect(&order, InstanceState::Stopped).await;
+    for polls in subject.world.give_up_points() {
+        ok("starting", driver.start(&target, &order.seed, &order.mounts).await);
+        let over = give_up_after(polls, driver.suspend(&target)).await;
+        ok("suspending after a call that was given up", driver.suspend(&target).await);
+        subject.expect(&order, InstanceState::Suspended).await;
+        if over {
+            return;
+        }
+    }
 }
 
 /// Drives calls side by side until all have succeeded.

@@ -161,11 +161,17 @@ impl Folder {
     /// Makes the folder, with this claim in it, marked as stopped. It appears under its name whole or not at
     /// all, so that a name is never taken by something that shows no nonce.
     pub(crate) fn make(&self, claim: &[u8]) -> io::Result<()> {
+        self.make_with(claim, |_| Ok(()))
+    }
+
+    /// The same, with what else is to be in it from the beginning.
+    pub(crate) fn make_with(&self, claim: &[u8], fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
         private_dirs(&self.root)?;
         let made = Self { path: self.scratch(MAKING), ..self.clone() };
         let result = private_dirs(&made.path)
             .and_then(|()| made.write(self.files.claim, claim))
             .and_then(|()| made.mark_stopped())
+            .and_then(|()| fill(&made.path))
             .and_then(|()| fs::rename(&made.path, &self.path).map_err(at(&self.path)))
             .and_then(|()| sync_dir(&self.root));
         if result.is_err() {
@@ -298,7 +304,7 @@ pub(crate) fn private_dirs(path: &Path) -> io::Result<()> {
 }
 
 /// Makes what happened to names in a folder outlive a loss of power.
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(at(path))
 }
 

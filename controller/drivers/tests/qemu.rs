@@ -21,8 +21,9 @@ use vm_agent_drivers::contract::{CHECKS, World, an_order};
 use vm_agent_drivers::images::{ImageReference, Images, debian};
 use vm_agent_drivers::provisioning::Provisioning;
 use vm_agent_drivers::qemu::{Programs, Qemu};
-use vm_agent_drivers::{Base, CreateOrder, Driver};
+use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError, Target};
 use vm_agent_schemas::fleet::Provision;
+use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
@@ -120,16 +121,24 @@ impl World for Ground {
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
     }
+
+    /// Each costs a machine.
+    fn give_up_points(&self) -> Vec<u32> {
+        vec![4, 12, 40]
+    }
 }
 
 /// The promises that a real machine can break in another way than a stand-in. The others boot many times and
 /// are about the driver alone.
-const PROMISES: [&str; 5] = [
+const PROMISES: [&str; 8] = [
     "stopping_and_starting_can_be_repeated",
     "another_nonce_is_refused_by_every_verb",
     "sizes_change_as_the_capabilities_say",
     "a_crashed_instance_shows_as_failed_and_can_be_started",
     "the_nonce_can_be_read_back",
+    "a_restore_brings_back_what_was_as_another_incarnation",
+    "a_clone_lives_beside_its_source_and_after_it",
+    "a_suspended_instance_goes_on_and_a_stopped_one_does_not",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,4 +206,55 @@ async fn a_real_machine_shows_its_nonce_and_goes_down() {
     assert_eq!(ground.qemu.list().await.unwrap()[0].state, InstanceState::Stopped);
     ground.qemu.destroy(&order.target()).await.unwrap();
     assert_eq!(ground.qemu.list().await.unwrap(), []);
+}
+
+/// How long something takes, for people.
+#[allow(clippy::print_stderr, reason = "a test prints what it measures")]
+async fn timed<T>(what: &str, call: impl Future<Output = Result<T, DriverError>>) -> T {
+    let begun = Instant::now();
+    let done = call.await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    eprintln!("{what}: {:.2} s", begun.elapsed().as_secs_f64());
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_machine_goes_on_from_its_memory_as_itself_as_another_and_as_its_copy() {
+    let Some(ground) = Ground::new().await else { return };
+    let qemu = &ground.qemu;
+    let order = CreateOrder { base: Base::Image(ground.image()), sizes: ground.sizes(false), ..an_order("web") };
+    timed("create", qemu.create(&order)).await;
+    let (target, name) = (order.target(), "warm".parse().unwrap());
+    let proven = async |order: &CreateOrder| {
+        assert_eq!(qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+    };
+    timed("snapshot", qemu.snapshot(&target, &name)).await;
+    let second = "second".parse().unwrap();
+    timed("another snapshot of the same life", qemu.snapshot(&target, &second)).await;
+    proven(&order).await;
+    let memory = fs::metadata(qemu.folder(&order.instance).join("snapshots/warm/memory")).unwrap().len();
+    eprintln!("memory: {} MiB", memory / ByteSize::MIB);
+
+    let clone = CreateOrder { base: Base::Snapshot(target.clone(), name.clone()), ..order_like(&order, "copy") };
+    timed("clone", qemu.create(&clone)).await;
+    proven(&clone).await;
+    proven(&order).await;
+    timed("destroying the clone", qemu.destroy(&clone.target())).await;
+
+    timed("suspend", qemu.suspend(&target)).await;
+    assert_eq!(qemu.list().await.unwrap()[0].state, InstanceState::Suspended);
+    timed("going on", qemu.start(&target, &order.seed, &order.mounts)).await;
+    proven(&order).await;
+    timed("stop", qemu.stop(&target)).await;
+
+    let mut next = order.clone();
+    (next.seed.nonce, next.seed.incarnation) = (Nonce::generate(), order.seed.incarnation.next());
+    let there = Target { former: Some(order.seed.nonce.clone()), ..next.target() };
+    timed("restore", qemu.restore(&there, &name, &next.seed, &next.mounts)).await;
+    proven(&next).await;
+    timed("destroy", qemu.destroy(&next.target())).await;
+    assert_eq!(qemu.list().await.unwrap(), []);
+}
+
+fn order_like(order: &CreateOrder, name: &str) -> CreateOrder {
+    CreateOrder { sizes: order.sizes, ..an_order(name) }
 }

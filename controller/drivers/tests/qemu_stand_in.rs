@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
-use vm_agent_drivers::contract::{CHECKS, World, an_order};
+use vm_agent_drivers::contract::{CHECKS, Look, World, an_order};
 use vm_agent_drivers::images::{Images, debian};
 use vm_agent_drivers::qemu::{Programs, Qemu};
 use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError};
@@ -68,6 +68,18 @@ impl Ground {
         self.qemu.folder(&"web".parse().unwrap()).join(name)
     }
 
+    /// Reads or writes the disk of a machine that is down.
+    fn io(&self, instance: &InstanceName, command: &str) -> String {
+        let folder = self.qemu.folder(instance);
+        let machine: serde_json::Value =
+            serde_json::from_slice(&fs::read(folder.join("machine.json")).unwrap()).unwrap();
+        let io = self.programs.img.with_file_name("qemu-io");
+        let disk = folder.join(machine["disk"].as_str().unwrap());
+        let said = Command::new(io).args(["-f", "qcow2", "-c", command]).arg(disk).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+        String::from_utf8(said.stdout).unwrap()
+    }
+
     fn pid(&self, instance: &InstanceName) -> Pid {
         let text = fs::read_to_string(self.qemu.folder(instance).join("qemu.pid")).unwrap();
         Pid::from_raw(text.trim().parse().unwrap()).unwrap()
@@ -90,6 +102,11 @@ impl Ground {
             sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// What stands for a note on a disk.
+fn pattern(text: &str) -> u8 {
+    text.bytes().fold(1, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
 }
 
 fn qemu(root: &Path, programs: &Programs) -> Qemu {
@@ -142,6 +159,19 @@ impl World for Ground {
 
     fn folder(&self) -> PathBuf {
         tempfile::tempdir_in(&self.root).unwrap().keep()
+    }
+
+    async fn note(&self, instance: &InstanceName, text: &str) -> bool {
+        self.io(instance, &format!("write -q -P {} 0 512", pattern(text)));
+        true
+    }
+
+    async fn noted(&self, instance: &InstanceName) -> Look {
+        let known = ["before", "after", "another", "both", "the clone's", "kept", "lost"];
+        let said = self.io(instance, "read -v 0 1");
+        let byte = said.split_whitespace().nth(1).and_then(|byte| u8::from_str_radix(byte, 16).ok());
+        let found = known.iter().find(|text| byte == Some(pattern(text)));
+        found.map_or(Look::Absent, |text| Look::Content((*text).to_owned()))
     }
 
     fn give_up_points(&self) -> Vec<u32> {

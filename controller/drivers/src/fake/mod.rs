@@ -394,7 +394,8 @@ impl State {
         match self.ours(&order.target()) {
             Err(DriverError::Missing { .. }) => {
                 let (name, nonce) = (order.instance.clone(), Some(order.seed.nonce.clone()));
-                let made = Instance { name: name.clone(), state: InstanceState::Starting, nonce, sizes, snapshots: None };
+                let made =
+                    Instance { name: name.clone(), state: InstanceState::Starting, nonce, sizes, snapshots: None };
                 self.instances.insert(name, made);
                 Ok(Effect::None)
             }
@@ -578,6 +579,9 @@ impl Driver for Fake {
         seed: &Seed,
         mounts: &Mounts,
     ) -> Result<(), DriverError> {
+        if self.capabilities.snapshots == SnapshotSupport::None {
+            return Err(self.unsupported("take snapshots"));
+        }
         let go_back = |world: &mut State| {
             world.ours(target)?;
             self.check_seed(target, seed)?;
@@ -588,6 +592,9 @@ impl Driver for Fake {
     }
 
     async fn suspend(&self, target: &Target) -> Result<(), DriverError> {
+        if !self.capabilities.suspend {
+            return Err(self.unsupported("suspend machines"));
+        }
         let suspend = |world: &mut State| {
             let found = world.ours(target)?;
             let effect = went_down(found);
@@ -667,7 +674,11 @@ mod tests {
         let running = Capabilities { resize_running: true, ..Fake::capabilities_default() };
         let sizeless = Capabilities { sizes: false, ..Fake::capabilities_default() };
         let mountless = Capabilities { mounts: false, ..Fake::capabilities_default() };
-        for capabilities in [Fake::capabilities_default(), running, sizeless, mountless] {
+        let (suspend, clone_from_snapshot) = (true, true);
+        let base = Fake::capabilities_default();
+        let down = Capabilities { snapshots: SnapshotSupport::Down, clone_from_snapshot, ..base.clone() };
+        let live = Capabilities { snapshots: SnapshotSupport::Live, clone_from_snapshot, suspend, ..base.clone() };
+        for capabilities in [base, running, sizeless, mountless, down, live] {
             for sight in [NonceSight::Listed, NonceSight::Proved, NonceSight::Hidden] {
                 for check in contract::CHECKS {
                     let ground = Ground::new(capabilities.clone(), sight);

@@ -6,7 +6,7 @@ use std::path::Path;
 use vm_agent_schemas::guest::CHANNEL_NAME;
 
 use super::host::{Acceleration, Host};
-use super::machine::{CHANNEL, DISK, MONITOR, Machine, PID, SEED_DISK};
+use super::machine::{CHANNEL, MONITOR, Machine, PID, SEED_DISK};
 
 /// How much of the console is kept, in bytes. In QEMU's memory: a guest that writes without end fills no
 /// disk of the host.
@@ -32,7 +32,12 @@ pub(super) struct Kernel<'a> {
     pub(super) initrd: &'a Path,
 }
 
-/// The arguments of a machine's QEMU.
+/// The device that is the machine's disk, and what is between its network card and the world.
+pub(super) const DISK_DEVICE: &str = "disk0";
+pub(super) const NETWORK: &str = "net0";
+
+/// The arguments of a machine's QEMU. One that goes on from a memory has it as its stdin, and stands still once it
+/// is loaded. All else has to be as it was when the memory was saved.
 pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Host) -> Vec<String> {
     let mut arguments = Arguments::default();
     // The name shows in the host's list of processes.
@@ -52,9 +57,9 @@ pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Ho
         arguments.pair("-initrd", as_text(initrd));
         arguments.pair("-append", KERNEL_COMMAND_LINE);
     }
-    disks(&mut arguments);
-    arguments.pair("-netdev", "user,id=net0");
-    arguments.pair("-device", format!("virtio-net-pci,netdev=net0,mac={},romfile=", machine.mac));
+    disks(&mut arguments, machine);
+    arguments.pair("-netdev", format!("user,id={NETWORK}"));
+    arguments.pair("-device", format!("virtio-net-pci,netdev={NETWORK},mac={},romfile=", machine.mac));
     arguments.pair("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_KEPT}"));
     arguments.pair("-serial", format!("chardev:{CONSOLE}"));
     arguments.pair("-device", "virtio-rng-pci");
@@ -63,6 +68,10 @@ pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Ho
     arguments.pair("-device", format!("virtserialport,chardev=channel,name={CHANNEL_NAME}"));
     arguments.pair("-qmp", format!("unix:{MONITOR},server=on,wait=off"));
     arguments.pair("-pidfile", PID);
+    if machine.resume.is_some() {
+        arguments.pair("-incoming", "fd:0");
+        arguments.flag("-S");
+    }
     arguments.0
 }
 
@@ -83,10 +92,11 @@ fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceler
     arguments.pair("-m", format!("{}k", machine.sizes.memory.bytes() / 1024));
 }
 
-fn disks(arguments: &mut Arguments) {
-    let disk = format!("driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={DISK}");
+fn disks(arguments: &mut Arguments, machine: &Machine) {
+    let layer = machine.disk.file();
+    let disk = format!("driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename={layer}");
     arguments.pair("-blockdev", disk);
-    arguments.pair("-device", "virtio-blk-pci,drive=disk,id=disk0");
+    arguments.pair("-device", format!("virtio-blk-pci,drive=disk,id={DISK_DEVICE}"));
     let seed = format!("driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={SEED_DISK}");
     arguments.pair("-blockdev", seed);
     arguments.pair("-device", "virtio-blk-pci,drive=seed,id=seed0");

@@ -56,6 +56,19 @@ pub(super) async fn overlay(img: &Path, base: &Path, disk: &Path, size: u64) -> 
     tool::run(img, options.into_iter().chain(what)).await.map(drop)
 }
 
+/// Makes an overlay of this size over a base, which is named as the overlay is to name it and is not looked at.
+pub(super) async fn overlay_unseen(img: &Path, base: &str, disk: &Path, size: u64) -> Result<(), ToolError> {
+    let size = size.to_string();
+    let options = ["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base].map(AsRef::as_ref);
+    tool::run(img, options.into_iter().chain([disk.as_os_str(), size.as_ref()])).await.map(drop)
+}
+
+/// Has a disk lie over this base alone: what was between becomes its own. Broken off, it is as it was.
+pub(super) async fn flatten(img: &Path, base: &Path, disk: &Path) -> Result<(), ToolError> {
+    let options = ["rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(AsRef::as_ref);
+    tool::run(img, options.into_iter().chain([base.as_os_str(), disk.as_os_str()])).await.map(drop)
+}
+
 /// Makes a disk larger. Says how large it is when it is larger already: disks do not shrink.
 pub(super) async fn grow(img: &Path, disk: &Path, size: u64) -> Result<Option<u64>, ToolError> {
     let found = info(img, disk).await?.virtual_size;

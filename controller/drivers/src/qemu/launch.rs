@@ -13,9 +13,11 @@ use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::wire::Seed;
 
 use super::channel::{Channel, First};
-use super::command::{CONSOLE, CONSOLE_KEPT};
+use super::command::{CONSOLE, CONSOLE_KEPT, NETWORK};
 use super::machine::{CHANNEL, CONSOLE_LOG, MONITOR, Machine};
-use super::qmp::Qmp;
+use super::qmp::{Migration, Qmp, QmpError};
+use super::snapshots::MEMORY;
+use crate::DriverError;
 use crate::folder::Folder;
 use crate::hold::Hold;
 use crate::launched::{Launched, inherited};
@@ -61,10 +63,34 @@ pub(super) enum LaunchError {
     Refused(String),
     #[error("the machine did not get what it is to have besides the runtime: {0}")]
     Unprovisioned(String),
+    #[error("what it is made of could not be put into its folder")]
+    Unfurnished(#[source] DriverError),
+    #[error("its memory can't be loaded: {0}")]
+    Unloadable(String),
+    #[error(transparent)]
+    Monitor(#[from] QmpError),
     #[error("the channel to the machine was lost")]
     Channel(#[source] io::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl LaunchError {
+    /// Whether a machine that does not go on from its memory for this reason may boot.
+    pub(super) const fn is_of_the_memory(&self) -> bool {
+        match self {
+            Self::Ended { .. } | Self::Fell { .. } | Self::Unloadable(_) | Self::NoGuest { .. } => true,
+            Self::Spawn { .. }
+            | Self::Locked
+            | Self::Silent
+            | Self::Refused(_)
+            | Self::Unprovisioned(_)
+            | Self::Unfurnished(_)
+            | Self::Monitor(_)
+            | Self::Channel(_)
+            | Self::Io(_) => false,
+        }
+    }
 }
 
 fn shown(seen: &str) -> String {
@@ -102,6 +128,32 @@ pub(super) async fn launch(
     Ok(launched)
 }
 
+/// Waits until a machine has its memory, and has it go on. One that becomes another is without a network until it is
+/// told to have one again.
+pub(super) async fn loaded(launched: &mut Launched, folder: &Folder, becomes_another: bool) -> Result<(), LaunchError> {
+    /// A look costs nothing, and the memory is there in some tenths of a second.
+    const PAUSE: Duration = Duration::from_millis(5);
+    let load = async {
+        let mut qmp = Qmp::connect(folder.path(), MONITOR).await?;
+        loop {
+            match qmp.migration().await? {
+                Migration::Completed => break,
+                Migration::Failed(reason) => return Err(LaunchError::Unloadable(reason)),
+                Migration::UnderWay | Migration::Pausing => tokio::time::sleep(PAUSE).await,
+            }
+        }
+        if becomes_another {
+            qmp.set_link(NETWORK, false).await?;
+        }
+        Ok(qmp.go_on().await?)
+    };
+    let loaded = tokio::select! {
+        loaded = tokio::time::timeout(UP_LIMIT, load) => loaded,
+        status = launched.ended() => return Err(fell(folder, status?)),
+    };
+    loaded.unwrap_or(Err(LaunchError::Silent))
+}
+
 /// Opens QEMU's log and locks it. QEMU has it as its output, and with that the lock, from its first moment to
 /// its last.
 async fn locked_log(hold: &Hold, folder: &Folder) -> io::Result<(File, u64)> {
@@ -134,6 +186,8 @@ fn command(
     log: File,
 ) -> io::Result<Command> {
     let mut command = Command::new(program);
+    let memory =
+        machine.resume.as_ref().map(|resume| File::open(folder.file(&resume.from).join(MEMORY))).transpose()?;
     command
         .args(arguments)
         .current_dir(folder.path())
@@ -144,18 +198,19 @@ fn command(
         .env(INSTANCE_VARIABLE, machine.nonce.as_str())
         // A group of its own: Ctrl-C at the controller's terminal is not meant for it.
         .process_group(0)
-        .stdin(Stdio::null())
+        .stdin(memory.map_or_else(Stdio::null, Stdio::from))
         .stdout(log.try_clone()?)
         .stderr(log);
     Ok(command)
 }
 
-/// Waits for the guest program of a machine that boots, and gives it its seed.
+/// Waits for the guest program of a machine, and gives it its seed.
 pub(super) async fn seed(
     launched: &mut Launched,
     folder: &Folder,
     machine: &Machine,
     seed: &Seed,
+    first: First,
     limit: Duration,
 ) -> Result<(), LaunchError> {
     let mut channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
@@ -170,7 +225,7 @@ pub(super) async fn seed(
         ToGuest::Seed(Box::new(SeedRequest { id, seed: seed.clone(), identity }))
     };
     let answer = tokio::select! {
-        answer = tokio::time::timeout(limit, channel.ask(First::WhenReady, request)) => answer,
+        answer = tokio::time::timeout(limit, channel.ask(first, request)) => answer,
         status = launched.ended() => return Err(fell(folder, status?)),
     };
     match answer {

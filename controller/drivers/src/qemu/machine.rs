@@ -12,12 +12,12 @@ use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::wire::Seed;
 
+use super::host::Host;
+use super::layers::Layer;
 use crate::folder::{Files, Folder, at};
 
 /// What the machine is made from.
 pub(super) const MACHINE_FILE: &str = "machine.json";
-/// Its disk: an overlay over its image.
-pub(super) const DISK: &str = "disk.qcow2";
 /// What brings the runtime into it.
 pub(super) const SEED_DISK: &str = "seed.img";
 /// QEMU's monitor.
@@ -55,6 +55,53 @@ pub(super) struct Machine {
     /// disk is that of another machine has it from the beginning.
     #[serde(default = "yes")]
     pub(super) provisioned: bool,
+    /// The layer of its disk that it writes to.
+    #[serde(default = "Layer::first")]
+    pub(super) disk: Layer,
+    /// The memory that its next start goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) resume: Option<Resume>,
+}
+
+/// A memory that a machine goes on from. As long as there is one, the machine's disk is made anew at each start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Resume {
+    /// The folder in the machine's that it lies in.
+    pub(super) from: String,
+    /// The layer that was the machine's disk at its moment.
+    pub(super) over: Layer,
+    /// What it takes to be loaded.
+    pub(super) memory: Memory,
+}
+
+/// What has to be as it was for a memory to be loaded, besides the machine's sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Memory {
+    /// QEMU's version.
+    pub(super) qemu: String,
+    /// How it ran the machine.
+    pub(super) acceleration: String,
+    /// Whose memory it is. In another incarnation the machine has to become another first.
+    pub(super) nonce: Nonce,
+}
+
+impl Memory {
+    /// That of a machine on this host.
+    pub(super) fn of(machine: &Machine, host: &Host) -> Self {
+        let acceleration = host.acceleration.as_str().to_owned();
+        Self { qemu: host.version.clone(), acceleration, nonce: machine.nonce.clone() }
+    }
+
+    /// What keeps it from being loaded on this host.
+    pub(super) fn obstacle(&self, host: &Host) -> Option<String> {
+        let acceleration = host.acceleration.as_str();
+        (self.qemu != host.version || self.acceleration != acceleration).then(|| {
+            let (qemu, by) = (&self.qemu, &self.acceleration);
+            format!("it is of QEMU {qemu} by {by}, and here is QEMU {} by {acceleration}", host.version)
+        })
+    }
 }
 
 /// A machine of a version that knew nothing of this has lived already: its disk is kept.
@@ -68,9 +115,19 @@ impl Machine {
         let digest = ring::digest::digest(&ring::digest::SHA256, seed.nonce.as_str().as_bytes());
         let mac = Mac::of_qemu(std::array::from_fn(|at| digest.as_ref()[at]));
         let machine_id = MachineId::generate();
-        let (name, nonce) = (name.clone(), seed.nonce.clone());
-        let (provision, provisioned) = (Provision::default(), false);
-        Self { name, nonce, incarnation: seed.incarnation, sizes, image, mac, machine_id, provision, provisioned }
+        Self {
+            name: name.clone(),
+            nonce: seed.nonce.clone(),
+            incarnation: seed.incarnation,
+            sizes,
+            image,
+            mac,
+            machine_id,
+            provision: Provision::default(),
+            provisioned: false,
+            disk: Layer::first(),
+            resume: None,
+        }
     }
 
     /// The machine that a folder says it is.
@@ -118,8 +175,9 @@ mod tests {
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, Digest::of(b"image"));
         assert!(!machine.provisioned);
         let mut text: serde_json::Value = serde_json::from_slice(&machine.to_bytes().unwrap()).unwrap();
-        text.as_object_mut().unwrap().retain(|key, _| !["provision", "provisioned"].contains(&key.as_str()));
-        assert!(serde_json::from_value::<Machine>(text).unwrap().provisioned);
+        text.as_object_mut().unwrap().retain(|key, _| !["provision", "provisioned", "disk"].contains(&key.as_str()));
+        let read = serde_json::from_value::<Machine>(text).unwrap();
+        assert_eq!((read.provisioned, read.disk.file()), (true, "disk.qcow2"));
     }
 
     #[test]

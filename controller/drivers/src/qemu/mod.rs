@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! <machines>/<instance>/machine.json   what it is made from: the nonce in it is the proof
-//!                       disk.qcow2     its disk, an overlay over its image
+//!                       disk*.qcow2    the layers of its disk, the last over its image
+//!                       snapshots/     its snapshots
+//!                       saved-*/       the memory that it goes on from at its next start
 //!                       seed.img       what brings the runtime into it; no secret is on it
 //!                       qmp.sock       QEMU's monitor
 //!                       channel.sock   the line to the guest program, over which the seed goes
@@ -17,7 +19,8 @@
 //! A machine is Running when the lock is held and `stopped` is not there; `stopped` goes when the guest has
 //! its seed. One that is up and marked so was being started by a controller that is no more: it is ended,
 //! as the seed of that start is void. A machine that powered itself off waits in its QEMU until that has
-//! been seen, which tells it from a crash.
+//! been seen, which tells it from a crash. One that is down and has a memory to go on from is Suspended. One that
+//! stands still though nobody acts on it was left so by a call that was given up, and is told to go on.
 //!
 //! Calls on one instance wait for each other, and a call that its caller gave up counts until the piece of
 //! work is over that it was in. One root belongs to one [`Qemu`]: it lies in the controller's state folder,
@@ -28,9 +31,12 @@ mod command;
 pub(crate) mod disk;
 mod host;
 mod launch;
+mod layers;
 mod machine;
 mod programs;
 mod qmp;
+mod saved;
+mod snapshots;
 
 use std::fs;
 use std::io;
@@ -44,16 +50,17 @@ use tokio::sync::OnceCell;
 use vm_agent_schemas::fleet::{DriverName, Provision};
 use vm_agent_schemas::guest::{FromGuest, ToGuest};
 use vm_agent_schemas::ids::{Incarnation, Nonce};
-use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
 use self::channel::{Channel, First};
-use self::command::{Kernel, arguments};
+use self::command::{Kernel, NETWORK, arguments};
 pub use self::host::{Acceleration, Host};
-use self::launch::{LaunchError, launch, provisioned, seed};
-use self::machine::{CHANNEL, DISK, FILES, MACHINE_FILE, MONITOR, Machine, SEED_DISK, folder};
+use self::launch::{LaunchError, launch, loaded, provisioned, seed};
+use self::layers::LAYERS_MAX;
+use self::machine::{CHANNEL, FILES, MACHINE_FILE, MONITOR, Machine, Resume, SEED_DISK, folder};
 pub use self::programs::{Missing, Programs};
 use self::qmp::{Qmp, RunState};
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
@@ -79,6 +86,9 @@ const fn boot_limit(acceleration: Acceleration) -> Duration {
         Acceleration::Emulation => Duration::from_secs(420),
     }
 }
+
+/// How long a machine that goes on from a memory may take to take its seed: it has to end its runtime first.
+const RESUME_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long a guest may take to show its nonce.
 const PROOF_LIMIT: Duration = Duration::from_secs(20);
@@ -147,39 +157,30 @@ impl Qemu {
 
     /// Has the machine run with the guest seeded.
     async fn bring_up(&self, held: &Held<'_>, new: &Seed) -> Result<(), DriverError> {
-        let (act, hold, folder) = (held.act, &held.hold, &held.folder);
-        if held.look(Folder::state).await? == InstanceState::Running && !powered_off(folder).await {
+        let act = held.act;
+        self.settle(held).await?;
+        if held.look(Folder::state).await? == InstanceState::Running && !powered_off(&held.folder).await {
             return Ok(());
         }
         // What an earlier start or a machine that powered itself off has left behind.
         bring_down(held, Duration::ZERO).await?;
+        let swept = held.folder.clone();
+        held.hold.blocking(move || snapshots::tidy(&swept)).await;
         let mut machine = held.look(Machine::read).await?;
-        if !machine.provisioned {
-            held.look(|folder| remove(&folder.file(DISK))).await?;
-        }
         let image = self.images.get(&machine.image).await.map_err(|error| act.failed(&error))?;
-        self.furnish(held, &machine, &image).await?;
-        let host = self.host().await;
-        let files = image.kernel();
-        let kernel = files.as_ref().map(|(kernel, initrd)| Kernel { kernel, initrd });
-        let started = async {
-            let arguments = arguments(&machine, kernel, host);
-            let mut launched = launch(hold, &self.programs.system, arguments, folder, &machine).await?;
-            seed(&mut launched, folder, &machine, new, boot_limit(host.acceleration)).await?;
-            if !machine.provisioned {
-                if machine.provision.takes_time() {
-                    provisioned(&mut launched, folder).await?;
-                }
-                machine.provisioned = true;
-                let (folder, bytes) = (folder.clone(), machine.to_bytes()?);
-                hold.blocking(move || folder.write(MACHINE_FILE, &bytes)).await?;
+        if let Some(resume) = machine.resume.clone() {
+            let Err(error) = self.resume(held, &mut machine, &resume, &image, new).await else { return Ok(()) };
+            bring_down(held, Duration::ZERO).await?;
+            if !error.is_of_the_memory() {
+                return Err(act.failed(&error));
             }
-            let up = folder.clone();
-            hold.blocking(move || up.unmark_stopped()).await?;
-            launched.let_go();
-            Ok::<_, LaunchError>(())
-        };
-        let Err(error) = started.await else { return Ok(()) };
+            let error = act.failed(&error);
+            tracing::warn!(instance = %held.folder.instance(), %error, "a machine can't go on from its memory, and boots");
+            self.furnish(held, &machine, &image).await?;
+            machine.resume = None;
+            held.write(machine.clone()).await.map_err(|error| act.failed(&error))?;
+        }
+        let Err(error) = self.boot(held, &mut machine, &image, new).await else { return Ok(()) };
         // Whoever looks next is to find it stopped, and not on its way down.
         bring_down(held, Duration::ZERO).await?;
         if matches!(error, LaunchError::Unprovisioned(_)) {
@@ -189,20 +190,117 @@ impl Qemu {
         Err(act.failed(&error))
     }
 
-    /// Gives the machine's folder what is not there yet: its disk, and the volume with the present runtime.
+    /// Boots a machine, and has its guest seeded and given what it is to have.
+    async fn boot(&self, held: &Held<'_>, machine: &mut Machine, image: &Image, new: &Seed) -> Result<(), LaunchError> {
+        let (hold, folder, host) = (&held.hold, &held.folder, self.host().await);
+        if !machine.provisioned {
+            let disk = folder.file(machine.disk.file());
+            hold.blocking(move || remove(&disk)).await?;
+        }
+        self.furnish(held, machine, image).await.map_err(LaunchError::Unfurnished)?;
+        let arguments = arguments(machine, kernel(&image.kernel()), host);
+        let mut launched = launch(hold, &self.programs.system, arguments, folder, machine).await?;
+        seed(&mut launched, folder, machine, new, First::WhenReady, boot_limit(host.acceleration)).await?;
+        if !machine.provisioned {
+            if machine.provision.takes_time() {
+                provisioned(&mut launched, folder).await?;
+            }
+            machine.provisioned = true;
+            held.write(machine.clone()).await?;
+        }
+        let up = folder.clone();
+        hold.blocking(move || up.unmark_stopped()).await?;
+        launched.let_go();
+        Ok(())
+    }
+
+    /// Has a machine go on from its memory, and its guest seeded.
+    async fn resume(
+        &self,
+        held: &Held<'_>,
+        machine: &mut Machine,
+        resume: &Resume,
+        image: &Image,
+        new: &Seed,
+    ) -> Result<(), LaunchError> {
+        let (hold, folder, host) = (&held.hold, &held.folder, self.host().await);
+        if let Some(obstacle) = resume.memory.obstacle(host) {
+            return Err(LaunchError::Unloadable(obstacle));
+        }
+        self.furnish(held, machine, image).await.map_err(LaunchError::Unfurnished)?;
+        let arguments = arguments(machine, kernel(&image.kernel()), host);
+        let mut launched = launch(hold, &self.programs.system, arguments, folder, machine).await?;
+        let is_another = resume.memory.nonce != machine.nonce;
+        loaded(&mut launched, folder, is_another).await?;
+        seed(&mut launched, folder, machine, new, First::Now, RESUME_LIMIT).await?;
+        if is_another {
+            Qmp::connect(folder.path(), MONITOR).await?.set_link(NETWORK, true).await?;
+        }
+        machine.resume = None;
+        held.write(machine.clone()).await?;
+        let up = folder.clone();
+        hold.blocking(move || up.unmark_stopped()).await?;
+        launched.let_go();
+        let swept = folder.clone();
+        hold.blocking(move || snapshots::tidy(&swept)).await;
+        Ok(())
+    }
+
+    /// Sets right what a call that was given up has left of a machine: one that stands still goes on, and one whose
+    /// memory has been saved for its next start ends.
+    async fn settle(&self, held: &Held<'_>) -> Result<(), DriverError> {
+        if held.look(Folder::state).await? != InstanceState::Running || held.folder.is_marked_stopped() {
+            return Ok(());
+        }
+        let asked = async { Qmp::connect(held.folder.path(), MONITOR).await?.run_state().await };
+        if !matches!(asked.await, Ok(RunState::Halted)) {
+            return Ok(());
+        }
+        if held.look(Machine::read).await?.resume.is_some() {
+            return bring_down(held, Duration::ZERO).await;
+        }
+        saved::go_on(&held.folder).await.map_err(|error| held.act.failed(&error))
+    }
+
+    /// Has a machine that is down boot at its next start, whatever it would have gone on from.
+    async fn forget_memory(&self, held: &Held<'_>) -> Result<(), DriverError> {
+        let machine = held.look(Machine::read).await?;
+        let Some(Resume { over, .. }) = &machine.resume else { return Ok(()) };
+        let size = machine.sizes.disk.bytes();
+        // A start that was given up may have written to it.
+        let made = layers::lay(&self.programs.img, held.folder.path(), over, &machine.disk, size).await;
+        made.map_err(|error| held.act.failed(&error))?;
+        held.write(Machine { resume: None, ..machine }).await.map_err(|error| held.act.failed(&error))
+    }
+
+    /// Gives the machine's folder what is not there yet: its disk, and the volume with the present runtime. A machine
+    /// that goes on from a memory has the disk and the volume of that.
     async fn furnish(&self, held: &Held<'_>, machine: &Machine, image: &Image) -> Result<(), DriverError> {
         let (act, hold, folder) = (held.act, &held.hold, &held.folder);
-        let disk = folder.file(DISK);
-        if !disk.exists() {
-            let (new, size) = (folder.file("disk.new"), machine.sizes.disk.bytes());
-            let made = disk::overlay(&self.programs.img, &image.disk(), &new, size).await;
+        let (disk, size) = (folder.file(machine.disk.file()), machine.sizes.disk.bytes());
+        let img = &self.programs.img;
+        if let Some(Resume { over, .. }) = &machine.resume {
+            let made = layers::lay(img, folder.path(), over, &machine.disk, size).await;
             made.map_err(|error| act.failed(&error))?;
+        } else if !disk.exists() {
+            let new = folder.file("disk.new");
+            let made = disk::overlay(img, &image.disk(), &new, size).await;
+            made.map_err(|error| act.failed(&error))?;
+            let disk = disk.clone();
             hold.blocking(move || fs::rename(new, disk)).await.map_err(|error| act.failed(&error))?;
         }
-        let (make, seed_disk, new) = (Arc::clone(&self.seed_disk), folder.file(SEED_DISK), folder.file("seed.new"));
+        let top = machine.disk.clone();
+        if held.look(move |folder| layers::chain(folder.path(), &top)).await?.len() > LAYERS_MAX {
+            disk::flatten(img, &image.disk(), &disk).await.map_err(|error| act.failed(&error))?;
+        }
+        let new = folder.file("seed.new");
+        let (make, seed_disk) = (Arc::clone(&self.seed_disk), folder.file(SEED_DISK));
         let (name, incarnation, provision) = (machine.name.clone(), machine.incarnation, machine.provision.clone());
+        let saved = machine.resume.as_ref().map(|resume| folder.file(&resume.from).join(SEED_DISK));
         let made = hold.blocking(move || {
-            make(&name, incarnation, &provision, &new).and_then(|()| fs::rename(&new, &seed_disk))
+            remove(&new)?;
+            saved.map_or_else(|| make(&name, incarnation, &provision, &new), |saved| fs::hard_link(saved, &new))?;
+            fs::rename(&new, &seed_disk)
         });
         made.await.map_err(|error| act.failed(&error))
     }
@@ -210,16 +308,20 @@ impl Qemu {
     /// One machine, as a listing shows it; nothing when it went while we looked.
     async fn look(&self, folder: Folder) -> Option<Instance> {
         let looked = folder.clone();
-        let (machine, state) = blocking(move || (Machine::read(&looked), looked.state())).await;
+        let look = move || (Machine::read(&looked), looked.state(), snapshots::names(&looked));
+        let (machine, state, snapshots) = blocking(look).await;
         // What can't be read of one instance must not hide the others.
         let machine = machine.ok();
         let mut state = state.unwrap_or(InstanceState::Unknown);
         if state == InstanceState::Running {
             state = self.look_inside(&folder, machine.as_ref()).await;
+        } else if machine.as_ref().is_some_and(|machine| machine.resume.is_some()) {
+            state = InstanceState::Suspended;
         }
+        let snapshots = snapshots.ok().filter(|_| machine.is_some());
         let (nonce, sizes) = (machine.as_ref().map(|it| it.nonce.clone()), machine.map(|it| it.sizes));
         // Deleted while we looked, what we saw means nothing.
-        folder.exists().then(|| Instance { name: folder.instance().clone(), state, nonce, sizes, snapshots: None })
+        folder.exists().then(|| Instance { name: folder.instance().clone(), state, nonce, sizes, snapshots })
     }
 
     /// What a machine with a living QEMU is doing. What nobody looks after is set right in passing.
@@ -244,6 +346,20 @@ impl Qemu {
                 tracing::warn!(instance = %folder.instance(), "the disk of the host is full, or fails: the machine stands still until it can write");
                 let folder = folder.clone();
                 tokio::spawn(async move { Qmp::connect(folder.path(), MONITOR).await?.go_on().await });
+                InstanceState::Running
+            }
+            (Ok(Ok(RunState::Halted)), Some(hold)) => {
+                let (folder, ends) = (folder.clone(), machine.is_some_and(|machine| machine.resume.is_some()));
+                if ends {
+                    lay_to_rest(hold, folder);
+                    return InstanceState::Stopping;
+                }
+                tokio::spawn(async move {
+                    if let Err(error) = saved::go_on(&folder).await {
+                        tracing::warn!(instance = %folder.instance(), %error, "a machine stands still and can't be told to go on");
+                    }
+                    drop(hold);
+                });
                 InstanceState::Running
             }
             // A monitor that is silent for a moment says nothing; the lock does.
@@ -274,7 +390,10 @@ impl Qemu {
             Owner::Unclear => return Ok(false),
             Owner::Nobody => {}
         }
-        let Base::Image(image) = &order.base else { return Err(self.unsupported("make a machine from a snapshot")) };
+        let image = match &order.base {
+            Base::Image(image) => image,
+            Base::Snapshot(source, name) => return self.make_clone(order, &folder, source, name).await.map(|()| true),
+        };
         let reference: ImageReference = image.parse().map_err(|error| act.failed(&error))?;
         let image = self.images.obtain(&reference, &ignore_progress).await.map_err(|error| act.failed(&error))?;
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, image.digest().clone());
@@ -298,9 +417,9 @@ impl Driver for Qemu {
             sizes: true,
             images: true,
             resize_running: false,
-            suspend: false,
-            snapshots: SnapshotSupport::None,
-            clone_from_snapshot: false,
+            suspend: true,
+            snapshots: SnapshotSupport::Live,
+            clone_from_snapshot: true,
             labels: false,
             mounts: false,
             uses_host: true,
@@ -379,14 +498,19 @@ impl Driver for Qemu {
 
     async fn stop(&self, target: &Target) -> Result<(), DriverError> {
         let held = self.hold("stop", target).await?;
-        bring_down(&held, GRACE).await
+        self.settle(&held).await?;
+        bring_down(&held, GRACE).await?;
+        self.forget_memory(&held).await
     }
 
     async fn resize(&self, target: &Target, sizes: &Sizes) -> Result<(), DriverError> {
         let held = self.hold("resize", target).await?;
+        self.settle(&held).await?;
         bring_down(&held, GRACE).await?;
+        // It fits no machine of another size.
+        self.forget_memory(&held).await?;
         let mut machine = held.look(Machine::read).await?;
-        let disk = held.folder.file(DISK);
+        let disk = held.folder.file(machine.disk.file());
         if disk.exists() {
             let grown = disk::grow(&self.programs.img, &disk, sizes.disk.bytes()).await;
             let larger = grown.map_err(|error| held.act.failed(&error))?;
@@ -408,6 +532,39 @@ impl Driver for Qemu {
         };
         bring_down(&held, Duration::ZERO).await?;
         held.look(|folder| folder.move_away().and_then(|gone| remove_tree(&gone))).await
+    }
+
+    async fn snapshot(&self, target: &Target, name: &SnapshotName) -> Result<(), DriverError> {
+        let held = self.hold("take a snapshot of", target).await?;
+        self.take(&held, name).await
+    }
+
+    async fn delete_snapshot(&self, target: &Target, name: &SnapshotName) -> Result<(), DriverError> {
+        let held = self.hold("delete a snapshot of", target).await?;
+        self.delete(&held, name).await
+    }
+
+    async fn restore(
+        &self,
+        target: &Target,
+        snapshot: &SnapshotName,
+        seed: &Seed,
+        _: &Mounts,
+    ) -> Result<(), DriverError> {
+        let mut held = self.hold("restore", target).await?;
+        if seed.nonce != target.nonce {
+            return Err(held.failed("its new seed is that of another instance"));
+        }
+        if held.nonce != target.nonce {
+            self.go_back(&held, target, snapshot, seed).await?;
+            held.nonce = target.nonce.clone();
+        }
+        self.bring_up(&held, seed).await
+    }
+
+    async fn suspend(&self, target: &Target) -> Result<(), DriverError> {
+        let held = self.hold("suspend", target).await?;
+        self.put_to_sleep(&held).await
     }
 
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
@@ -440,6 +597,22 @@ impl Held<'_> {
         let folder = self.folder.clone();
         self.hold.blocking(move || work(&folder)).await.map_err(|error| self.act.failed(&error))
     }
+
+    /// Writes down what the machine is now.
+    async fn write(&self, machine: Machine) -> io::Result<()> {
+        let folder = self.folder.clone();
+        self.hold.blocking(move || folder.write(MACHINE_FILE, &machine.to_bytes()?)).await
+    }
+
+    /// What is done with it can't be, for this reason.
+    fn failed(&self, reason: &str) -> DriverError {
+        self.act.failed(&io::Error::other(reason))
+    }
+}
+
+/// The kernel of an image, for a command line.
+fn kernel(files: &Option<(PathBuf, PathBuf)>) -> Option<Kernel<'_>> {
+    files.as_ref().map(|(kernel, initrd)| Kernel { kernel, initrd })
 }
 
 /// Deletes a file, there or not.

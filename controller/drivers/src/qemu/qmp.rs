@@ -1,13 +1,17 @@
 //! QMP: how a running QEMU is spoken to. JSON, one object a line, over a unix socket in the machine's
 //! folder. QEMU serves one client at a time, so conversations are short.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 
 use crate::socket;
@@ -40,6 +44,21 @@ pub(super) enum RunState {
     PoweredOff,
     /// It stands still because the host's disk took no more.
     DiskError,
+    /// It stands still because it was told to, or because its memory has been saved.
+    Halted,
+}
+
+/// How far it has come that a memory is saved or loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Migration {
+    /// It is under way, or nothing has begun.
+    UnderWay,
+    /// The machine stands still, and what is left is written when that is wanted.
+    Pausing,
+    /// It is over. The machine stands still.
+    Completed,
+    /// It did not work, for this reason.
+    Failed(String),
 }
 
 /// A conversation.
@@ -79,12 +98,25 @@ impl Qmp {
 
     /// Has QEMU do something, and gives its answer.
     pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.say(command, arguments, None).await
+    }
+
+    /// Gives QEMU a file under a name, for the command after this.
+    pub(super) async fn hand_over(&mut self, name: &str, file: &File) -> Result<(), QmpError> {
+        self.say("getfd", json!({"fdname": name}), Some(file)).await.map(drop)
+    }
+
+    async fn say(&mut self, command: &str, arguments: Value, file: Option<&File>) -> Result<Value, QmpError> {
         let mut request = json!({"execute": command});
         if !arguments.is_null() {
             request["arguments"] = arguments;
         }
+        let request = format!("{request}\n");
         let ask = async {
-            self.stream.write_all(format!("{request}\n").as_bytes()).await?;
+            // A file goes along with the first byte.
+            let along =
+                if let Some(file) = file { send(self.stream.get_ref(), request.as_bytes(), file).await? } else { 0 };
+            self.stream.write_all(&request.as_bytes()[along..]).await?;
             loop {
                 match self.hear().await? {
                     Said { error: Some(Refusal { desc }), .. } => {
@@ -113,6 +145,7 @@ impl Qmp {
         Ok(match answer["status"].as_str() {
             Some("shutdown") => RunState::PoweredOff,
             Some("io-error") => RunState::DiskError,
+            Some("paused" | "finish-migrate" | "postmigrate" | "save-vm") => RunState::Halted,
             _ => RunState::Runs,
         })
     }
@@ -120,6 +153,34 @@ impl Qmp {
     /// Presses the power button.
     pub(super) async fn power_down(&mut self) -> Result<(), QmpError> {
         self.execute("system_powerdown", Value::Null).await.map(drop)
+    }
+
+    /// Whether a memory has been saved or loaded.
+    pub(super) async fn migration(&mut self) -> Result<Migration, QmpError> {
+        let answer = self.execute("query-migrate", Value::Null).await?;
+        Ok(match answer["status"].as_str() {
+            Some("pre-switchover") => Migration::Pausing,
+            Some("completed") => Migration::Completed,
+            Some("failed" | "cancelled") => {
+                Migration::Failed(answer["error-desc"].as_str().unwrap_or("QEMU does not say why").to_owned())
+            }
+            _ => Migration::UnderWay,
+        })
+    }
+
+    /// The layer that the machine writes to, as QEMU names it: the file, and the node that has it open.
+    pub(super) async fn disk(&mut self, device: &str) -> Result<Option<(String, String)>, QmpError> {
+        let answer = self.execute("query-block", Value::Null).await?;
+        let of_device =
+            |block: &&Value| block["qdev"].as_str().is_some_and(|path| path.split('/').any(|it| it == device));
+        let block = answer.as_array().into_iter().flatten().find(of_device);
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Ok(block.map(|block| &block["inserted"]).and_then(|it| Some((text(&it["file"])?, text(&it["node-name"])?))))
+    }
+
+    /// Connects the machine's network card, or pulls its cable.
+    pub(super) async fn set_link(&mut self, name: &str, up: bool) -> Result<(), QmpError> {
+        self.execute("set_link", json!({"name": name, "up": up})).await.map(drop)
     }
 
     /// Lets a machine that stands still go on.
@@ -137,4 +198,16 @@ impl Qmp {
         let answer = self.execute("ringbuf-read", json!({"device": device, "size": size})).await?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
+}
+
+/// Sends a file with the beginning of some bytes, and says how many of those went.
+async fn send(stream: &UnixStream, bytes: &[u8], file: &File) -> io::Result<usize> {
+    let send = || {
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        along.push(SendAncillaryMessage::ScmRights(&files));
+        Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut along, SendFlags::empty())?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
