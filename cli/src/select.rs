@@ -135,7 +135,8 @@ fn is_replica(known: &str, of: &AgentName) -> bool {
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let near = |known: &'a str| {
         let distance = strsim::damerau_levenshtein(word, known);
-        (distance <= 1 + known.len() / 4).then_some((distance, known))
+        // Nothing is like a word of which no letter is left.
+        (distance < known.len().max(word.len()) && distance <= 1 + known.len() / 4).then_some((distance, known))
     };
     known.filter_map(near).min().map(|(_, known)| known)
 }

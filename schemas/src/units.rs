@@ -158,7 +158,7 @@ pub struct Span(Duration);
 
 /// Why a text is not a length of time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a length of time: write it like 90s, 5m, 1h30m or 24h")]
+#[error("`{text}` is not a length of time: write it like 250ms, 90s, 5m, 1h30m or 24h")]
 pub struct InvalidSpan {
     text: String,
 }

@@ -170,7 +170,10 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     known
         .filter(|candidate| word.len().abs_diff(candidate.len()) <= 1 + candidate.len() / 4)
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        // Nothing is like a word of which no letter is left.
+        .filter(|(distance, candidate)| {
+            *distance < candidate.len().max(word.len()) && *distance <= 1 + candidate.len() / 4
+        })
         .min()
         .map(|(_, candidate)| candidate.to_owned())
 }
@@ -178,6 +181,12 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_without_a_letter_in_common_is_not_near() {
+        assert_eq!(nearest("b", ["a"].into_iter()), None);
+        assert_eq!(nearest("dp", ["db", "web"].into_iter()).as_deref(), Some("db"));
+    }
 
     fn shown(line: &str, column: usize) -> String {
         let place = Some(Place { line: 1, column });

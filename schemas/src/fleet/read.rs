@@ -197,6 +197,9 @@ impl Reader<'_, '_> {
                 let found = element(value, path).map_or(&Value::Null, |value| &*value);
                 self.report.note(words::unexpected(&whole, &expected, found, written));
             }
+            // What is said of a map that has just lost a key may be said for want of that.
+            Complaint::Said(_)
+                if self.report.removed.iter().any(|it| it.split_last().is_some_and(|it| *it.1 == whole)) => {}
             Complaint::Said(said) => {
                 let of_key = is_about_key::<T>(value, path, message);
                 self.report.note(if of_key { Finding::of_key(&whole, said) } else { Finding::at(&whole, said) });

@@ -129,7 +129,7 @@ limits: {parallelism: 0x}
          7 |     dependsOn: db
            |                ^
         hint: a list of one is written [db]
-        fleet.yaml:8:10: agents.web.ttl: `30` is not a length of time: write it like 90s, 5m, 1h30m or 24h
+        fleet.yaml:8:10: agents.web.ttl: `30` is not a length of time: write it like 250ms, 90s, 5m, 1h30m or 24h
          8 |     ttl: 30
            |          ^
         fleet.yaml:9:16: agents.web.reconcile: `Auto` is none of auto, manual, paused
@@ -364,10 +364,10 @@ mod traps {
     #[test]
     fn a_number_that_would_be_no_good_in_quotes_either_is_told_what_is_expected() {
         insta::assert_snapshot!(complaint_of_agent("idle: 30\nttl: 1.5\nprofile: 7"), @"
-        fleet.yaml:3:11: agents.web.idle: `30` is not a length of time: write it like 90s, 5m, 1h30m or 24h
+        fleet.yaml:3:11: agents.web.idle: `30` is not a length of time: write it like 250ms, 90s, 5m, 1h30m or 24h
          3 |     idle: 30
            |           ^
-        fleet.yaml:4:10: agents.web.ttl: `1.5` is not a length of time: write it like 90s, 5m, 1h30m or 24h
+        fleet.yaml:4:10: agents.web.ttl: `1.5` is not a length of time: write it like 250ms, 90s, 5m, 1h30m or 24h
          4 |     ttl: 1.5
            |          ^
         fleet.yaml:5:14: agents.web.profile: `7` is not a name: a name starts with a letter, goes on with lower-case letters, digits and hyphens, ends with a letter or digit, and has at most 63 characters

@@ -181,7 +181,7 @@ fn of_a_type_that_there_is_not_nothing_else_is_told() {
 #[test]
 fn wrong_values_are_told_at_their_places() {
     insta::assert_snapshot!(complaint(
-        "tasks:\n  a: {exec: x, retry: many, when: sometimes}\n  b: {exec: x, retry: {attempts: 3, on: [fail], pause: 1s}}\n  c: {type: git:clone, url: x, depth: 0}\n  d: {type: file:write, path: x, content: 5, mode: 644}\n  e: {exec: x, when: {after: a, cron: '0 3 * * *'}}\n  f: {exec: x, when: {after: a, missed: once}}\n  g: {exec: x, when: {cron: '0 3 * * *', overlap: run}}\n  h: {exec: x, when: {}}"
+        "tasks:\n  a: {exec: x, retry: many, when: sometimes}\n  b: {exec: x, retry: {attempts: 3, on: [fail], pause: 1s}}\n  c: {type: git:clone, url: x, depth: 0}\n  d: {type: file:write, path: x, content: 5, mode: 644}\n  e: {exec: x, when: {after: a, cron: '0 3 * * *'}}\n  f: {exec: x, when: {after: a, missed: once}}\n  g: {exec: x, when: {cron: '0 3 * * *', overlap: run}}\n  h: {exec: x, when: {}}\n  i: {exec: x, when: {cron: '61 * * * *'}}"
     ), @r#"
     fleet.yaml:4:27: agents.web.tasks.a.retry: expected a number of attempts, or a map such as {attempts: 3, backoff: 10s}, found the text "many"
      4 |       a: {exec: x, retry: many, when: sometimes}
@@ -220,6 +220,9 @@ fn wrong_values_are_told_at_their_places() {
     fleet.yaml:11:26: agents.web.tasks.h.when: this is no time for a task: write `once`, `connect`, {after: NAME}, or {cron: "0 3 * * *"}
      11 |       h: {exec: x, when: {}}
         |                          ^
+    fleet.yaml:12:33: agents.web.tasks.i.when.cron: `61 * * * *` is not a schedule: `61` is no minute (0 to 59); write minute, hour, day of month, month and day of week, and a time zone if it is not UTC, such as `0 3 * * mon-fri Europe/Berlin`
+     12 |       i: {exec: x, when: {cron: '61 * * * *'}}
+        |                                 ^
     "#);
 }
 
