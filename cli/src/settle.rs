@@ -173,7 +173,7 @@ fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
         Goal::Gone => agent.power.is_none() && agent.instance.is_none(),
     };
     if reached {
-        return if agent.power.is_none() { Standing::Gone(dismissal(goal, agent)) } else { Standing::Ready };
+        return if agent.power.is_none() { Standing::Gone(dismissal(agent)) } else { Standing::Ready };
     }
     match agent.waits_for.iter().find(|it| needs_person(it)) {
         Some(reason) => Standing::Stuck(format!("waits for {reason}")),
@@ -182,9 +182,9 @@ fn standing(goal: Goal, agent: Option<&AgentView>) -> Standing {
 }
 
 /// Who wants an agent gone that the file wants, and how it comes back.
-fn dismissal(goal: Goal, agent: &AgentView) -> Option<String> {
+fn dismissal(agent: &AgentView) -> Option<String> {
     let is_absence = |it: &&Override| matches!(it.change, Change::Presence(Presence::Absent));
-    let said = agent.overrides.iter().find(is_absence).filter(|_| matches!(goal, Goal::AsFile(_)))?;
+    let said = agent.overrides.iter().find(is_absence)?;
     Some(format!("destroyed by {}; `vm-agent create {}` brings it back", said.author, agent.name))
 }
 
@@ -353,8 +353,7 @@ mod tests {
         let mut destroyed = AgentView { instance: None, power: None, ..overridden("web") };
         destroyed.overrides[0].change = Change::Presence(Presence::Absent);
         let why = "destroyed by ana; `vm-agent create web` brings it back".to_owned();
-        assert_eq!(standing(Goal::AsFile(None), Some(&destroyed)), Standing::Gone(Some(why)));
-        assert_eq!(standing(Goal::Gone, Some(&destroyed)), Standing::Gone(None));
+        assert_eq!(standing(Goal::Gone, Some(&destroyed)), Standing::Gone(Some(why)));
         assert!(!is_ready(Goal::Gone, &healthy("web")));
         assert!(is_ready(Goal::Gone, &AgentView { instance: None, power: None, ..healthy("web") }));
     }

@@ -239,7 +239,7 @@ fn a_run_takes_what_the_file_says_of_its_profile() {
     let run = ["run", "--rm", "--profile", "small", "--", "echo $SIZE"];
     assert_eq!(fleet.ok(&run), "small\n");
     let refused = fleet.run(&["run", "--rm", "--profile", "smal", "--", "true"]);
-    assert_eq!(refused.code, 255, "{refused:?}");
+    assert_eq!(refused.code, 3, "{refused:?}");
     assert!(refused.stderr.contains("there is no profile `smal`; did you mean `small`?"), "{refused:?}");
     fleet.ok(&["create", "web", "--profile", "small", "--env", "SIZE=other"]);
     assert_eq!(fleet.exec("web", "echo $SIZE"), "other\n");

@@ -254,7 +254,10 @@ async fn projects_are_built_tested_and_deployed_as_their_files_say() {
     }
     fs::remove_file(scene.work("Makefile")).unwrap();
     let kept = scene.run(Job::new(Work::Build { argv: vec![] })).await;
-    assert!(reason(kept.outcome()).ends_with("tells how to build it; give the command as argv"));
+    assert!(
+        reason(kept.outcome())
+            .ends_with("tells how to build it; write the command after `--`, or as `exec` in the fleet file")
+    );
 }
 
 #[tokio::test]
@@ -318,6 +321,7 @@ async fn a_task_runs_as_another_user_with_the_rights_of_that() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(&open).unwrap()), 65534);
     assert!(reason(scene.run(write(Path::new("/etc/vm-agent-test"))).await.outcome()).ends_with("permission denied"));
     let own = tempfile::tempdir().unwrap();
+    fs::set_permissions(own.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let exec = Work::Exec { argv: vec!["true".to_owned()] };
     let shut_out = Job { cwd: Some(own.path().display().to_string()), ..nobody(exec) };
     let kept = scene.run(shut_out).await;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{self, Message};
 use vm_agent_schemas::api::{ExecEvent, ExecRequest};
 use vm_agent_schemas::wire::{Channel, DATA_MAX, Frame, Signal, StreamTarget, TaskOutcome, TerminalSize, WINDOW};
@@ -282,7 +283,13 @@ async fn next_message(
 ) -> Result<Message, CommandError> {
     let message = incoming.next().await;
     let message = message.ok_or_else(|| broken(&"it ended too early; what became of it is not known"))?;
-    message.map_err(|error| broken(&error))
+    message.map_err(|error| match error {
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
+        | tungstenite::Error::ConnectionClosed
+        | tungstenite::Error::AlreadyClosed
+        | tungstenite::Error::Io(_) => broken(&"the controller went away; what became of it is not known"),
+        error => broken(&error),
+    })
 }
 
 async fn send_all(

@@ -210,7 +210,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: &dyn std::fmt::Display) -> CommandError {
-        CommandError::new(Exit::UNREACHABLE, format!("the controller at {self} does not answer: {error}"))
+        let error = CommandError::new(Exit::UNREACHABLE, format!("the controller at {self} does not answer: {error}"));
+        match self.address {
+            Address::Unix(_) => error,
+            Address::Tcp(_) => error.hint("`vm-agent status` on the controller's machine names the address of its API"),
+        }
     }
 
     fn broken(&self, error: &dyn std::fmt::Display) -> CommandError {

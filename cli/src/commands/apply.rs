@@ -51,7 +51,7 @@ pub(crate) async fn run(context: &mut Context, args: ApplyArgs) -> CommandResult
         let request = ApplyRequest { source: loaded.source, plan: None, approve: false, dry_run: true };
         let answer = client.post::<Applied>("/apply", &request).await?;
         let Applied { plan, reach, .. } = &answer.content;
-        let text = told(&client, plan, reach, YES, format == Format::Wide).await?;
+        let text = told(&client, plan, reach, (!args.yes).then_some(YES), format == Format::Wide).await?;
         context.ui.document(format, &answer.raw, || text)?;
         context.ui.status("Nothing was changed.")?;
         return Ok(exit(args.detailed_exitcode, plan));
@@ -132,7 +132,7 @@ pub(super) async fn apply(
 ) -> Result<Fetched<Applied>, CommandError> {
     let request = PlanRequest { source: Some(loaded.source.clone()) };
     let PlanView { plan, reach } = client.post::<PlanView>("/plan", &request).await?.content;
-    context.ui.status(told(client, &plan, &reach, YES, false).await?)?;
+    context.ui.status(told(client, &plan, &reach, (!yes).then_some(YES), false).await?)?;
     replace(context, client, loaded, !yes).await?;
     let approve = consent(context, &plan, yes)?;
     // A yes is to what was shown, so it holds for this plan only. Without one the file is accepted
@@ -147,7 +147,7 @@ pub(super) async fn told(
     client: &Client,
     plan: &Plan,
     reach: &[String],
-    yes: &str,
+    yes: Option<&str>,
     wide: bool,
 ) -> Result<String, CommandError> {
     let overrides = client.get::<List<Override>>("/overrides").await?.content.items;

@@ -60,14 +60,15 @@ async fn show(context: &mut Context, args: PlanArgs) -> CommandResult {
             let source = loaded.map(|loaded| loaded.source);
             let answer = client.post::<PlanView>("/plan", &PlanRequest { source }).await?;
             let PlanView { plan, reach } = answer.content;
-            let text = told(&client, &plan, &reach, YES, wide).await?;
+            let text = told(&client, &plan, &reach, Some(YES), wide).await?;
             (answer.raw, plan, text)
         }
         None => {
             let loaded = args.file.load()?;
             context.ui.status("no controller runs, so this plan is made from what its state folder knows")?;
             let plan = offline(context, loaded.fleet).await?;
-            let planned = Planned { plan: &plan, overrides: &[], reach: &[], yes: YES, wide, now: Timestamp::now() };
+            let planned =
+                Planned { plan: &plan, overrides: &[], reach: &[], yes: Some(YES), wide, now: Timestamp::now() };
             (document("Plan", &plan), plan.clone(), render::plan(&planned))
         }
     };

@@ -40,12 +40,12 @@ pub(crate) async fn run(context: &mut Context, args: RollbackArgs) -> CommandRes
     let Applied { plan, reach, .. } = &seen.content;
     let yes = format!("vm-agent rollback {revision} --yes");
     if args.dry_run {
-        let text = apply::told(&client, plan, reach, &yes, format == Format::Wide).await?;
+        let text = apply::told(&client, plan, reach, (!args.yes).then_some(&yes), format == Format::Wide).await?;
         context.ui.document(format, &seen.raw, || text)?;
         context.ui.status("Nothing was changed.")?;
         return Ok(Exit::SUCCESS);
     }
-    context.ui.status(apply::told(&client, plan, reach, &yes, false).await?)?;
+    context.ui.status(apply::told(&client, plan, reach, (!args.yes).then_some(&yes), false).await?)?;
     let approve = apply::consent(context, plan, args.yes)?;
     let request = RollbackRequest { plan: approve.then(|| plan.id.clone()), approve, dry_run: false, ..asked };
     let answer = client.post::<Applied>("/fleet/rollback", &request).await?;

@@ -91,7 +91,8 @@ async fn open(context: &mut Context, name: &AgentName, attach: Option<Option<Str
         let _raw = RawMode::enter()?;
         stay(&client, name, terminal, target, &mut console).await
     };
-    if !matches!(stayed, Ok(Some(_))) {
+    // What has written nothing has left nothing behind.
+    if !matches!(stayed, Ok(Some(_))) && console.written() > 0 {
         terminal::put_right();
     }
     let stayed = about(&client, name, stayed).await?;

@@ -65,8 +65,16 @@ pub(crate) async fn run(context: &mut Context, args: TokenArgs) -> CommandResult
     let client = context.place.client().await?;
     match args.command {
         TokenCommand::Create { name, role, lasting, output } => {
+            let before = client.get::<List<ApiToken>>("/tokens").await?.content.items;
             let answer = client.post::<NewToken>("/tokens", &TokenRequest { name, role, lasting }).await?;
             show(context, &answer, output.output)?;
+            let name = &answer.content.token.name;
+            if let Some(other) = before.iter().find(|token| token.name == *name) {
+                let id = other.id;
+                context
+                    .ui
+                    .warn(format_args!("there is another token for {name}: `vm-agent token revoke {id}` ends that"))?;
+            }
         }
         TokenCommand::Rotate { token, overlap, output } => {
             let tokens = client.get::<List<ApiToken>>("/tokens").await?.content.items;

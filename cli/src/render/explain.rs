@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 
 use super::written;
 use crate::explain::Explanation;
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Table, truncate};
 use crate::ui::{FAINT, STRONG};
+
+/// Widest type of a key among others, in columns: the key itself is explained in full.
+const KIND_MAX: usize = 100;
 
 /// An explanation as text.
 pub(crate) fn explain(it: &Explanation) -> String {
@@ -40,7 +43,11 @@ pub(crate) fn explain(it: &Explanation) -> String {
     if !it.keys.is_empty() {
         let mut table = Table::new(&["KEY", "TYPE", "MEANING"]);
         for it in &it.keys {
-            table.row(vec![Cell::new(&it.key, STRONG), it.kind.as_str().into(), it.meaning.as_str().into()]);
+            table.row(vec![
+                Cell::new(&it.key, STRONG),
+                truncate(&it.kind, KIND_MAX).into(),
+                it.meaning.as_str().into(),
+            ]);
         }
         let _ = write!(text, "\n{}", table.render());
     }

@@ -23,8 +23,8 @@ pub(crate) struct Planned<'a> {
     pub(crate) overrides: &'a [Override],
     /// What the file would newly let guests do to the host.
     pub(crate) reach: &'a [String],
-    /// The command that says yes to all that waits for it.
-    pub(crate) yes: &'a str,
+    /// The command that says yes to all that waits for it, where nobody has said so already.
+    pub(crate) yes: Option<&'a str>,
     /// Whether steps that only wait for the one before them say so too.
     pub(crate) wide: bool,
     /// The time that remaining time is counted from.
@@ -192,7 +192,9 @@ impl Planned<'_> {
             self.plan.approvals.iter().map(|it| format!("{}  {}", it.id.short(), printable(&it.what))).collect();
         if !lines.is_empty() {
             section(text, "Waiting for a yes:", lines);
-            let _ = writeln!(text, "`{}` says yes to all of these.", self.yes);
+            if let Some(yes) = self.yes {
+                let _ = writeln!(text, "`{yes}` says yes to all of these.");
+            }
         }
     }
 
@@ -351,7 +353,7 @@ mod tests {
     use super::*;
 
     fn shown_with(document: &Plan, overrides: &[Override], wide: bool) -> String {
-        let yes = "vm-agent apply --yes";
+        let yes = Some("vm-agent apply --yes");
         let planned = Planned { plan: document, overrides, reach: &[], yes, wide, now: samples::now() };
         anstream::adapter::strip_str(&plan(&planned)).to_string()
     }
@@ -385,7 +387,7 @@ mod tests {
     fn what_a_file_newly_allows_is_told() {
         let reach = ["agents may read /srv".to_owned()];
         let (now, document) = (samples::now(), samples::empty_plan());
-        let planned = Planned { plan: &document, overrides: &[], reach: &reach, yes: "", wide: false, now };
+        let planned = Planned { plan: &document, overrides: &[], reach: &reach, yes: None, wide: false, now };
         insta::assert_snapshot!(anstream::adapter::strip_str(&plan(&planned)).to_string());
     }
 

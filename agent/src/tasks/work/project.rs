@@ -62,7 +62,7 @@ pub(super) fn program(goal: Goal, argv: &[String], folder: &Path) -> Result<Prog
     found.map(Program::new).ok_or_else(|| {
         let names = MARKERS.map(|(name, _)| name).join(", ");
         let (folder, goal) = (folder.display(), goal.name());
-        format!("none of {names} in `{folder}` tells how to {goal} it; give the command as argv")
+        format!("none of {names} in `{folder}` tells how to {goal} it; write the command after `--`, or as `exec` in the fleet file")
     })
 }
 
@@ -123,7 +123,10 @@ mod tests {
             error.starts_with("none of Makefile, Cargo.toml, package.json, go.mod, pyproject.toml in `"),
             "{error}"
         );
-        assert!(error.ends_with("tells how to deploy it; give the command as argv"), "{error}");
+        assert!(
+            error.ends_with("tells how to deploy it; write the command after `--`, or as `exec` in the fleet file"),
+            "{error}"
+        );
         let given = ["ship".to_owned()];
         assert_eq!(program(Goal::Deploy, &given, Path::new("/no/such")).unwrap().argv, given);
     }

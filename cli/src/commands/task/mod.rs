@@ -16,6 +16,7 @@ use vm_agent_schemas::ids::TaskId;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::selector::Selector;
 use vm_agent_schemas::task::Task;
+use vm_agent_schemas::wire::TaskOutcome;
 
 use crate::Context;
 use crate::client::Client;
@@ -243,7 +244,7 @@ pub(super) fn conclude(ended: &[Task]) -> CommandResult {
 }
 
 fn succeeded(task: &Task) -> bool {
-    task.outcome().is_some_and(vm_agent_schemas::wire::TaskOutcome::is_success)
+    task.outcome().is_some_and(TaskOutcome::is_success)
 }
 
 fn conclude_one(task: &Task) -> CommandResult {
@@ -252,7 +253,10 @@ fn conclude_one(task: &Task) -> CommandResult {
     match Exit::remote(outcome) {
         Some(exit) if exit != Exit::FAILURE || outcome.to_string().starts_with("ended with") => Ok(exit),
         exit => {
-            let error = CommandError::new(exit.unwrap_or(Exit::EXEC_FAILED), format!("the task {outcome}"));
+            let limit =
+                if *outcome == TaskOutcome::TimedOut { format!(", {}", task.terms.timeout) } else { String::new() };
+            let sentence = format!("the task {outcome}{limit}");
+            let error = CommandError::new(exit.unwrap_or(Exit::EXEC_FAILED), sentence);
             let again = format!("vm-agent task replay {}", task.id);
             Err(if task.dead.is_some() { error.hint(format!("`{again}` tries it again")) } else { error })
         }
@@ -264,7 +268,6 @@ mod tests {
     use super::*;
     use crate::render::samples;
     use vm_agent_schemas::task::TaskState;
-    use vm_agent_schemas::wire::TaskOutcome;
 
     #[derive(Debug, clap::Parser)]
     struct Line {
@@ -308,7 +311,7 @@ mod tests {
         assert_eq!(code(TaskOutcome::Signaled { signal: 9 }), (137, None));
         let failed = TaskOutcome::Failed { reason: "there is no such file".into() };
         assert_eq!(code(failed), (1, Some("the task failed: there is no such file".into())));
-        assert_eq!(code(TaskOutcome::TimedOut), (255, Some("the task ran longer than it may".into())));
+        assert_eq!(code(TaskOutcome::TimedOut), (255, Some("the task ran longer than it may, 1h".into())));
     }
 
     #[test]
