@@ -32,6 +32,7 @@ mod run;
 mod runtime;
 mod schema;
 mod shell;
+mod snapshot;
 mod spec;
 mod ssh;
 mod status;
@@ -94,6 +95,9 @@ pub(crate) enum Command {
     SshProxy(ssh::SshProxyArgs),
     Logs(logs::LogsArgs),
     Task(Box<task::TaskArgs>),
+    Snapshot(snapshot::SnapshotArgs),
+    Restore(snapshot::RestoreArgs),
+    Clone(snapshot::CloneArgs),
     Message(message::MessageArgs),
     Dead(dead::DeadArgs),
     Token(token::TokenArgs),
@@ -145,6 +149,9 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::SshProxy(args) => ssh::proxy(context, args).await.map_err(CommandError::of_exec),
         Command::Logs(args) => logs::run(context, args).await,
         Command::Task(args) => task::run(context, *args).await,
+        Command::Snapshot(args) => snapshot::run(context, args).await,
+        Command::Restore(args) => snapshot::restore(context, args).await,
+        Command::Clone(args) => snapshot::clone(context, args).await,
         Command::Message(args) => message::run(context, args).await,
         Command::Dead(args) => dead::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,

@@ -30,7 +30,7 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How much longer than a look at the fleet took the loop rests before one for what happens all the time, and how
 /// long at most: a look takes the longer the larger the fleet is, and must leave the processors to what happens.
-const REST: u32 = 9;
+const REST: u32 = 49;
 const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Runs passes until the controller goes down, or the fleet has.

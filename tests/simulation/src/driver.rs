@@ -297,7 +297,15 @@ impl Driver {
                     let runtime = Some(Runtime::new(seed.clone(), rng));
                     let nonce = Some(seed.nonce.clone());
                     let state = InstanceState::Starting;
-                    let machine = Machine { state, nonce, sizes: *sizes, dim: false, unexpected: false, runtime, snapshots: BTreeSet::new() };
+                    let machine = Machine {
+                        state,
+                        nonce,
+                        sizes: *sizes,
+                        dim: false,
+                        unexpected: false,
+                        runtime,
+                        snapshots: BTreeSet::new(),
+                    };
                     self.machines.insert(name.clone(), machine);
                     self.held.insert(name.clone());
                     happened.made = true;

@@ -15,6 +15,7 @@ mod prune;
 mod rest;
 mod restart;
 mod room;
+mod snapshots;
 mod steady;
 mod store;
 mod upgrade;

@@ -167,6 +167,10 @@ pub fn clone_agent(
     }
     let wanted = effective(&records.fleet, &records.overrides, asked.now).wanted;
     let declared = wanted.get(source).ok_or_else(|| intent::unknown(source))?;
+    if wanted.contains_key(new) || records.claims.contains_key(new) {
+        return Err(Problem::new(ProblemCode::Conflict, format!("there is an agent `{new}` already"))
+            .remedy("take another name for the new one"));
+    }
     let mut changes = Vec::new();
     let (snapshot, taken_at) = match request.snapshot {
         Some(name) => (name.clone(), find(records, source, &name)?.taken_at),

@@ -101,6 +101,16 @@ impl Invariant for RepeatsAreGranted {
                 let outcome = former.map(|former| &former.outcome).or(stored.outcome());
                 self.ended.extend(outcome.map(|outcome| (*task, outcome.clone())));
             }
+            // An end that is stored while nobody is connected to hear of it.
+            Deed::Stored(records) => {
+                for task in tasks(records) {
+                    let over = task
+                        .former
+                        .iter()
+                        .map(|former| (TaskRef { task: task.id, attempt: former.attempt }, former.outcome.clone()));
+                    self.ended.extend(over);
+                }
+            }
             Deed::Ran { task, .. } => {
                 self.judge(*task)?;
                 self.ran.insert(*task);

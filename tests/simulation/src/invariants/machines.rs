@@ -130,7 +130,9 @@ impl Invariant for NothingForeignIsTouched {
         opened(deed).into_iter().try_for_each(|(operation, inputs, records)| {
             let Some(claim) = records.claims.get(&operation.agent) else { return Err("a step without a claim".into()) };
             let nonce = shown(inputs, records, &operation.agent).and_then(|it| it.nonce.as_ref());
-            let foreign = nonce.is_some_and(|nonce| *nonce != claim.nonce);
+            // On its way back to a snapshot it may still be what it was.
+            let former = claim.history.restoring.as_ref().map(|way| &way.from);
+            let foreign = nonce.is_some_and(|nonce| *nonce != claim.nonce && Some(nonce) != former);
             hold(!foreign, || format!("a {} of {}, which is not ours", operation.action, claim.instance))
         })
     }
@@ -196,7 +198,9 @@ impl Invariant for IncarnationsAreNew {
             let Change::Claim(claim) = change else { continue };
             let before = self.latest.insert(claim.agent.clone(), (claim.id, claim.incarnation));
             let new = before.is_none_or(|(id, latest)| {
-                if id == claim.id { claim.incarnation == latest } else { claim.incarnation > latest }
+                // The same machine has another only when it goes back to a snapshot.
+                let grows = id != claim.id || claim.history.restoring.is_some();
+                (grows && claim.incarnation > latest) || (id == claim.id && claim.incarnation == latest)
             });
             hold(new, || format!("{} has incarnation {} again", claim.agent, claim.incarnation))?;
         }

@@ -8,6 +8,7 @@ mod messages;
 mod output;
 mod rest;
 mod said;
+mod snapshots;
 mod steps;
 mod tasks;
 
@@ -34,6 +35,7 @@ use messages::{KeysAreNotLost, MessagesAreGivenOnce, MessagesEndOnce, MessagesKe
 use output::OutputIsWhole;
 use rest::{APassComesToAnEnd, ItComesToRest, NothingIsLeftBehind, RestIsRest, WhatIsRecordedIsNotForgotten};
 use said::{OverridesWinAndEnd, PausesAreRespected};
+use snapshots::{AMomentHasOneSnapshot, TheFormerIsPast, TheWayBackIsKept, WhatPeopleKeepStays};
 use steps::{BackoffsAreKept, DependenciesComeFirst, LanesAreKept, OneStepAtATime, StepsAreAnnounced, TheFuseHolds};
 use tasks::{OnlyTheNewestSpeaks, TasksAreStoredFirst, TasksEndOnce, TasksRunOnce};
 
@@ -117,6 +119,10 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(LanesAreKept),
         Box::new(PausesAreRespected),
         Box::new(BackoffsAreKept),
+        Box::new(TheWayBackIsKept),
+        Box::new(WhatPeopleKeepStays),
+        Box::new(AMomentHasOneSnapshot::default()),
+        Box::new(TheFormerIsPast::default()),
         Box::new(TheFuseHolds),
         Box::new(DependenciesComeFirst),
     ]

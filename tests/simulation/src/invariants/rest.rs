@@ -18,6 +18,9 @@ use super::{ACCIDENT, Invariant, LEVEL, hold, invariant};
 /// How long a task may take when nothing goes wrong any more: all its attempts, and all before it.
 const TASK_WITHIN: SignedDuration = SignedDuration::from_mins(20);
 
+/// How long a snapshot may take when nothing goes wrong any more, with what comes before and after it.
+const SNAPSHOT_WITHIN: SignedDuration = SignedDuration::from_mins(4);
+
 /// A life finds all that the one before it knew.
 #[derive(Debug)]
 pub(super) struct WhatIsRecordedIsNotForgotten;
@@ -50,6 +53,8 @@ impl Invariant for WhatIsRecordedIsNotForgotten {
             ("fuse", left.fuse == found.fuse),
             ("mode", left.mode == found.mode),
             ("work", left.work == found.work),
+            ("snapshots", left.snapshots == found.snapshots),
+            ("errands", left.errands == found.errands),
             ("tasks", tasks(left) == tasks(found)),
             ("file", left.file == found.file),
             ("fleet", left.fleet == found.fleet),
@@ -98,10 +103,13 @@ impl Invariant for RestIsRest {
                 // What ends by itself may end while somebody watches, and so may the time in which a
                 // runtime can still join.
                 let ends = inputs.overrides.iter().any(|it| it.expires_at.is_some())
-                    || inputs.pause.iter().any(|pause| pause.expires_at.is_some());
+                    || inputs.pause.iter().any(|pause| pause.expires_at.is_some())
+                    || !inputs.errands.is_empty();
                 let awaits = plan.agents.iter().any(|agent| agent.waits_for.contains(&WaitsFor::Runtime));
                 let timed = plan.agents.iter().filter_map(|agent| agent.wanted.as_ref());
-                let timed = timed.map(|agent| &agent.spec).any(|spec| spec.idle.is_some() || spec.ttl.is_some());
+                let timed = timed
+                    .map(|agent| &agent.spec)
+                    .any(|spec| spec.idle.is_some() || spec.ttl.is_some() || !spec.snapshots.schedules.is_empty());
                 let tasks = inputs.fleet.agents.values().flat_map(|agent| agent.spec.tasks.values());
                 let recurs = tasks.map(|task| &task.when).any(|when| !matches!(when, TaskWhen::Once));
                 self.quiet = !ends && !awaits && !recurs && unfinished.is_empty();
@@ -149,7 +157,12 @@ pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
         let passes = agent.waits_for.iter().any(passes);
         !passes && agent.waits_for.iter().any(|reason| waits_for_a_person(reason, rest))
     };
-    for agent in &rest.plan.agents {
+    // The moment of a snapshot has just come, and a machine may be down for it.
+    let in_a_moment = |name: &AgentName| {
+        let moments = rest.inputs.claims.get(name).into_iter().flat_map(|claim| claim.history.schedules.values());
+        moments.copied().any(|at| rest.inputs.now.duration_since(at) < SNAPSHOT_WITHIN)
+    };
+    for agent in rest.plan.agents.iter().filter(|agent| !in_a_moment(&agent.name)) {
         // A machine that is down, and that the file says to leave alone, has no runtime to be heard.
         let left_down = agent.observed.is_some_and(|state| state != InstanceState::Running)
             && agent.drift.iter().any(|drift| drift.class == DriftClass::Power && drift.policy != DriftPolicy::Correct);
@@ -165,7 +178,8 @@ pub fn is_at_rest(rest: &Rest) -> Result<(), String> {
             format!("{} drifts ({:?}) and waits for {:?}", agent.name, agent.drift, agent.waits_for)
         })?;
     }
-    hold(rest.inputs.operations.is_empty(), || format!("under way: {:?}", rest.inputs.operations))?;
+    let stray = rest.inputs.operations.values().find(|operation| !in_a_moment(&operation.agent));
+    hold(stray.is_none(), || format!("under way: {stray:?}"))?;
     let can_work = |name: &AgentName| {
         let agent = rest.plan.agent(name);
         agent.is_some_and(|agent| agent.health == Health::Healthy && !by_a_person(agent))

@@ -2,6 +2,7 @@
 //! change their minds. Everything that a file can say is drawn in one place, [`File::edit`].
 
 mod asking;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -70,6 +71,7 @@ struct Agent {
     idle: Option<u64>,
     ttl: Option<u64>,
     drift: &'static str,
+    snapshots: &'static str,
 }
 
 #[derive(Debug, Clone)]
@@ -98,6 +100,7 @@ impl Agent {
             idle: None,
             ttl: None,
             drift: "",
+            snapshots: "",
         };
         for _ in 0..rng.u8(..3) {
             agent.edit(rng);
@@ -127,7 +130,11 @@ impl Agent {
     }
 
     fn edit(&mut self, rng: &mut Rng) {
-        match rng.u8(..24) {
+        match rng.u8(..26) {
+            24 | 25 => {
+                let schedule = "schedules: {often: {cron: \"*/20 * * * *\", keep: {last: 2, hourly: 1}}}";
+                self.snapshots = pick(rng, &["", "points: [provisioned]", schedule]);
+            }
             18 | 19 => self.team = pick(rng, &[Some("a"), Some("b"), None]),
             20 => self.slots = rng.u32(1..4),
             21..24 => self.edit_more(rng),
@@ -235,6 +242,9 @@ impl File {
             if !agent.drift.is_empty() {
                 let _ = write!(text, ", drift: {{{}}}", agent.drift);
             }
+            if !agent.snapshots.is_empty() {
+                let _ = write!(text, ", snapshots: {{{}}}", agent.snapshots);
+            }
             let _ = write!(text, ", slots: {}", agent.slots);
             if let Some(team) = agent.team {
                 let _ = write!(text, ", labels: {{team: {team}}}");
@@ -295,7 +305,7 @@ impl World {
             return self.apply(&records);
         }
         let name: AgentName = self.people.some_name(&mut self.rng).parse().expect("it is a name");
-        match self.rng.u8(..26) {
+        match self.rng.u8(..30) {
             0..8 => {
                 for _ in 0..self.rng.u8(1..4) {
                     self.people.file.edit(&mut self.rng);
@@ -333,6 +343,7 @@ impl World {
             }
             20..24 => self.ask_for_task(&records, &name),
             24 => self.cancel_some_task(),
+            26..30 => self.ask_of_snapshots(&records, &name),
             _ => self.down(&records),
         }
     }

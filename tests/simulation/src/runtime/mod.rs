@@ -36,8 +36,6 @@ pub struct Runtime {
     pub boot: Boot,
     /// Whether a hub has bound its key.
     pub joined: bool,
-    /// The latest start in which a hub has heard it.
-    pub heard_in: Boot,
     /// The attempts, in the order in which they came.
     pub journal: Vec<Attempt>,
     /// Messages.
@@ -71,7 +69,6 @@ impl Runtime {
             machine_id,
             boot: Boot(0),
             joined: false,
-            heard_in: Boot(0),
             next: None,
             journal: Vec::new(),
             boxes: Boxes::default(),
@@ -95,6 +92,12 @@ impl Runtime {
     #[must_use]
     pub fn is_same_machine(&self, other: &Self) -> bool {
         self.machine_id == other.machine_id
+    }
+
+    /// Whether it is on the machine with this id.
+    #[must_use]
+    pub fn is_on(&self, machine_id: &Digest) -> bool {
+        self.machine_id == *machine_id
     }
 
     /// The process starts: whatever had begun was interrupted.
@@ -185,7 +188,7 @@ impl Runtime {
 
     /// A session was accepted with the key in use: the one before it is void.
     pub fn welcome(&mut self) {
-        (self.joined, self.heard_in) = (true, self.boot);
+        self.joined = true;
         if let Some(next) = self.next.take_if(|next| next.acknowledged) {
             self.key = next.key;
         }

@@ -7,7 +7,7 @@ use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
 
 use crate::clock::{MINUTE, SECOND};
-use crate::driver::{Driver, Machine, Sight};
+use crate::driver::{Machine, Sight};
 use crate::net::Peer;
 use crate::runtime::Runtime;
 use crate::world::{Event, World};
@@ -125,16 +125,15 @@ impl World {
         let driver = self.drivers.get_mut(&name).expect("it is one of them");
         let gib = ByteSize::from_gib;
         let sizes = Sizes { cpus: 1, memory: gib(1), disk: gib(5) };
-        let foreign =
-            Machine {
-                state: InstanceState::Running,
-                nonce: None,
-                sizes,
-                dim: false,
-                unexpected: false,
-                runtime: None,
-                snapshots: Default::default(),
-            };
+        let foreign = Machine {
+            state: InstanceState::Running,
+            nonce: None,
+            sizes,
+            dim: false,
+            unexpected: false,
+            runtime: None,
+            snapshots: Default::default(),
+        };
         match (driver.machines.get_mut(&instance), kind) {
             // Where listings show no nonce, nobody could tell it from the one that was there before.
             (None, _) if driver.sight != Sight::Listed && driver.held.contains(&instance) => return,
@@ -174,24 +173,22 @@ impl World {
             }
         }
         if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len())) {
-            // As it was in that start of it, it may be the very runtime: a ghost is one that has been
-            // replaced by a later start of which the hub knows, an earlier life or another machine.
-            let ghost = &self.ghosts[index];
-            let (agent, boot, incarnation) = (ghost.seed.agent.clone(), ghost.boot, ghost.seed.incarnation);
-            let all = self.drivers.values().flat_map(|driver| driver.machines.values());
-            let same = |it: &&Runtime| it.seed.agent == agent && it.seed.incarnation == incarnation && it.heard_in <= boot;
-            let is_it = all.filter_map(|machine| machine.runtime.as_ref()).any(|it| same(&it));
-            let copied = !is_it || ghost_is_copy(ghost, self.drivers.values());
-            if copied {
+            if self.is_told_apart(&self.ghosts[index]) {
                 self.ghosts[index].given_up = false;
                 self.after(1, Event::Connect(Peer::Ghost(index)));
             }
         }
     }
-}
 
-/// Whether no machine has this ghost's disk.
-fn ghost_is_copy<'a>(ghost: &Runtime, drivers: impl Iterator<Item = &'a Driver>) -> bool {
-    let mut runtimes = drivers.flat_map(|driver| driver.machines.values()).filter_map(|it| it.runtime.as_ref());
-    !runtimes.any(|it| it.is_same_machine(ghost))
+    /// Whether a ghost can be told from the runtime that the hub knows: it is in another machine, of an earlier
+    /// life, or of an earlier start. Who puts a machine back to an earlier moment of its present start, behind
+    /// everybody's back, has the very runtime.
+    fn is_told_apart(&self, ghost: &Runtime) -> bool {
+        let Some(life) = &self.life else { return false };
+        let known = life.records.credentials.get(&ghost.seed.agent);
+        known.is_none_or(|known| {
+            let elsewhere = known.binding.as_ref().is_some_and(|bound| !ghost.is_on(&bound.machine_id));
+            elsewhere || known.incarnation != ghost.seed.incarnation || known.boot > ghost.boot
+        })
+    }
 }
