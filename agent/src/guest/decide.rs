@@ -108,7 +108,7 @@ mod tests {
     use vm_agent_schemas::ids::{Incarnation, Nonce};
 
     fn life() -> Life {
-        Life::of(&crate::identity::tests::seed(), None)
+        Life::of(&crate::identity::tests::seed(), None, &identity().machine_id)
     }
 
     #[test]

@@ -102,8 +102,7 @@ impl<S: System> Guest<S> {
     /// older state of it, waits for a seed of its own.
     fn resume(&mut self) {
         let hardware = self.ground.facts().hardware();
-        let known = self.ground.life();
-        if known.is_some_and(|life| life.hardware.is_some() && life.hardware == hardware)
+        if self.ground.life().is_some_and(|life| life.is_of(hardware.as_deref()))
             && let Err(reason) = self.ground.start_runtime()
         {
             tracing::error!("{reason}");
@@ -149,7 +148,7 @@ impl<S: System> Guest<S> {
     /// Makes the machine what the request says. Every step can be done twice, and what makes the seed count as
     /// known is written last: what was cut short is done again as a whole.
     fn seed(&mut self, SeedRequest { seed, identity, .. }: &SeedRequest) -> Result<(), String> {
-        let life = Life::of(seed, self.ground.facts().hardware());
+        let life = Life::of(seed, self.ground.facts().hardware(), &identity.machine_id);
         let known = self.ground.life();
         let verdict = judge(known.as_ref(), &life);
         match verdict {

@@ -290,6 +290,18 @@ fn the_seed_is_whose_the_runtimes_folder_is() {
 }
 
 #[test]
+fn a_machine_that_went_on_from_the_memory_of_another_boots_as_itself() {
+    let mut world = World::new();
+    let seed = seed(1);
+    world.seed(&seed).unwrap();
+    world.noted.runs.borrow_mut().clear();
+    // From here on its hardware is its own.
+    world.put("sys/class/dmi/id/product_uuid", &identity().machine_id.hyphenated().to_ascii_uppercase());
+    world.guest.resume();
+    assert_eq!(world.noted.runs.take(), [start()]);
+}
+
+#[test]
 fn a_boot_starts_the_runtime_only_of_the_machine_that_was_seeded() {
     let mut world = World::new();
     let boot = |world: &mut World| {
