@@ -98,7 +98,7 @@ limits: {parallelism: 0x}
         fleet.yaml:6:5: agents.web.zone: there is no key `zone` here
          6 |     zone: b
            |     ^
-        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, drift
+        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, snapshots, drift
         fleet.yaml:7:1: memory: there is no key `memory` here
          7 | memory: 1G
            | ^
@@ -236,7 +236,7 @@ limits: {parallelism: 0x}
            |               ^
         ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\ncloudInit: {runcmd: [ls]}"), @"
-        fleet.yaml:4:16: agents.web.cloudInit: there is no cloud-init in the image that driver `qemu` builds; write `packages`, `files` or `tasks`, or an `image` that has it
+        fleet.yaml:4:16: agents.web.cloudInit: there is no cloud-init in the image `default` of driver `qemu`; write `image: debian+cloud-init`, or another that has it
          4 |     cloudInit: {runcmd: [ls]}
            |                ^
         ");
@@ -936,6 +936,7 @@ agents:
   cache:
     <<: [*small, {disk: 9G}]
     labels: {team: a}
+    snapshots: {points: [provisioned], schedules: {nightly: {cron: '0 3 * * *', keep: {last: 2}}}}
 limits: {parallelism: 3}
 messages: {allow: [{from: web, to: {labels: team=a}}]}
 webhooks: [{url: 'https://example.com', events: [TaskEnded], secret: {env: S}}]
@@ -1061,7 +1062,7 @@ webhooks: [{url: 'https://example.com', events: [TaskEnded], secret: {env: S}}]
 
     #[test]
     fn the_whole_file_is_right() {
-        assert_eq!(parse("fleet.yaml", WHOLE).map_err(|wrong| sentences(&wrong)).unwrap().agents.len(), 3);
+        assert_eq!(parse("fleet.yaml", WHOLE).map_err(|wrong| sentences(&wrong)).unwrap().agents.len(), 4);
     }
 
     proptest! {
@@ -1213,7 +1214,7 @@ webhooks:
         fleet.yaml:5:9: webhooks[1].url: `example.com` is no address of a webhook: write one such as https://example.com/hooks/fleet
          5 | - {url: example.com, events: [TaskEnd]}
            |         ^
-        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, RuntimeUpgraded, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
+        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, SnapshotTaken, SnapshotDeleted, SnapshotFailed, Restored, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, RuntimeUpgraded, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
          5 | - {url: example.com, events: [TaskEnd]}
            |                               ^
         hint: did you mean `TaskEnded`?
