@@ -200,7 +200,8 @@ async fn a_webhook_whose_secret_is_not_set_is_told_of_with_the_reason() {
     let _runtimes = Runtimes::of(&fake);
     let running = start(&folder.path().join("state"), &[&fake]).await;
     let file = receiver.file(&folder.path().join("secret"), "web: {}");
-    let unset = file.lines().map(|line| if line.contains("secret:") { "    secret: {env: NOBODY_SETS_THIS}" } else { line });
+    let unset =
+        file.lines().map(|line| if line.contains("secret:") { "    secret: {env: NOBODY_SETS_THIS}" } else { line });
     apply(running.controller(), &unset.collect::<Vec<_>>().join("\n")).await;
     let told = async || events(running.controller()).await.into_iter().find(|it| it.kind == EventKind::WebhookFailed);
     let told = until("people are told", told).await;
