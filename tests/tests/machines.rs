@@ -1,8 +1,12 @@
 //! A fleet of real machines, from its file to its end. Where no machine can be made this leaves itself out, unless
 //! `VM_AGENT_TEST_MACHINES` is set, as `cargo xtask test` does once it has what it needs.
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "this is a test")]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use vm_agent_schemas::event::EventKind;
@@ -55,7 +59,8 @@ fn qemus(fleet: &Fleet) -> BTreeMap<&'static str, u32> {
     let living = fleet.processes().into_iter().filter(|it| it.command.iter().any(|word| word == "-pidfile"));
     let mut living: Vec<u32> = living.map(|process| process.pid).collect();
     let mut known: Vec<u32> = qemus.values().copied().collect();
-    (living.sort_unstable(), known.sort_unstable());
+    living.sort_unstable();
+    known.sort_unstable();
     assert_eq!(living, known, "one QEMU for each machine");
     qemus
 }
@@ -170,4 +175,74 @@ fn a_killed_controller_harms_no_machine(fleet: &Fleet) {
     assert_eq!(boots(fleet), boots_before);
     assert_eq!(qemus(fleet), qemus_before);
     assert_eq!(steps(fleet, last), 0);
+}
+
+/// How long something takes, for people.
+#[allow(clippy::print_stderr, reason = "a test prints what it measures")]
+fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = work();
+    eprintln!("{what}: {:.2} s", begun.elapsed().as_secs_f64());
+    done
+}
+
+/// What tells a machine from its copies, as a program in it sees that.
+fn marks(fleet: &Fleet, name: &str) -> Vec<String> {
+    let line = "hostname; cat /etc/machine-id; cat /sys/class/net/e*/address; cat /var/lib/vm-agent/seed.json | tr , '\\n' | grep nonce";
+    let said = fleet.exec(name, line);
+    let marks: Vec<_> = said.lines().map(str::to_owned).collect();
+    assert_eq!(marks.len(), 4, "{said}");
+    marks
+}
+
+#[test]
+fn a_machine_goes_back_to_what_it_was_and_has_copies_that_are_others() {
+    let Some((images, runtime)) = ground() else { return };
+    let fleet = Fleet::of_machines("agents: {web: {driver: qemu, memory: 256M, disk: 2G}}\n", &images, &runtime);
+    timed("up", || fleet.up());
+    fleet.wait_until_well();
+    // Something that lives in memory alone, and something on the disk.
+    fleet.exec("web", "echo alive > /dev/shm/it; echo before > note; sync");
+    timed("snapshot", || fleet.ok(&["snapshot", "web", "--as", "point"]));
+    fleet.exec("web", "echo after > note; rm /dev/shm/it; sync");
+    let before = marks(&fleet, "web");
+
+    timed("clone", || {
+        fleet.ok(&["clone", "web", "copy", "--snapshot", "point"]);
+        fleet.wait_until_well();
+    });
+    let copy = marks(&fleet, "copy");
+    assert!(before.iter().zip(&copy).all(|(one, other)| one != other), "{before:?} {copy:?}");
+    assert_eq!(fleet.exec("copy", "cat note /dev/shm/it"), "before\nalive\n");
+    fleet.exec("copy", "echo the copy > note");
+    assert_eq!(fleet.exec("web", "cat note; ls /dev/shm"), "after\n");
+
+    timed("restore", || {
+        fleet.ok(&["restore", "web", "point", "--yes"]);
+        fleet.wait_until_well();
+    });
+    assert_eq!(fleet.exec("web", "cat note /dev/shm/it"), "before\nalive\n");
+    let after = marks(&fleet, "web");
+    assert!(before[1..].iter().zip(&after[1..]).all(|(one, other)| one != other), "{before:?} {after:?}");
+    assert_eq!(fleet.exec("copy", "cat note"), "the copy\n");
+
+    // It boots as itself, too.
+    let former = session(&fleet, "copy");
+    fleet.ok(&["destroy", "web", "--yes"]);
+    fleet.run(&["exec", "copy", "--", "sync"]);
+    reset(&fleet, "copy");
+    timed("a boot of the copy", || next_session(&fleet, "copy", former));
+    assert_eq!(fleet.exec("copy", "cat note; ls /dev/shm"), "the copy\n");
+    fleet.ok(&["down", "--destroy", "--yes"]);
+    fleet.wait_until_quiet();
+}
+
+/// Presses a machine's reset button.
+fn reset(fleet: &Fleet, name: &str) {
+    let mut monitor = UnixStream::connect(fleet.machine(name).join("qmp.sock")).unwrap();
+    for command in ["qmp_capabilities", "system_reset"] {
+        monitor.write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
+    }
+    let events = BufReader::new(monitor).lines().map_while(Result::ok);
+    assert!(events.into_iter().any(|event| event.contains("RESET")));
 }

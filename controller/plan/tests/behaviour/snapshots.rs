@@ -10,7 +10,7 @@ use crate::{agent, settled, steps, words, world};
 const DAY: i64 = 86_400;
 
 fn name(text: &str) -> SnapshotName {
-    text.parse().unwrap()
+    text.parse().expect("the test's name is right")
 }
 
 fn take(inputs: &mut Inputs, snapshot: &str) {
@@ -112,11 +112,11 @@ fn a_machine_on_its_way_back_gets_there_before_anything_else() {
     world::converge(&mut inputs);
     let web = world::name("web");
     world::observe(&mut inputs, &web, InstanceState::Running);
-    let claim = inputs.claims.get_mut(&web).unwrap();
+    let claim = inputs.claims.get_mut(&web).expect("it is claimed");
     let from = claim.nonce.clone();
     claim.nonce = vm_agent_schemas::ids::Nonce::from_text("new");
     let way = vm_agent_schemas::observe::Restoring { snapshot: name("one"), taken_at: inputs.now, from };
-    inputs.claims.get_mut(&web).unwrap().history.restoring = Some(way);
+    inputs.claims.get_mut(&web).expect("it is claimed").history.restoring = Some(way);
     world::edit(&mut inputs, "agents: {web: {memory: 2G}}");
     assert_eq!(words(&steps(&inputs, "web")), "stop (restore)", "its instance is still the one from before");
     world::edit(&mut inputs, "agents: {}");
@@ -184,8 +184,9 @@ fn what_a_person_took_or_protects_is_never_deleted_by_a_schedule() {
     world::converge(&mut inputs);
     world::pass_time(&mut inputs, DAY);
     world::converge(&mut inputs);
-    let first = taken(&inputs).into_iter().find(|name| name.starts_with("nightly")).unwrap();
-    inputs.snapshots.get_mut(&world::name("web")).unwrap().get_mut(first.as_str()).unwrap().protect = true;
+    let first = taken(&inputs).into_iter().find(|name| name.starts_with("nightly")).expect("one was taken");
+    let known = inputs.snapshots.get_mut(&world::name("web")).expect("it has some");
+    known.get_mut(first.as_str()).expect("it is one of them").protect = true;
     for _ in 0..4 {
         world::pass_time(&mut inputs, DAY);
         world::converge(&mut inputs);
@@ -220,7 +221,7 @@ fn a_driver_that_takes_none_is_told_of_and_everything_else_goes_on() {
 fn an_errand_ends_with_its_machine_and_at_its_time() {
     let mut inputs = settled("agents: {web: {}}");
     take(&mut inputs, "one");
-    inputs.claims.get_mut(&world::name("web")).unwrap().id = vm_agent_schemas::ids::ClaimId::generate();
+    inputs.claims.get_mut(&world::name("web")).expect("it is claimed").id = vm_agent_schemas::ids::ClaimId::generate();
     assert_eq!(words(&world::converge(&mut inputs)), "");
     assert!(inputs.errands.values().all(Vec::is_empty));
     take(&mut inputs, "two");

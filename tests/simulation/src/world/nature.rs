@@ -172,11 +172,11 @@ impl World {
                 }
             }
         }
-        if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len())) {
-            if self.is_told_apart(&self.ghosts[index]) {
-                self.ghosts[index].given_up = false;
-                self.after(1, Event::Connect(Peer::Ghost(index)));
-            }
+        if let Some(index) = (!self.ghosts.is_empty()).then(|| self.rng.usize(..self.ghosts.len()))
+            && self.is_told_apart(&self.ghosts[index])
+        {
+            self.ghosts[index].given_up = false;
+            self.after(1, Event::Connect(Peer::Ghost(index)));
         }
     }
 
