@@ -47,7 +47,7 @@ pub(crate) async fn run(folder: Folder, upgrades: Upgrades, logs: LogQueue) -> R
     tracing::info!(agent.name = %runtime.seed.agent, "the runtime has started in {}", runtime.folder.path().display());
     let end = loop {
         let event = tokio::select! {
-            () = signals.next() => Event::Stop,
+            event = signals.next() => event,
             event = runtime.next() => event,
         };
         if let ControlFlow::Break(end) = runtime.handle(event) {
@@ -68,21 +68,26 @@ pub(crate) enum End {
     Replaced(PathBuf),
 }
 
-/// The signals that tell the runtime to end.
+/// The signals that the runtime obeys.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The guest program sends it when the machine has slept.
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Event {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.interrupt.recv() => Event::Stop,
+            _ = self.hangup.recv() => Event::Awake,
         }
     }
 }
@@ -129,6 +134,8 @@ type Opened = Result<Box<(Socket, Welcome)>, OpenError>;
 enum Event {
     /// The runtime is to end.
     Stop,
+    /// The machine has slept, and whatever it was connected to has let go of it meanwhile.
+    Awake,
     /// It is time for the next attempt to connect.
     Due,
     /// An attempt to connect is over.
@@ -217,6 +224,11 @@ impl Runtime {
     fn handle(&mut self, event: Event) -> ControlFlow<End> {
         match event {
             Event::Stop => return ControlFlow::Break(End::Stopped),
+            Event::Awake => {
+                tracing::info!("told to connect anew");
+                self.backoff.reset();
+                self.link = Link::now();
+            }
             Event::Due => self.connect(),
             Event::Opened(Ok(opened)) => {
                 let (socket, welcome) = *opened;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::process::Signal;
+use vm_agent_schemas::api::AgentView;
 use vm_agent_schemas::event::EventKind;
 use vm_agent_tests::e2e::{Fleet, send};
 
@@ -231,7 +232,10 @@ fn a_machine_goes_back_to_what_it_was_and_has_copies_that_are_others() {
     fleet.ok(&["destroy", "web", "--yes"]);
     fleet.run(&["exec", "copy", "--", "sync"]);
     reset(&fleet, "copy");
-    timed("a boot of the copy", || next_session(&fleet, "copy", former));
+    timed("a boot of the copy", || {
+        let is_new = |agent: &AgentView| agent.session.as_ref().is_some_and(|session| session.epoch.0 > former);
+        fleet.wait_for_agent("copy", "connected anew", is_new)
+    });
     assert_eq!(fleet.exec("copy", "cat note; ls /dev/shm"), "the copy\n");
     fleet.ok(&["down", "--destroy", "--yes"]);
     fleet.wait_until_quiet();

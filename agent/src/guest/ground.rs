@@ -115,6 +115,14 @@ impl<S: System> Ground<S> {
         }
     }
 
+    /// Tells a runtime that went on with the machine after a sleep that its connection is of yesterday. It would find
+    /// out by itself, at its next heartbeat.
+    pub(super) fn wake_runtime(&self) {
+        if let Err(error) = self.run("systemctl", &["kill", "--kill-whom=main", "--signal=HUP", RUNTIME_UNIT]) {
+            tracing::debug!("the runtime is not told that the machine slept: {error}");
+        }
+    }
+
     /// How it goes with the runtime.
     pub(super) fn runtime(&self) -> UnitState {
         self.unit(RUNTIME_UNIT, &["--unit", RUNTIME_UNIT, "--output=short-iso"])

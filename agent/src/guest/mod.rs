@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use vm_agent_schemas::guest::{FromGuest, Lines, Proof, Ready, SeedRequest, State, ToGuest, line};
 
-use decide::{Verdict, changes, judge};
+use decide::{Change, Verdict, changes, judge};
 use ground::Ground;
 use life::Life;
 use system::{Programs, System};
@@ -159,9 +159,10 @@ impl<S: System> Guest<S> {
             Verdict::Begin => self.ground.stop_runtime()?,
             Verdict::Renew | Verdict::Same => {}
         }
-        for change in changes(identity, &self.ground.look()) {
+        let changes = changes(identity, &self.ground.look());
+        for change in &changes {
             tracing::info!("{change}");
-            self.ground.apply(&change)?;
+            self.ground.apply(change)?;
         }
         self.ground.stir(&identity.entropy)?;
         if verdict != Verdict::Same {
@@ -171,6 +172,10 @@ impl<S: System> Guest<S> {
             self.ground.remember(&life)?;
         }
         self.ground.start_runtime()?;
+        let slept = changes.iter().any(|change| matches!(change, Change::Clock(_)));
+        if slept && verdict != Verdict::Begin {
+            self.ground.wake_runtime();
+        }
         tracing::info!(agent.name = %seed.agent, "seeded as incarnation {}", life.incarnation);
         Ok(())
     }

@@ -181,6 +181,18 @@ fn the_same_seed_again_leaves_the_runtime_alone() {
 }
 
 #[test]
+fn a_machine_that_slept_has_its_runtime_connect_anew() {
+    let mut world = World::new();
+    let first = seed(1);
+    world.seed(&first).unwrap();
+    let awake = Identity { time: "2026-03-01T00:00:00Z".parse().unwrap(), ..identity() };
+    let renewed = Seed { join_token: Secret::generate(), ..first };
+    let runs = world.seed_as(&renewed, awake).unwrap();
+    let told = format!("systemctl kill --kill-whom=main --signal=HUP {RUNTIME_UNIT}");
+    assert_eq!(runs, ["date --utc --set=2026-03-01T00:00:00Z".to_owned(), start(), told]);
+}
+
+#[test]
 fn another_address_or_token_reaches_the_runtime_without_a_stop() {
     let mut world = World::new();
     let first = seed(1);

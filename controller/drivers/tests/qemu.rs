@@ -240,6 +240,25 @@ async fn a_real_machine_goes_on_from_its_memory_as_itself_as_another_and_as_its_
     proven(&order).await;
     timed("destroying the clone", qemu.destroy(&clone.target())).await;
 
+    // So many layers that its disk is made one again, while it runs.
+    for number in 0..16 {
+        qemu.snapshot(&target, &format!("more-{number}").parse().unwrap()).await.unwrap();
+    }
+    for number in 0..16 {
+        qemu.delete_snapshot(&target, &format!("more-{number}").parse().unwrap()).await.unwrap();
+    }
+    let layers = || {
+        let files = fs::read_dir(qemu.folder(&order.instance)).unwrap().map(|entry| entry.unwrap().file_name());
+        files.filter(|name| name.to_str().unwrap().starts_with("disk")).count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while layers() > 5 {
+        assert!(Instant::now() < deadline, "{} layers", layers());
+        sleep(Duration::from_millis(50)).await;
+        qemu.delete_snapshot(&target, &"none".parse().unwrap()).await.unwrap();
+    }
+    proven(&order).await;
+
     timed("suspend", qemu.suspend(&target)).await;
     assert_eq!(qemu.list().await.unwrap()[0].state, InstanceState::Suspended);
     timed("going on", qemu.start(&target, &order.seed, &order.mounts)).await;

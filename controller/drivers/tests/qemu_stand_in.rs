@@ -358,3 +358,73 @@ async fn a_folder_with_a_long_path_is_no_obstacle() {
     assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
     ground.qemu.destroy(&order.target()).await.unwrap();
 }
+
+/// Has the monitor of a machine that runs carry out a command.
+fn monitor(ground: &Ground, command: &str) {
+    use std::io::{BufRead, BufReader, Write};
+    let mut monitor = std::os::unix::net::UnixStream::connect(ground.file("qmp.sock")).unwrap();
+    monitor.write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
+    let said = BufReader::new(monitor).lines().map_while(Result::ok);
+    assert!(said.into_iter().any(|line| line.contains("return")));
+}
+
+fn machine(ground: &Ground) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(ground.file("machine.json")).unwrap()).unwrap()
+}
+
+fn files(ground: &Ground, start: &str) -> usize {
+    let names = fs::read_dir(ground.file("")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_str().unwrap().starts_with(start)).count()
+}
+
+#[tokio::test]
+async fn a_machine_that_a_dead_controller_left_standing_still_goes_on() {
+    let mut ground = Ground::new();
+    let order = ground.created().await;
+    monitor(&ground, "migrate");
+    ground.another_life();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !ground.file("went-on").exists() {
+        assert!(Instant::now() < deadline, "it is told to go on");
+        sleep(Duration::from_millis(10)).await;
+    }
+    ground.qemu.snapshot(&order.target(), &"point".parse().unwrap()).await.unwrap();
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_whose_memory_can_not_be_loaded_boots_from_its_disk() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.qemu.stop(&order.target()).await.unwrap();
+    assert!(ground.note(&order.instance, "kept").await);
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    ground.qemu.suspend(&order.target()).await.unwrap();
+    let mut other = machine(&ground);
+    other["resume"]["memory"]["qemu"] = "another version".into();
+    fs::write(ground.file("machine.json"), other.to_string()).unwrap();
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert!(machine(&ground)["resume"].is_null());
+    ground.qemu.stop(&order.target()).await.unwrap();
+    assert_eq!(ground.noted(&order.instance).await, Look::Content("kept".to_owned()));
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!((files(&ground, "saved-"), files(&ground, "disk")), (0, 2), "what nothing needs is gone");
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn however_often_a_machine_sleeps_its_disk_has_few_layers() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.qemu.stop(&order.target()).await.unwrap();
+    assert!(ground.note(&order.instance, "kept").await);
+    for _ in 0..20 {
+        ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+        ground.qemu.suspend(&order.target()).await.unwrap();
+    }
+    assert!(files(&ground, "disk") <= 18, "{} layers", files(&ground, "disk"));
+    assert_eq!(ground.noted(&order.instance).await, Look::Content("kept".to_owned()));
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}

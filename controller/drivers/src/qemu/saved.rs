@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -34,6 +35,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The name under which QEMU is handed a memory's file.
 const FILE_NAME: &str = "memory";
+
+/// QEMU's name for the work of giving a disk fewer layers.
+const FLATTENING: &str = "flatten";
 
 /// Why a memory could not be saved.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,7 @@ pub(super) async fn go_on(folder: &Folder) -> Result<(), QmpError> {
 
 /// Begins to write a machine's memory into a file, and returns when the machine stands still for the rest of it.
 pub(super) async fn begin(qmp: &mut Qmp, file: &File) -> Result<(), SaveError> {
+    stop_flattening(qmp).await?;
     let pausing = json!({"capabilities": [{"capability": "pause-before-switchover", "state": true}]});
     qmp.execute("migrate-set-capabilities", pausing).await?;
     let limits = json!({"max-bandwidth": BANDWIDTH, "downtime-limit": PAUSE_LIMIT.as_millis()});
@@ -156,4 +161,30 @@ pub(super) async fn switch(qmp: &mut Qmp, layer: &Layer) -> Result<(), SaveError
     qmp.execute("blockdev-add", opened).await?;
     qmp.execute("blockdev-snapshot", json!({"node": node, "overlay": new})).await?;
     Ok(())
+}
+
+/// Begins to make what lies between the machine's disk and its image the disk's own. QEMU does that while the machine
+/// runs, and broken off it has changed nothing that could be seen.
+pub(super) async fn flatten(qmp: &mut Qmp, image: &Path) -> Result<(), SaveError> {
+    let (_, node) = qmp.disk(DISK_DEVICE).await?.ok_or(SaveError::NoDisk)?;
+    let stream = json!({"job-id": FLATTENING, "device": node, "base": image.to_string_lossy()});
+    qmp.execute("block-stream", stream).await?;
+    Ok(())
+}
+
+/// Breaks that off: as long as it goes on, the disk can be given no other layer.
+async fn stop_flattening(qmp: &mut Qmp) -> Result<(), SaveError> {
+    let begun = Instant::now();
+    loop {
+        let jobs = qmp.execute("query-block-jobs", Value::Null).await?;
+        if !jobs.as_array().into_iter().flatten().any(|job| job["device"] == FLATTENING) {
+            return Ok(());
+        }
+        if begun.elapsed() > LIVE_LIMIT {
+            return Err(SaveError::Late);
+        }
+        // It may end by itself between the two.
+        let _ = qmp.execute("block-job-cancel", json!({"device": FLATTENING, "force": true})).await;
+        sleep(LOOK_PAUSE).await;
+    }
 }

@@ -20,11 +20,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
+use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::SnapshotName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::wire::Seed;
 
-use super::layers::{self, Layer};
+use super::layers::{self, LAYERS_MAX, Layer};
 use super::machine::{MACHINE_FILE, MONITOR, Machine, Memory, Resume, SEED_DISK};
 use super::qmp::Qmp;
 use super::saved::{self, Halt, SaveError};
@@ -199,7 +200,7 @@ impl Qemu {
     /// What a snapshot of a machine that runs keeps. The machine stands still for a moment.
     async fn take_live(&self, held: &Held<'_>, mut machine: Machine, making: &Path) -> Result<Snapshot, SaveError> {
         let (sizes, memory) = (machine.sizes, Memory::of(&machine, self.host().await));
-        let next = self.next_layer(held, &machine).await?;
+        let (next, image) = (self.next_layer(held, &machine).await?, machine.image.clone());
         let file = {
             let (folder, making) = (held.folder.clone(), making.to_owned());
             held.hold.blocking(move || new_memory(&folder, &making)).await?
@@ -209,24 +210,44 @@ impl Qemu {
         let mut qmp = Qmp::connect(held.folder.path(), MONITOR).await?;
         // A call that was given up may have left it at the layer before.
         saved::switch(&mut qmp, &machine.disk).await?;
+        let former = machine.clone();
         let disk = std::mem::replace(&mut machine.disk, next.clone());
         // From here on the next start is over what is kept. Until the machine writes there too, it is empty.
         held.write(machine).await?;
+        if let Err(error) = saved::begin(&mut qmp, &file).await {
+            // No layer is left of each attempt.
+            held.write(former).await?;
+            return Err(error);
+        }
+        let paused = Instant::now();
         let saved = async {
-            saved::begin(&mut qmp, &file).await?;
-            let paused = Instant::now();
             saved::switch(&mut qmp, &next).await?;
             saved::finish(&mut qmp).await?;
             qmp.go_on().await?;
             Ok::<_, SaveError>(paused.elapsed())
         };
-        let pause = saved.await;
-        drop(qmp);
-        let pause = pause?;
+        let pause = saved.await?;
         halt.call_off();
+        self.flatten_live(held, &mut qmp, &next, &image).await;
         let (took, bytes) = (begun.elapsed(), file.metadata().map_or(0, |file| file.len()));
         tracing::info!(instance = %held.folder.instance(), ?pause, ?took, bytes, "a machine's memory was saved");
         Ok(Snapshot { disk, sizes, memory: Some(memory) })
+    }
+
+    /// Has the disk of a machine that runs lie over its image alone once it has many layers, in the background.
+    async fn flatten_live(&self, held: &Held<'_>, qmp: &mut Qmp, top: &Layer, image: &Digest) {
+        let (folder, top) = (held.folder.clone(), top.clone());
+        let chain = held.hold.blocking(move || layers::chain(folder.path(), &top)).await;
+        if chain.is_ok_and(|chain| chain.len() <= LAYERS_MAX) {
+            return;
+        }
+        let flattened = match self.images.get(image).await {
+            Ok(image) => saved::flatten(qmp, &image.disk()).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = flattened {
+            tracing::warn!(instance = %held.folder.instance(), %error, "a disk has many layers, and gets no fewer");
+        }
     }
 
     /// Makes an empty layer over a machine's disk.
