@@ -34,7 +34,9 @@ pub(crate) struct Mark {
 
 /// How often a process without an environment is looked at again, and the pause before. To begin another program
 /// takes much less, even on a busy machine; one that never has an environment delays the end of a task by this.
-const SECOND_LOOKS: (usize, Duration) = (25, Duration::from_millis(10));
+const SECOND_LOOKS: (u32, Duration) = (25, Duration::from_millis(10));
+/// How often there are second looks at all: where others begin programs all the time, there is always one.
+const LOOKS: u32 = 200;
 
 /// A process and all that came of it.
 #[derive(Debug)]
@@ -95,19 +97,23 @@ impl Tree {
     /// Kills what there is of the tree.
     pub(crate) async fn kill(&mut self) {
         let began = Instant::now();
-        let (mut looks, pause) = SECOND_LOOKS;
-        let mut quiet = false;
+        let (most, pause) = SECOND_LOOKS;
+        // How often each process was looked at that has no environment.
+        let mut doubts: BTreeMap<u32, u32> = BTreeMap::new();
+        let (mut looks, mut quiet) = (0, false);
         loop {
             let (living, doubtful) = self.living();
             if living.is_empty() {
+                doubts = doubtful.iter().map(|id| (*id, doubts.get(id).copied().unwrap_or_default() + 1)).collect();
+                let is_clear = doubts.values().all(|looks| *looks > most);
                 // One look is not enough: while it goes from one process to the next, one that it has not come to
                 // can start another behind its back, and end.
-                if looks == 0 || (quiet && !doubtful) {
+                if looks >= LOOKS || (quiet && is_clear) {
                     return;
                 }
-                quiet = !doubtful;
-                if doubtful {
-                    looks -= 1;
+                quiet = is_clear;
+                if !is_clear {
+                    looks += 1;
                     sleep(pause).await;
                 }
                 continue;
@@ -163,21 +169,21 @@ impl Tree {
         }
     }
 
-    /// What lives of the tree, and whether there are processes of which that can't be told yet.
-    fn living(&mut self) -> (Vec<Entry>, bool) {
+    /// What lives of the tree, and the processes of which that can't be told yet.
+    fn living(&mut self) -> (Vec<Entry>, BTreeSet<u32>) {
         let Mark { variable, value } = self.mark.clone();
         let (mut members, doubtful) = self.members(&entries(), |id| carries(id, variable, |it| it == value));
         members.retain(|it| !it.ended);
         (members, doubtful)
     }
 
-    /// What of a table belongs to the tree, remembered from now on; and whether there are processes of which that
-    /// can't be told yet.
-    fn members(&mut self, table: &[Entry], marked: impl Fn(u32) -> Option<bool>) -> (Vec<Entry>, bool) {
+    /// What of a table belongs to the tree, remembered from now on; and the processes of which that can't be told
+    /// yet.
+    fn members(&mut self, table: &[Entry], marked: impl Fn(u32) -> Option<bool>) -> (Vec<Entry>, BTreeSet<u32>) {
         let group = self.group.map(raw);
         let own = std::process::id();
-        let mut doubtful = false;
-        let first = |it: &&Entry| {
+        let mut doubtful = BTreeSet::new();
+        let mut first = |it: &&Entry| {
             let old = it.id == own || it.start < self.since;
             if !old && (Some(it.group) == group || self.known.get(&it.id) == Some(&it.start)) {
                 return true;
@@ -185,10 +191,12 @@ impl Tree {
             // What has ended has no environment, nor has what belongs to the kernel.
             let tells = !old && !it.ended && it.pages > 0;
             let marked = if tells { marked(it.id) } else { Some(false) };
-            doubtful |= marked.is_none();
+            if marked.is_none() {
+                doubtful.insert(it.id);
+            }
             marked.unwrap_or(false)
         };
-        let mut tree: BTreeSet<u32> = table.iter().filter(first).map(|it| it.id).collect();
+        let mut tree: BTreeSet<u32> = table.iter().filter(&mut first).map(|it| it.id).collect();
         loop {
             let size = tree.len();
             tree.extend(table.iter().filter(|it| tree.contains(&it.parent)).map(|it| it.id).collect::<Vec<_>>());
@@ -309,9 +317,9 @@ mod tests {
         ];
         assert_eq!(ids(&mut tree(), &table, 14), [10, 11, 12, 13, 14, 15]);
         assert_eq!(ids(&mut tree(), &table[7..], 0), [0; 0]);
-        assert!(tree().members(&table, |_| None).1, "what has no environment is to be looked at again");
+        assert!(!tree().members(&table, |_| None).1.is_empty(), "what has no environment is to be looked at again");
         let mut later = Tree { since: 1, ..tree() };
-        assert!(!later.members(&table, |_| None).1, "but for what is older than the tree");
+        assert!(later.members(&table, |_| None).1.is_empty(), "but for what is older than the tree");
     }
 
     #[test]
