@@ -19,6 +19,9 @@ use crate::socket;
 /// How long QEMU may take to answer. It takes milliseconds; the rest is for a host under load.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
+/// When a monitor is tried again before which too many wait. A conversation takes milliseconds.
+const TURN_PAUSE: Duration = Duration::from_millis(10);
+
 /// Longest line that is read, in bytes. Answers of the commands used here are far shorter.
 const LINE_MAX: u64 = 1024 * 1024;
 
@@ -87,7 +90,14 @@ impl Qmp {
     /// Begins a conversation over this socket of a folder.
     pub(super) async fn connect(folder: &Path, name: &str) -> Result<Self, QmpError> {
         let begin = async {
-            let mut qmp = Self { stream: BufReader::new(socket::connect(folder, name).await?) };
+            let stream = loop {
+                match socket::connect(folder, name).await {
+                    // As many wait for their turn as QEMU lets wait.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(TURN_PAUSE).await,
+                    stream => break stream?,
+                }
+            };
+            let mut qmp = Self { stream: BufReader::new(stream) };
             while qmp.hear().await?.greeting.is_none() {}
             Ok::<_, QmpError>(qmp)
         };
