@@ -167,16 +167,20 @@ impl Fire<'_> {
 
     /// Looks how tasks have ended, which never changes.
     fn look(&self) -> BTreeMap<String, Task> {
-        let text = self.accepted(&["task", "ls", "--limit", PAGE, "-o", "json"]);
-        let tasks: List<Task> = serde_json::from_str(&text).unwrap();
+        // By agents, for there is an end to what one answer lists.
+        let tasks = AGENTS.into_iter().flat_map(|agent| {
+            let text = self.accepted(&["task", "ls", agent, "--limit", PAGE, "-o", "json"]);
+            serde_json::from_str::<List<Task>>(&text).unwrap().items
+        });
+        let tasks: Vec<Task> = tasks.collect();
         let mut ends = self.ends.lock().unwrap();
-        for task in &tasks.items {
+        for task in &tasks {
             let (id, outcome) = (task.id.to_string(), task.outcome());
             let known = ends.get(&id);
             assert!(known.is_none() || known == outcome, "{id} ended twice: {known:?} and {outcome:?}");
             ends.extend(outcome.map(|outcome| (id, outcome.clone())));
         }
-        tasks.items.into_iter().map(|task| (task.id.to_string(), task)).collect()
+        tasks.into_iter().map(|task| (task.id.to_string(), task)).collect()
     }
 
     /// Kills and cuts. Gives how often each agent's runtime was killed.
