@@ -337,6 +337,26 @@ fn document<T: Serialize + Kind>(content: T) -> Value {
     serde_json::to_value(Document::from(content)).unwrap()
 }
 
+/// Starts a chromedriver, and says on which port it listens. It takes a free port of IPv4 and wants the same of
+/// IPv6, where another may be quicker: then it ends.
+fn start_driver(home: &Path) -> std::io::Result<(Child, u16, impl Sized)> {
+    for _ in 0..10 {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").env("HOME", home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut driver = command.spawn()?;
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = lines.find_map(|line| {
+            line.unwrap().rsplit_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
+        });
+        match port {
+            // As long as somebody reads, it may write.
+            Some(port) => return Ok((driver, port, lines)),
+            None => drop(driver.wait()?),
+        }
+    }
+    Err(std::io::Error::other("it finds no port to listen on"))
+}
+
 /// A Chromium of this test's own, driven by a chromedriver.
 struct Browser {
     page: Client,
@@ -347,22 +367,14 @@ impl Browser {
     /// A browser that keeps everything in `home`, by which its processes are found and ended with the
     /// fleet there. None where there is none.
     async fn open(home: &Path) -> Option<Self> {
-        let mut command = Command::new("chromedriver");
-        command.arg("--port=0").env("HOME", home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut driver = match command.spawn() {
-            Ok(driver) => driver,
+        let (driver, port, _lines) = match start_driver(home) {
+            Ok(started) => started,
             Err(error) => {
                 assert!(std::env::var_os(MUST_RUN).is_none_or(|it| it != "1"), "chromedriver can't be run: {error}");
                 eprintln!("left out: chromedriver can't be run ({error}); install Chromium and chromedriver");
                 return None;
             }
         };
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port: u16 = lines
-            .find_map(|line| {
-                line.unwrap().rsplit_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
-            })
-            .expect("chromedriver says where it listens");
         let profile = home.join("browser");
         let flags = [
             "--headless",

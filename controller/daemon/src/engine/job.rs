@@ -139,7 +139,6 @@ pub fn prepare(
                 mounts: agent.spec.mounts.clone(),
                 provision: Provision::of(&agent.spec),
             };
-            changes.push(Change::Claim(Box::new(claim.clone())));
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             (claim, Work::Create(Box::new(order)), enroll)
         }
@@ -173,11 +172,13 @@ pub fn prepare(
             let (agent, name) = (wanted?, name_in(step)?);
             let claim = claim_for_restore(known?, &name, view, records)?;
             let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
-            changes.push(Change::Claim(Box::new(claim.clone())));
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             (claim, Work::Restore(name, Box::new(seed), agent.spec.mounts.clone()), enroll)
         }
     };
+    if matches!(action, Action::Create | Action::Restore) {
+        changes.push(Change::Claim(Box::new(claim.clone())));
+    }
     changes.extend(enroll.as_ref().map(|(credential, _)| Change::Credential(Box::new(credential.clone()))));
     changes.push(Change::Open(operation.clone()));
     let message = format!("{action} began: {}", step.reason);
