@@ -55,6 +55,8 @@ const USAGE: &str = "\
 usage: vm-agent-runtime FOLDER                      run the runtime of a folder, which holds its seed
        vm-agent-runtime message send|receive ...    pass messages from inside the machine; see message --help
        vm-agent-runtime --guest [CHANNEL]           as root: take identity and seed from the machine's driver
+       vm-agent-runtime --guest-call                the same, of a driver that runs this: answer what stdin says, and end
+       vm-agent-runtime --guest-boot                as root: run the runtime of a machine that was seeded before
        vm-agent-runtime --version";
 
 /// Why a runtime did not run.
@@ -108,6 +110,8 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
         }
         [first] if first == "--guest" => guest::main(Path::new(CHANNEL_DEVICE)),
         [first, channel] if first == "--guest" => guest::main(Path::new(channel)),
+        [only] if only == "--guest-call" => guest::call(),
+        [only] if only == "--guest-boot" => guest::boot(),
         // As the command line calls its own runtime, whose place this program can take.
         [first, folder] if first == "runtime" => main(Path::new(folder)),
         [folder] if !folder.to_string_lossy().starts_with('-') => main(Path::new(folder)),

@@ -23,10 +23,11 @@ impl Facts<'_> {
         id.unwrap_or_else(BootId::generate)
     }
 
-    /// The id of the hardware: its maker's, or the hypervisor's. A machine that goes on from a saved memory
-    /// has that of the saved one until it boots.
+    /// The id of the hardware: its maker's, or the hypervisor's; where it has none, what the datasource of cloud-init
+    /// calls the machine. A machine that goes on from a saved memory has that of the saved one until it boots.
     pub(super) fn hardware(&self) -> Option<String> {
-        self.text("sys/class/dmi/id/product_uuid").map(|id| id.to_ascii_lowercase())
+        let id = self.text("sys/class/dmi/id/product_uuid").map(|id| id.to_ascii_lowercase());
+        id.or_else(|| self.text("var/lib/cloud/data/instance-id"))
     }
 
     /// The machine id.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use vm_agent_schemas::guest::{Entropy, PROVISION_UNIT, RUNTIME_UNIT, UnitState};
 use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::wire::Seed;
@@ -45,6 +46,11 @@ impl<S: System> Ground<S> {
     /// What the machine's files tell.
     pub(super) fn facts(&self) -> Facts<'_> {
         Facts(&self.root)
+    }
+
+    /// The time.
+    pub(super) fn now(&self) -> Timestamp {
+        self.system.now()
     }
 
     /// The machine's identity as it stands.

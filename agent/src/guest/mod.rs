@@ -5,6 +5,9 @@
 //! What is to be done is decided in `decide`, by pure functions. `facts` reads the machine, `ground` changes
 //! it; both know only the folder that they take for the root of the machine, and a few programs that `system`
 //! runs. What has to be remembered from one request to the next lies in `life`.
+//!
+//! A machine whose driver can run programs in it needs no line: `--guest-call` answers what is asked on its
+//! standard input, as the same words, and `--guest-boot` does what is to be done at a boot.
 
 mod decide;
 mod facts;
@@ -23,6 +26,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::guest::{FromGuest, Lines, Proof, Ready, SeedRequest, State, ToGuest, line};
 
 use decide::{Change, Verdict, changes, judge};
@@ -32,17 +36,12 @@ use system::{Programs, System};
 
 /// The pause before the channel is opened again: the device appears while the machine boots.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a request may have been on its way that came by way of a program. A host under load takes seconds.
+const ON_THE_WAY: SignedDuration = SignedDuration::from_secs(60);
 
 /// Attends to the channel until the process is killed.
 pub(crate) fn main(channel: &Path) -> ExitCode {
-    drop(crate::log_forward::install());
-    let mut guest = match Programs::new() {
-        Ok(programs) => Guest { ground: Ground::new(Path::new("/"), programs) },
-        Err(error) => {
-            tracing::error!("the guest program could not start its event loop: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(mut guest) = of_this_machine() else { return ExitCode::FAILURE };
     guest.resume();
     let mut trouble = None;
     loop {
@@ -55,6 +54,66 @@ pub(crate) fn main(channel: &Path) -> ExitCode {
         trouble = told;
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Does what is to be done when the machine has booted, and ends.
+pub(crate) fn boot() -> ExitCode {
+    let Some(mut guest) = of_this_machine() else { return ExitCode::FAILURE };
+    guest.resume();
+    ExitCode::SUCCESS
+}
+
+/// Answers what a host that runs this program in the machine says on its standard input, until that ends.
+pub(crate) fn call() -> ExitCode {
+    let Some(mut guest) = of_this_machine() else { return ExitCode::FAILURE };
+    match serve(io::stdin().lock(), io::stdout().lock(), &mut guest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("the host can't be heard or answered: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The guest program of the machine that this process runs in.
+fn of_this_machine() -> Option<Guest<Programs>> {
+    drop(crate::log_forward::install());
+    let programs = Programs::new();
+    let programs =
+        programs.inspect_err(|error| tracing::error!("the guest program can't start its event loop: {error}"));
+    Some(Guest { ground: Ground::new(Path::new("/"), programs.ok()?) })
+}
+
+/// Answers each request in turn. Whatever was printed before on the way to the host is kept apart by a line break.
+fn serve<S: System>(mut requests: impl Read, mut answers: impl Write, guest: &mut Guest<S>) -> io::Result<()> {
+    let mut lines = Lines::<ToGuest>::default();
+    let mut bytes = [0; 4096];
+    answers.write_all(b"\n")?;
+    loop {
+        let count = match requests.read(&mut bytes) {
+            Ok(0) => return answers.flush(),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        for said in lines.push(&bytes[..count]) {
+            match said {
+                Ok(request) => answers.write_all(&line(&guest.answer(&arrived(request, guest.ground.now()))))?,
+                Err(error) => tracing::warn!("passed over: {error}"),
+            }
+        }
+    }
+}
+
+/// A request that came by way of a program that was started for it. The time in it is as old as that took: a machine
+/// whose clock is ahead of it by no more than that keeps its own.
+fn arrived(mut request: ToGuest, now: Timestamp) -> ToGuest {
+    if let ToGuest::Seed(seed) = &mut request
+        && (SignedDuration::ZERO..ON_THE_WAY).contains(&now.duration_since(seed.identity.time))
+    {
+        seed.identity.time = now;
+    }
+    request
 }
 
 /// Opens the channel and answers until the host goes. Where nobody is connected to a port's other end, a read

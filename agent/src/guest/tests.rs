@@ -390,3 +390,46 @@ fn a_clock_that_is_right_within_the_tolerance_stays() {
     let runs = world.seed_as(&seed(1), Identity { time, ..identity() }).unwrap();
     assert_eq!(runs, [stop(), start()]);
 }
+
+#[test]
+fn a_host_that_runs_the_program_is_answered_on_its_output_until_it_has_said_all() {
+    let mut world = World::new();
+    let (seed, id) = (seed(1), RequestId::generate());
+    let request = SeedRequest { id, seed: seed.clone(), identity: identity() };
+    let said = [b"a banner\n".as_slice(), &line(&ToGuest::Seed(Box::new(request))), &line(&ToGuest::Prove { id })];
+    let mut heard = Vec::new();
+    serve(said.concat().as_slice(), &mut heard, &mut world.guest).unwrap();
+    let heard: Vec<FromGuest> = Lines::default().push(&heard).into_iter().map(Result::unwrap).collect();
+    let [FromGuest::Done { id: done }, FromGuest::Proof(proof)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((*done, proof.nonce.as_ref()), (id, Some(&seed.nonce)));
+}
+
+#[test]
+fn a_time_that_was_long_on_its_way_sets_no_clock_and_one_that_is_ahead_does() {
+    let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+    let time_of = |seconds: i64| {
+        let identity = Identity { time: now + SignedDuration::from_secs(seconds), ..identity() };
+        let request = SeedRequest { id: RequestId::generate(), seed: seed(1), identity };
+        match arrived(ToGuest::Seed(Box::new(request)), now) {
+            ToGuest::Seed(request) => request.identity.time.duration_since(now).as_secs(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([-59, -1, 0].map(time_of), [0, 0, 0]);
+    assert_eq!([-61, 1, 3600].map(time_of), [-61, 1, 3600]);
+}
+
+#[test]
+fn a_machine_without_an_id_of_its_hardware_is_told_from_its_copies_by_cloud_init() {
+    let mut world = World::new();
+    fs::remove_file(world.root.path().join("sys/class/dmi/id/product_uuid")).unwrap();
+    fs::create_dir_all(world.root.path().join("var/lib/cloud/data")).unwrap();
+    world.put("var/lib/cloud/data/instance-id", "web\n");
+    world.seed(&seed(1)).unwrap();
+    world.noted.runs.borrow_mut().clear();
+    world.guest.resume();
+    assert_eq!(world.noted.runs.take(), [start()]);
+    world.put("var/lib/cloud/data/instance-id", "web-clone1\n");
+    world.guest.resume();
+    assert!(world.noted.runs.take().is_empty(), "it is a copy");
+}
