@@ -14,6 +14,7 @@ mod hold;
 pub mod images;
 mod launched;
 pub mod local;
+pub mod multipass;
 mod process;
 pub mod provisioning;
 pub mod qemu;

@@ -1,10 +1,17 @@
-//! What cloud-init is told: the lines that install from the seed disk, and what the user wants besides.
+//! What cloud-init is told: the lines that install from the seed disk, or that show whose a machine is where the
+//! driver installs by itself, and what the user wants besides.
 
 use serde_json::{Map, Value, json};
-use vm_agent_schemas::fleet::Provision;
+use vm_agent_schemas::fleet::{Package, Provision};
 use vm_agent_schemas::guest::SEED_DISK_LABEL;
-use vm_agent_schemas::ids::Incarnation;
+use vm_agent_schemas::ids::{Incarnation, Nonce};
 use vm_agent_schemas::names::InstanceName;
+
+/// Where a machine says by which nonce it was made.
+pub const BIRTH_FILE: &str = "/etc/vm-agent/birth";
+
+/// What Multipass mounts folders of the host by. Without it, it installs a snap when it first needs it.
+const MOUNTING_PACKAGE: &str = "sshfs";
 
 /// The file `meta-data`. cloud-init does once for each instance id what is to be done once, so a new
 /// incarnation has a new one.
@@ -17,7 +24,21 @@ pub fn meta_data(instance: &InstanceName, incarnation: Incarnation) -> String {
 /// the user stands behind ours. What ours is needed for no [`CloudInit`](vm_agent_schemas::fleet::CloudInit) has.
 #[must_use]
 pub fn user_data(provision: &Provision) -> String {
-    let mut all = ours(provision);
+    with_theirs(ours(provision), provision)
+}
+
+/// What a machine is launched with whose driver runs programs in it: it installs nothing, and has in it from the
+/// beginning by which nonce it was made. With mounts, it also has what they take.
+#[must_use]
+pub fn launch_data(provision: &Provision, birth: &Nonce, with_mounts: bool) -> String {
+    let file = json!({ "path": BIRTH_FILE, "permissions": "0600", "content": format!("{birth}\n") });
+    let mut ours = Map::from_iter([("write_files".to_owned(), json!([file]))]);
+    let mounting = with_mounts.then_some(MOUNTING_PACKAGE);
+    packages(&mut ours, mounting.into_iter().chain(provision.packages.iter().map(Package::as_str)));
+    with_theirs(ours, provision)
+}
+
+fn with_theirs(mut all: Map<String, Value>, provision: &Provision) -> String {
     for (key, wanted) in provision.cloud_init.keys() {
         match (all.get_mut(key), wanted) {
             (Some(Value::Array(ours)), Value::Array(wanted)) => ours.extend_from_slice(wanted),
@@ -38,11 +59,16 @@ fn ours(provision: &Provision) -> Map<String, Value> {
     ours.insert("bootcmd".to_owned(), json!([["sh", "-c", install]]));
     // The guest program sets it, also in a copy that comes to another name.
     ours.insert("preserve_hostname".to_owned(), json!(true));
-    if !provision.packages.is_empty() {
-        ours.insert("package_update".to_owned(), json!(true));
-        ours.insert("packages".to_owned(), json!(provision.packages));
-    }
+    packages(&mut ours, provision.packages.iter().map(Package::as_str));
     ours
+}
+
+fn packages<'a>(ours: &mut Map<String, Value>, packages: impl Iterator<Item = &'a str>) {
+    let packages: Vec<_> = packages.collect();
+    if !packages.is_empty() {
+        ours.insert("package_update".to_owned(), json!(true));
+        ours.insert("packages".to_owned(), json!(packages));
+    }
 }
 
 /// A value as YAML. It is written as JSON, which YAML 1.2 contains: each text stands in quotes, so that no
@@ -144,6 +170,38 @@ mod tests {
           ]
         }
         "#);
+    }
+
+    #[test]
+    fn a_machine_that_is_launched_has_in_it_whose_it_is_before_anything_of_the_users() {
+        let files = json!([{ "path": "/etc/motd", "content": "hi" }]);
+        let wanted = provision(json!({ "packages": ["git"], "cloudInit": { "write_files": files, "runcmd": ["ls"] } }));
+        insta::assert_snapshot!(launch_data(&wanted, &Nonce::from_text("0123abcd"), true), @r#"
+        #cloud-config
+        {
+          "write_files": [
+            {
+              "path": "/etc/vm-agent/birth",
+              "permissions": "0600",
+              "content": "0123abcd\n"
+            },
+            {
+              "path": "/etc/motd",
+              "content": "hi"
+            }
+          ],
+          "package_update": true,
+          "packages": [
+            "sshfs",
+            "git"
+          ],
+          "runcmd": [
+            "ls"
+          ]
+        }
+        "#);
+        let plain = launch_data(&Provision::default(), &Nonce::from_text("0123abcd"), false);
+        assert!(plain.contains(BIRTH_FILE) && !plain.contains("packages") && !plain.contains("bootcmd"), "{plain}");
     }
 
     #[test]

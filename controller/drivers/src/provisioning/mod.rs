@@ -15,15 +15,21 @@ use vm_agent_schemas::guest::{PROVISION_UNIT, SEED_DISK_RUNTIME};
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::names::InstanceName;
 
-pub use cloud_init::{meta_data, user_data};
+pub use cloud_init::{BIRTH_FILE, launch_data, meta_data, user_data};
 pub use seed_disk::seed_disk;
+
+/// The unit of the guest program.
+const GUEST_UNIT: &str = "vm-agent-guest.service";
 
 /// What the runtime needs around it, by name.
 const GUEST_FILES: [(&str, &str); 3] = [
     ("install.sh", include_str!("../../../../provisioning/guest/install.sh")),
-    ("vm-agent-guest.service", include_str!("../../../../provisioning/guest/vm-agent-guest.service")),
+    (GUEST_UNIT, include_str!("../../../../provisioning/guest/vm-agent-guest.service")),
     ("vm-agent-runtime.service", include_str!("../../../../provisioning/guest/vm-agent-runtime.service")),
 ];
+
+/// The unit that starts the runtime again at a boot, where nobody installs at each boot.
+const RESUME_UNIT: &str = include_str!("../../../../provisioning/guest/vm-agent-resume.service");
 
 /// What brings about the rest, where there is any.
 const PROVISION_FILES: [(&str, &str); 2] = [
@@ -61,15 +67,39 @@ impl Provisioning {
         files.extend(texts.iter().map(|(name, text)| (*name, text.as_bytes())));
         fs::write(path, seed_disk(&files)?)
     }
+
+    /// The same as an archive (tar), for drivers that install by themselves: without what cloud-init is told, and with
+    /// a unit in the place of the one that listens to the channel. The same arguments give the same bytes.
+    ///
+    /// # Errors
+    /// When the runtime can't be read.
+    pub fn archive(&self, provision: &Provision) -> io::Result<Vec<u8>> {
+        let runtime = fs::read(&self.runtime)?;
+        let mut archive = tar::Builder::new(Vec::with_capacity(runtime.len()));
+        let mut add = |name: &str, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, name, content)
+        };
+        add(SEED_DISK_RUNTIME, &runtime)?;
+        for (name, text) in installed(provision) {
+            add(name, if name == GUEST_UNIT { RESUME_UNIT.as_bytes() } else { text.as_bytes() })?;
+        }
+        archive.into_inner()
+    }
 }
 
 /// Everything on the disk but the runtime.
 fn texts(instance: &InstanceName, incarnation: Incarnation, provision: &Provision) -> Vec<(&'static str, String)> {
-    let mut files = vec![
-        ("meta-data", meta_data(instance, incarnation)),
-        ("user-data", user_data(provision)),
-        ("user", format!("{}\n", provision.user())),
-    ];
+    let mut files = vec![("meta-data", meta_data(instance, incarnation)), ("user-data", user_data(provision))];
+    files.extend(installed(provision));
+    files
+}
+
+/// What is installed besides the runtime, and what installs it.
+fn installed(provision: &Provision) -> Vec<(&'static str, String)> {
+    let mut files = vec![("user", format!("{}\n", provision.user()))];
     files.extend(GUEST_FILES.map(|(name, text)| (name, text.to_owned())));
     if *provision == Provision::default() {
         return files;
@@ -141,6 +171,29 @@ mod tests {
             "{where_there:?}"
         );
         assert!(std::str::from_utf8(&files["user-data"]).unwrap().contains("install.sh"));
+    }
+
+    #[test]
+    fn the_archive_is_always_the_same_and_has_what_is_installed_but_nothing_for_cloud_init() {
+        let place = tempfile::tempdir().unwrap();
+        let runtime = place.path().join("runtime");
+        fs::write(&runtime, "the runtime").unwrap();
+        let provisioning = Provisioning::new(runtime);
+        let wanted = serde_json::from_value(json!({"user": "dev", "packages": ["git"]})).unwrap();
+        let archive = provisioning.archive(&wanted).unwrap();
+        assert!(archive == provisioning.archive(&wanted).unwrap());
+        let read = |entry: io::Result<tar::Entry<'_, &[u8]>>| {
+            let mut entry = entry.unwrap();
+            let mut text = String::new();
+            io::Read::read_to_string(&mut entry, &mut text).unwrap();
+            (entry.path().unwrap().to_string_lossy().into_owned(), text)
+        };
+        let mut archive = tar::Archive::new(archive.as_slice());
+        let files: std::collections::BTreeMap<_, _> = archive.entries().unwrap().map(read).collect();
+        assert_eq!(files["vm-agent-runtime"], "the runtime");
+        assert_eq!(files["packages"], "git\n");
+        assert!(files["vm-agent-guest.service"].contains("--guest-boot"));
+        assert!(files.contains_key("install.sh") && !files.contains_key("user-data"));
     }
 
     #[test]

@@ -1,0 +1,145 @@
+//! What the daemon is asked about instances: one list at a time, shared by all who wait for one, and no more of it
+//! believed than a sick daemon deserves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use vm_agent_schemas::names::SnapshotName;
+
+use super::answer::{self, State, Versions};
+use super::cli::Program;
+use super::trouble::Trouble;
+use super::{Fault, SHORT_LIMIT};
+
+/// How long a list may take. The daemon answers nobody while it stops a machine that does not listen.
+pub(super) const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// How long what is known of snapshots is believed when nothing here has changed any. People may take some by hand.
+const SNAPSHOTS_KEPT: Duration = Duration::from_secs(10 * 60);
+/// What asks for a list without a word with the machines: with one, it crashes some daemons and waits for machines
+/// that hang.
+const LIST: [&str; 4] = ["list", "--no-ipv4", "--format", "json"];
+
+/// The instances of a host by their names, as Multipass sees them.
+pub(super) type Seen = Arc<BTreeMap<String, State>>;
+/// The snapshots of each instance that has any.
+pub(super) type Snapshots = Arc<BTreeMap<String, BTreeSet<SnapshotName>>>;
+
+/// What is seen of one daemon.
+#[derive(Debug, Default)]
+pub(super) struct Sight {
+    /// The last list, and when it was begun.
+    list: tokio::sync::Mutex<Option<(Instant, Seen)>>,
+    /// The last list of snapshots, and when it was begun.
+    snapshots: tokio::sync::Mutex<Option<(Instant, Snapshots)>>,
+    /// Snapshots may have changed since.
+    changed: AtomicBool,
+    versions: Mutex<Option<Versions>>,
+}
+
+impl Sight {
+    /// A list that was begun after this was called. `expects` says whether there ought to be an instance: then an
+    /// empty list is believed only when it is said twice.
+    pub(super) async fn list(&self, program: &Program, expects: impl Fn() -> bool) -> Result<Seen, Fault> {
+        let called = Instant::now();
+        let mut last = self.list.lock().await;
+        if let Some((begun, seen)) = last.as_ref().filter(|(begun, _)| *begun >= called) {
+            tracing::trace!(?begun, "a list is shared");
+            return Ok(Arc::clone(seen));
+        }
+        self.ready(program).await?;
+        let begun = Instant::now();
+        let mut seen = self.once(program).await?;
+        if seen.is_empty() && expects() {
+            *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.ready(program).await?;
+            seen = self.once(program).await?;
+        }
+        let seen = Arc::new(seen);
+        *last = Some((begun, Arc::clone(&seen)));
+        Ok(seen)
+    }
+
+    async fn once(&self, program: &Program) -> Result<BTreeMap<String, State>, Fault> {
+        let said = program.call(&LIST, None, LIST_LIMIT).await?;
+        match said.code {
+            Some(0) => Ok(answer::list(&said.stdout)?),
+            _ => {
+                let fault = Fault::of(&said);
+                if fault.trouble().is_of_daemon() {
+                    // It may come back as another.
+                    *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// Sees to it that the versions are known, which they are of a daemon that answers.
+    pub(super) async fn ready(&self, program: &Program) -> Result<Versions, Fault> {
+        if let Some(known) = self.versions() {
+            return Ok(known);
+        }
+        let versions = look_up(program).await?;
+        if versions.daemon.is_none() {
+            let said = "its daemon does not answer".to_owned();
+            return Err(Fault::Said { trouble: Trouble::Unreachable, code: Some(0), said });
+        }
+        *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = Some(versions);
+        Ok(versions)
+    }
+
+    /// The versions, as far as they are known.
+    pub(super) fn versions(&self) -> Option<Versions> {
+        *self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that snapshots may be others than before.
+    pub(super) fn snapshots_changed(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// The snapshots of all instances; nothing where they can't be told. Asked for only when they may be others.
+    pub(super) async fn snapshots(&self, program: &Program) -> Option<Snapshots> {
+        if !self.versions()?.common().has_snapshots() {
+            return None;
+        }
+        let mut last = self.snapshots.lock().await;
+        // Before the look: what changes meanwhile is seen by the next.
+        let changed = self.changed.swap(false, Ordering::AcqRel);
+        if let Some((begun, known)) = last.as_ref().filter(|(begun, _)| !changed && begun.elapsed() < SNAPSHOTS_KEPT) {
+            tracing::trace!(?begun, "snapshots are known");
+            return Some(Arc::clone(known));
+        }
+        let begun = Instant::now();
+        let asked = async {
+            let said = program.call(&["list", "--snapshots", "--format", "json"], None, SHORT_LIMIT).await?;
+            if said.code == Some(0) { Ok(answer::snapshots(&said.stdout)?) } else { Err(Fault::of(&said)) }
+        };
+        match asked.await {
+            Ok(found) => {
+                let found = Arc::new(found);
+                *last = Some((begun, Arc::clone(&found)));
+                Some(found)
+            }
+            Err(error) => {
+                let error: Fault = error;
+                tracing::warn!(%error, "the snapshots of Multipass can't be listed");
+                self.snapshots_changed();
+                None
+            }
+        }
+    }
+}
+
+/// Asks for the versions. This never fails because of the daemon.
+pub(super) async fn look_up(program: &Program) -> Result<Versions, Fault> {
+    let said = program.call(&["version", "--format", "json"], None, SHORT_LIMIT).await?;
+    match answer::versions(&said.stdout) {
+        Ok(versions) => Ok(versions),
+        Err(_) if said.code != Some(0) => Err(Fault::of(&said)),
+        Err(unreadable) => Err(unreadable.into()),
+    }
+}
