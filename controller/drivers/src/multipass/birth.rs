@@ -14,14 +14,12 @@ use super::answer::State;
 use super::guest::Guest;
 use super::record::{Power, later};
 use super::trouble::Trouble;
-use super::{Fault, Held, Multipass, START_LIMIT};
+use super::{Fault, Held, Multipass};
 use crate::provisioning::launch_data;
 use crate::{CreateOrder, DriverError, Mounts};
 
-/// How long a launch is given, download and cloud-init included. The daemon gives each phase of it as long.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(900);
-/// How much longer the command may take to say so.
-const MARGIN: Duration = Duration::from_secs(60);
+/// How much longer than its limit a command may take to say so, as a part of that.
+const MARGIN: u32 = 5;
 /// How long an instance that is up may take until it has its seed.
 const SEED_LIMIT: SignedDuration = SignedDuration::from_mins(8);
 /// How long the machine's own cloud-init may take to have written down whose it is.
@@ -148,24 +146,23 @@ impl Multipass {
     /// Has the daemon make the instance. Its name was free in the last listing.
     async fn launch(&self, held: &mut Held<'_>, order: &CreateOrder, tried: &mut Tried) -> Result<(), DriverError> {
         let data = launch_data(&order.provision, &held.record.birth, !order.mounts.is_empty());
-        let arguments = launch_arguments(order)?;
+        let limit = self.limits.launch;
+        let arguments = launch_arguments(order, limit)?;
         // Stored before the daemon is told: whatever comes of it is ours then.
-        held.record.power = Power::Coming { until: later(Timestamp::now(), 2 * signed(LAUNCH_LIMIT)) };
+        // The daemon gives each of its two waits as long as the whole.
+        held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
         self.remember(held).await?;
         let turn = self.lanes.start().await;
-        let called = self.call(&arguments, Some(data.as_bytes()), LAUNCH_LIMIT + MARGIN).await;
+        let called = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN).await;
         drop(turn);
         tried.launched = true;
         let Err(fault) = called else { return self.came_up(held).await };
+        tried.why = Some(fault.to_string());
         match after(fault.trouble(), fault.is_clients()) {
             After::GoesOn => Ok(()),
             After::Daemon => Err(self.trouble(held.act, fault).await),
-            After::Look => {
-                tried.why = Some(fault.to_string());
-                self.is_over(held).await
-            }
+            After::Look => self.is_over(held).await,
             After::Fail => {
-                tried.why = Some(fault.to_string());
                 self.is_over(held).await?;
                 if self.look(held.act).await?.contains_key(held.name()) {
                     return Ok(());
@@ -184,20 +181,20 @@ impl Multipass {
         }
         tried.starts += 1;
         self.unmount_others(held, mounts).await?;
-        held.record.power = Power::Coming { until: later(Timestamp::now(), signed(START_LIMIT + MARGIN)) };
+        let limit = self.limits.start;
+        let later_than_limit = limit + limit / MARGIN;
+        held.record.power = Power::Coming { until: later(Timestamp::now(), signed(later_than_limit)) };
         self.remember(held).await?;
-        let timeout = START_LIMIT.as_secs().to_string();
+        let timeout = limit.as_secs().to_string();
         let turn = self.lanes.start().await;
-        let called = self.call(&["start", held.name(), "--timeout", &timeout], None, START_LIMIT + MARGIN).await;
+        let called = self.call(&["start", held.name(), "--timeout", &timeout], None, later_than_limit).await;
         drop(turn);
         let Err(fault) = called else { return self.came_up(held).await };
+        tried.why = Some(fault.to_string());
         match after(fault.trouble(), fault.is_clients()) {
             After::GoesOn => Ok(()),
             After::Daemon => Err(self.trouble(held.act, fault).await),
-            After::Look | After::Fail => {
-                tried.why = Some(fault.to_string());
-                self.is_over(held).await
-            }
+            After::Look | After::Fail => self.is_over(held).await,
         }
     }
 
@@ -348,7 +345,7 @@ fn last_lines(lines: &[String]) -> String {
 }
 
 /// The arguments of a launch. What to tell cloud-init comes on the input, which also the command of a snap can read.
-fn launch_arguments(order: &CreateOrder) -> Result<Vec<String>, DriverError> {
+fn launch_arguments(order: &CreateOrder, limit: Duration) -> Result<Vec<String>, DriverError> {
     let mut arguments = vec!["launch".to_owned()];
     arguments.extend(super::image(order)?);
     let Sizes { cpus, memory, disk } = order.sizes;
@@ -357,7 +354,7 @@ fn launch_arguments(order: &CreateOrder) -> Result<Vec<String>, DriverError> {
         ("--cpus", cpus.to_string()),
         ("--memory", memory.bytes().to_string()),
         ("--disk", disk.bytes().to_string()),
-        ("--timeout", LAUNCH_LIMIT.as_secs().to_string()),
+        ("--timeout", limit.as_secs().to_string()),
         ("--cloud-init", "-".to_owned()),
     ];
     arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
@@ -420,7 +417,7 @@ mod tests {
     #[test]
     fn a_launch_names_all_that_the_order_says_and_no_secret() {
         let order = an_order("web");
-        let arguments = launch_arguments(&order).unwrap().join(" ");
+        let arguments = launch_arguments(&order, Duration::from_secs(900)).unwrap().join(" ");
         insta::assert_snapshot!(arguments, @"launch 24.04 --name web --cpus 1 --memory 1073741824 --disk 5368709120 --timeout 900 --cloud-init -");
         let data = launch_data(&order.provision, &order.seed.nonce, false);
         assert!(!data.contains(order.seed.join_token.expose()));

@@ -143,7 +143,8 @@ impl Guest<'_> {
 
 /// A script that ends with 0 or 1, whatever it comes to.
 fn harmless(script: &str) -> String {
-    format!("(\n{script}\n) || exit 1")
+    // No `||` around it: what is tried does not end at its first failure, whatever `set -e` says.
+    format!("trap '[ $? = 0 ] || exit 1' EXIT\n{script}")
 }
 
 /// The script that installs the archive on its input.
@@ -151,7 +152,7 @@ fn install_script(digest: &str) -> String {
     format!(
         r#"set -e
 place=$(mktemp -d /var/tmp/vm-agent.XXXXXX)
-trap 'rm -rf "$place"' EXIT
+trap 'code=$?; rm -rf "$place"; [ $code = 0 ] || exit 1' EXIT
 cat >"$place/archive"
 echo "{digest}  $place/archive" | sha256sum --check --status || {{ echo 'the archive came damaged' >&2; exit 1; }}
 tar -xf "$place/archive" -C "$place"
@@ -211,6 +212,9 @@ mod tests {
         assert_eq!(ended.status.code(), Some(1));
         assert_eq!(String::from_utf8(ended.stderr).unwrap().trim(), "the archive came damaged");
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "it leaves nothing behind");
+        let whole = sh(&script, b"whole");
+        assert_eq!(whole.status.code(), Some(1), "it is no archive");
+        assert!(!String::from_utf8(whole.stdout).unwrap().contains(MARK));
     }
 
     #[test]

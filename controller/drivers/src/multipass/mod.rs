@@ -64,8 +64,6 @@ use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// How long a call may take that the daemon answers at once, unless it is busy.
 const SHORT_LIMIT: Duration = Duration::from_secs(30);
-/// How long a start may take.
-const START_LIMIT: Duration = Duration::from_secs(300);
 /// Longer than the daemon itself waits for a machine whose power button was pressed.
 const STOP_LIMIT: Duration = Duration::from_secs(330);
 /// How long it may take to end a machine, and to delete it.
@@ -74,6 +72,21 @@ const FORCE_LIMIT: Duration = Duration::from_secs(60);
 const SUSPEND_LIMIT: Duration = Duration::from_secs(300);
 /// How long a machine may take to show its nonce.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long machines may take to come up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A launch, download and cloud-init included.
+    pub launch: Duration,
+    /// A start, until the machine lets its daemon in.
+    pub start: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { launch: Duration::from_secs(900), start: Duration::from_secs(300) }
+    }
+}
 
 /// Makes the archive that brings the runtime into a machine, and what else it is to have.
 pub type Kit = Arc<dyn Fn(&Provision) -> io::Result<Vec<u8>> + Send + Sync>;
@@ -87,6 +100,7 @@ pub struct Multipass {
     sight: Arc<Sight>,
     lanes: Arc<Lanes>,
     holds: Holds,
+    limits: Limits,
 }
 
 /// An instance that is held, with what is remembered of it.
@@ -151,7 +165,15 @@ impl Multipass {
             sight: Arc::default(),
             lanes: Lanes::new(cpus),
             holds: Holds::default(),
+            limits: Limits::default(),
         }
+    }
+
+    /// The same with other limits: whole seconds.
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// The command.

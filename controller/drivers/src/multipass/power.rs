@@ -119,7 +119,7 @@ impl Multipass {
         if self.state(held).await? != State::Suspended {
             return Err(held.failed(why));
         }
-        for (verb, limit) in [("start", super::START_LIMIT), ("stop", STOP_LIMIT)] {
+        for (verb, limit) in [("start", self.limits.start), ("stop", STOP_LIMIT)] {
             let _turn = self.lanes.change(format!("{verb} {}", held.name())).await;
             if let Err(fault) = self.call(&[verb, held.name()], None, limit).await {
                 return Err(self.trouble(held.act, fault).await);

@@ -1,0 +1,650 @@
+//! Driver `multipass` on the double of its command, whose machines are processes of this host; and on the real one
+//! where `VM_AGENT_TEST_MULTIPASS` is set, with the image of `VM_AGENT_TEST_MULTIPASS_IMAGE`.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+use vm_agent_drivers::contract::{CHECKS, Check, Look, World, an_order};
+use vm_agent_drivers::multipass::{Kit, Limits, Multipass, Program, health};
+use vm_agent_drivers::provisioning::Provisioning;
+use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError, Mounts, Target};
+use vm_agent_multipass_double::knobs::{Access, Fault, Json, Kill, Version, Wrong};
+use vm_agent_multipass_double::{Double, Knobs};
+use vm_agent_schemas::fleet::Provision;
+use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::names::InstanceName;
+use vm_agent_schemas::observe::{Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::units::ByteSize;
+
+/// An example of this crate, which Cargo builds along with the tests.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(path.exists(), "build the examples of this crate: cargo build -p vm-agent-drivers --examples");
+    path
+}
+
+/// The runtime for machines of the double, without what only a debugger reads where there is a program to remove it:
+/// it is copied into every machine.
+static RUNTIME: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let (built, place) = (example("guest_runtime"), tempfile::tempdir().unwrap());
+    let small = place.path().join("runtime");
+    let is_small =
+        Command::new("strip").arg("-o").arg(&small).arg(&built).status().is_ok_and(|status| status.success());
+    fs::read(if is_small { small } else { built }).unwrap()
+});
+
+/// Brings a runtime into machines.
+fn kit(runtime: PathBuf) -> Kit {
+    Arc::new(move |provision| Provisioning::new(runtime.clone()).archive(provision))
+}
+
+/// A double with a driver. Whatever happens to the test, nothing of it runs on.
+struct Ground {
+    double: Mutex<Double>,
+    multipass: Multipass,
+    root: TempDir,
+}
+
+impl Ground {
+    fn new() -> Self {
+        Self::with(Knobs::default())
+    }
+
+    fn with(knobs: Knobs) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let mut double = Double::new(&root.path().join("double"), &example("multipass_double"));
+        double.set(knobs);
+        fs::write(root.path().join("runtime"), &*RUNTIME).unwrap();
+        let multipass = driver(&double, root.path(), kit(root.path().join("runtime")));
+        Self { double: Mutex::new(double), multipass, root }
+    }
+
+    fn double(&self) -> MutexGuard<'_, Double> {
+        self.double.lock().unwrap()
+    }
+
+    fn set(&self, knobs: Knobs) {
+        self.double().set(knobs);
+    }
+
+    /// The driver as another life of the controller has it.
+    fn another_life(&mut self) {
+        let another = driver(&self.double(), self.root.path(), kit(self.root.path().join("runtime")));
+        self.multipass = another;
+    }
+
+    /// The driver, which has no patience with machines.
+    fn impatient(&self) -> Multipass {
+        let second = Duration::from_secs(1);
+        self.multipass.clone().with_limits(Limits { launch: second, start: second })
+    }
+
+    async fn created(&self) -> CreateOrder {
+        let order = an_order("web");
+        self.multipass.create(&order).await.unwrap();
+        order
+    }
+
+    async fn listed(&self) -> Vec<Instance> {
+        self.multipass.list().await.unwrap()
+    }
+
+    async fn state(&self) -> InstanceState {
+        let found = self.listed().await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].state
+    }
+
+    /// Calls the command as somebody else would.
+    fn by_hand(&self, arguments: &[&str]) {
+        let said = self.double().command().args(arguments).output().unwrap();
+        assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+    }
+
+    /// The arguments of all calls so far.
+    fn said(&self) -> Vec<String> {
+        self.double().calls().iter().map(|call| call.argv.join(" ")).collect()
+    }
+}
+
+fn driver(double: &Double, root: &Path, kit: Kit) -> Multipass {
+    let variables = double.environment().into_iter();
+    let program =
+        variables.fold(Program::new(double.program().to_owned()), |program, (name, value)| program.with(name, value));
+    Multipass::new(root.join("records"), program, kit)
+}
+
+#[async_trait]
+impl World for Ground {
+    async fn crash(&self, instance: &InstanceName) {
+        self.double().crash(instance.as_str());
+    }
+
+    fn folder(&self) -> PathBuf {
+        tempfile::tempdir_in(&self.root).unwrap().keep()
+    }
+
+    async fn read(&self, instance: &InstanceName, path: &str) -> Look {
+        let Some(pid) = self.double().machine(instance.as_str()) else { return Look::Absent };
+        let place = PathBuf::from(format!("/proc/{pid}/root/var/lib/vm-agent/work")).join(path);
+        fs::read_to_string(place).map_or(Look::Absent, Look::Content)
+    }
+
+    async fn note(&self, instance: &InstanceName, text: &str) -> bool {
+        fs::write(self.double().root(instance.as_str()).join("home/ubuntu/note"), text).is_ok()
+    }
+
+    async fn noted(&self, instance: &InstanceName) -> Look {
+        let read = fs::read_to_string(self.double().root(instance.as_str()).join("home/ubuntu/note"));
+        read.map_or(Look::Absent, Look::Content)
+    }
+
+    /// Each costs some machines, and their polls are alike after the first of each call.
+    fn give_up_points(&self) -> Vec<u32> {
+        vec![1, 3, 8, 14, 20, 28, 40, 60]
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "a test tells which check it runs")]
+async fn keeps(checks: impl Iterator<Item = &Check>) {
+    for check in checks {
+        let ground = Ground::new();
+        let begun = Instant::now();
+        check.run(&ground.multipass, &ground).await;
+        eprintln!("{}: {:.1} s", check.name, begun.elapsed().as_secs_f64());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_double_keeps_the_first_part_of_the_contract() {
+    keeps(CHECKS.iter().filter(|check| !check.name.contains("given_up")).step_by(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_double_keeps_the_second_part_of_the_contract() {
+    keeps(CHECKS.iter().filter(|check| !check.name.contains("given_up")).skip(1).step_by(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_double_keeps_what_the_contract_says_of_calls_given_up() {
+    let given_up: Vec<_> = CHECKS.iter().filter(|check| check.name.contains("given_up")).collect();
+    assert_eq!(given_up.len(), 4);
+    keeps(given_up.into_iter()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_drift_a_look_is_one_list_and_nothing_else() {
+    let ground = Ground::new();
+    ground.created().await;
+    ground.by_hand(&["launch", "--name", "stranger"]);
+    ground.listed().await;
+    ground.double().forget_calls();
+    for _ in 0..3 {
+        assert_eq!(ground.listed().await.len(), 2);
+    }
+    assert_eq!(ground.said(), ["list --no-ipv4 --format json"; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_list_at_the_same_time_shares_it() {
+    let latency = BTreeMap::from([("list".to_owned(), 300)]);
+    let ground = Ground::with(Knobs { latency, ..Knobs::default() });
+    ground.listed().await;
+    ground.double().forget_calls();
+    let list = || ground.multipass.list();
+    let all = tokio::join!(list(), list(), list(), list());
+    assert!(all.0.is_ok() && all.1.is_ok() && all.2.is_ok() && all.3.is_ok());
+    // The first, and one that begins after the others have asked.
+    assert_eq!(ground.double().count("list"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_of_somebody_elses_is_left_alone_and_so_is_one_that_is_deleted() {
+    let ground = Ground::new();
+    ground.by_hand(&["launch", "--name", "web"]);
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err();
+    assert!(matches!(error, DriverError::Foreign { .. }), "{error}");
+    for error in [ground.multipass.stop(&order.target()).await, ground.multipass.destroy(&order.target()).await] {
+        assert!(matches!(error, Err(DriverError::Foreign { .. })), "{error:?}");
+    }
+    assert_eq!(ground.listed().await[0].nonce, None);
+    assert_eq!(ground.state().await, InstanceState::Running);
+    ground.by_hand(&["delete", "web"]);
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("multipass delete --purge web") && error.contains("multipass recover web"), "{error}");
+    assert_eq!(ground.state().await, InstanceState::Deleted);
+    let changed = ["launch", "stop", "delete", "recover", "exec"].map(|verb| ground.double().count(verb));
+    assert_eq!(changed, [1, 0, 1, 0, 0], "only what was done by hand");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_of_ours_that_somebody_deleted_is_taken_back() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.by_hand(&["delete", "web"]);
+    assert_eq!(ground.state().await, InstanceState::Deleted);
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    ground.by_hand(&["delete", "web"]);
+    ground.multipass.destroy(&order.target()).await.unwrap();
+    assert_eq!(ground.listed().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_took_the_place_of_ours_is_nobody_we_know() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.double().delete_behind_back("web");
+    ground.by_hand(&["launch", "--name", "web"]);
+    // Nobody has looked in between: what is in it tells.
+    let error = ground.multipass.destroy(&order.target()).await.unwrap_err();
+    assert!(matches!(error, DriverError::Foreign { .. }), "{error}");
+    ground.double().delete_behind_back("web");
+    assert_eq!(ground.listed().await, []);
+    ground.by_hand(&["launch", "--name", "web"]);
+    ground.by_hand(&["stop", "web"]);
+    assert_eq!(ground.listed().await[0].nonce, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_in_any_argument_and_none_in_what_a_machine_is_launched_with() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let token = order.seed.join_token.expose();
+    assert!(ground.said().iter().all(|said| !said.contains(token)));
+    let seeded = fs::read_to_string(ground.double().root("web").join("var/lib/vm-agent/seed.json")).unwrap();
+    assert!(seeded.contains(token), "the runtime has it");
+    let given =
+        Command::new("grep").args(["-rl", token]).arg(ground.double().root("web").join("var/lib/cloud")).output();
+    assert_eq!(String::from_utf8(given.unwrap().stdout).unwrap(), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_takes_longer_than_its_command_waits_is_waited_for() {
+    let stderr = "Timed out waiting for instance launch.\n".to_owned();
+    let what = Wrong::FailsThoughDone { code: 5, stderr };
+    let fault = Fault { command: "launch".to_owned(), containing: None, times: 1, after: 0, what };
+    let ground = Ground::with(Knobs { faults: vec![fault], ..Knobs::default() });
+    ground.created().await;
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_eq!(ground.double().count("launch"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_given_up_while_nobody_can_see_it_makes_one_instance() {
+    let latency = BTreeMap::from([("launch.prepare".to_owned(), 1500)]);
+    let mut ground = Ground::with(Knobs { latency, ..Knobs::default() });
+    let order = an_order("web");
+    assert!(timeout(Duration::from_millis(700), ground.multipass.create(&order)).await.is_err());
+    assert_eq!(ground.listed().await, [], "it is being prepared, or has not been begun");
+    ground.another_life();
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_eq!(ground.double().state().instances.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_destroyed_while_nobody_can_see_it_does_not_appear_later() {
+    let latency = BTreeMap::from([("launch.prepare".to_owned(), 2500)]);
+    let mut ground = Ground::with(Knobs { latency, ..Knobs::default() });
+    let order = an_order("web");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    assert!(timeout(Duration::from_millis(1500), ground.multipass.create(&order)).await.is_err());
+    assert_eq!(ground.listed().await, []);
+    ground.another_life();
+    ground.multipass.destroy(&order.target()).await.unwrap();
+    while Instant::now() < deadline
+        && ground.double().state().instances.is_empty()
+        && ground.double().count("launch") == 0
+    {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ground.listed().await, []);
+    assert_eq!(ground.double().state().instances.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_daemon_has_lost_sight_of_is_ended_by_force_and_started() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.multipass.stop(&order.target()).await.unwrap();
+    ground.set(Knobs { deaf: vec!["web".to_owned()], ..Knobs::default() });
+    let started = ground.impatient().start(&order.target(), &order.seed, &order.mounts).await;
+    let error = started.unwrap_err().to_string().to_lowercase();
+    assert!(error.contains("timed out waiting for") && error.contains("still is not to be reached"), "{error}");
+    assert_eq!(ground.state().await, InstanceState::Failed, "it lives, and is of no use");
+    ground.set(Knobs::default());
+    ground.double().forget_calls();
+    ground.multipass.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    let verbs: Vec<_> = ground.said().into_iter().filter(|said| said.starts_with("st")).collect();
+    assert_eq!(verbs, ["stop --force web", "start web --timeout 300"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_never_comes_up_is_taken_back_with_the_reason() {
+    let ground = Ground::with(Knobs { deaf: vec!["web".to_owned()], ..Knobs::default() });
+    let error = ground.impatient().create(&an_order("web")).await.unwrap_err().to_string().to_lowercase();
+    assert!(error.contains("timed out waiting for") && error.contains("deleted again"), "{error}");
+    assert_eq!(ground.listed().await, []);
+    let order = CreateOrder { base: Base::Image("no-such-image".to_owned()), ..an_order("web") };
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("Unable to find an image"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_program_that_ends_with_4_is_not_run_again_for_ever() {
+    let ground = Ground::new();
+    let failing: Kit = Arc::new(|_| {
+        let script = b"echo 'no room' >&2; exit 4\n";
+        let mut header = tar::Header::new_gnu();
+        header.set_size(script.len() as u64);
+        header.set_mode(0o644);
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_data(&mut header, "install.sh", script.as_slice())?;
+        archive.into_inner()
+    });
+    let multipass = driver(&ground.double(), ground.root.path(), failing);
+    let error = multipass.create(&an_order("web")).await.unwrap_err().to_string();
+    assert!(error.ends_with("no room"), "{error}");
+    assert_eq!(ground.double().count("exec"), 2, "a look at it, and one installation");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_down_says_nothing_about_instances_and_is_found_again() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.set(Knobs { daemon_down: true, ..Knobs::default() });
+    let answers = [
+        ground.multipass.list().await.map(drop),
+        ground.multipass.stop(&order.target()).await,
+        ground.multipass.create(&an_order("other")).await,
+        ground.multipass.destroy(&order.target()).await,
+        ground.multipass.prove(&order.instance).await.map(drop),
+    ];
+    for answer in answers {
+        assert!(matches!(answer, Err(DriverError::Unavailable { .. })), "{answer:?}");
+    }
+    for (access, remedy) in [(Access::Denied, "sudo"), (Access::NotAuthenticated, "multipass authenticate")] {
+        ground.set(Knobs { access, ..Knobs::default() });
+        let error = ground.multipass.list().await.unwrap_err().to_string();
+        assert!(error.contains(remedy), "{error}");
+    }
+    ground.set(Knobs::default());
+    let found = ground.listed().await;
+    assert_eq!((found.len(), found[0].nonce.as_ref()), (1, Some(&order.seed.nonce)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_dies_of_a_launch_leaves_something_to_go_on_from() {
+    let kill = Kill { phase: "launch.boot".to_owned(), back_after: Some(200) };
+    let ground = Ground::with(Knobs { kill_daemon: Some(kill), ..Knobs::default() });
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err();
+    assert!(matches!(error, DriverError::Unavailable { .. }), "{error}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while ground.multipass.list().await.is_err() {
+        assert!(Instant::now() < deadline, "there is a new daemon");
+        sleep(Duration::from_millis(50)).await;
+    }
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_none_is_an_error_and_the_next_is_believed() {
+    let ground = Ground::new();
+    ground.created().await;
+    for json in [Json::Truncated, Json::Garbage] {
+        ground.set(Knobs { json, ..Knobs::default() });
+        let error = ground.multipass.list().await.unwrap_err();
+        assert!(matches!(error, DriverError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains("answered something else than a list of instances"), "{error}");
+        ground.set(Knobs::default());
+        assert_eq!(ground.state().await, InstanceState::Running);
+    }
+    let banner = Some("A new release is available!\n".to_owned());
+    ground.set(Knobs { json: Json::Preceded, banner, localised: true, ..Knobs::default() });
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_list_is_not_believed_at_once() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.listed().await;
+    let what = Wrong::Fails { code: 0, stderr: String::new(), stdout: "{\"list\": [\n]}\n".to_owned() };
+    let fault = Fault { command: "list".to_owned(), containing: None, times: 1, after: 0, what };
+    ground.set(Knobs { faults: vec![fault], ..Knobs::default() });
+    let found = ground.listed().await;
+    assert_eq!(found[0].nonce.as_ref(), Some(&order.seed.nonce));
+    ground.double().delete_behind_back("web");
+    assert_eq!(ground.listed().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_is_given_up_leaves_no_process_behind() {
+    let fault = Fault { command: "list".to_owned(), containing: None, times: 1, after: 0, what: Wrong::Hangs };
+    let ground = Ground::with(Knobs { faults: vec![fault], ..Knobs::default() });
+    assert!(timeout(Duration::from_secs(2), ground.multipass.list()).await.is_err());
+    let hung = ground.double().calls().into_iter().find(|call| call.command() == "list").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Path::new(&format!("/proc/{}", hung.pid)).exists() {
+        assert!(Instant::now() < deadline, "it should be gone");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ground.listed().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_brings_back_the_sizes_of_its_snapshot() {
+    let ground = Ground::new();
+    let (order, name) = (ground.created().await, "small".parse().unwrap());
+    let target = order.target();
+    ground.multipass.stop(&target).await.unwrap();
+    ground.multipass.snapshot(&target, &name).await.unwrap();
+    let larger = Sizes { cpus: 2, memory: ByteSize::from_bytes(1_600_000_000), disk: ByteSize::from_gib(7) };
+    ground.multipass.resize(&target, &larger).await.unwrap();
+    assert_eq!(ground.listed().await[0].sizes, Some(larger));
+    let told = ground.double().instance("web").unwrap();
+    assert_eq!((told.cpus, told.memory, told.disk), (2, 1_600_000_000, larger.disk.bytes()));
+    let smaller = Sizes { disk: ByteSize::from_gib(6), ..larger };
+    let error = ground.multipass.resize(&target, &smaller).await.unwrap_err().to_string();
+    assert!(error.contains("a disk only grows"), "{error}");
+    let mut next = order.clone();
+    (next.seed.nonce, next.seed.incarnation) = (Nonce::generate(), order.seed.incarnation.next());
+    let there = Target { former: Some(order.seed.nonce.clone()), ..next.target() };
+    ground.multipass.restore(&there, &name, &next.seed, &Mounts::new()).await.unwrap();
+    assert_eq!(ground.listed().await[0].sizes, Some(order.sizes));
+    assert_eq!(ground.multipass.prove(&order.instance).await.unwrap(), Some(next.seed.nonce));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_does_not_listen_is_stopped_by_force() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let limits = BTreeMap::from([("shutdown".to_owned(), 300)]);
+    ground.set(Knobs { ignores_power_button: vec!["web".to_owned()], limits, ..Knobs::default() });
+    // Who does not listen is told so when it boots.
+    ground.double().crash("web");
+    ground.multipass.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    ground.double().forget_calls();
+    ground.multipass.stop(&order.target()).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Stopped);
+    let verbs: Vec<_> = ground.said().into_iter().filter(|said| said.starts_with("stop")).collect();
+    assert_eq!(verbs, ["stop web", "stop --force web"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_go_to_the_daemon_one_at_a_time() {
+    let latency = BTreeMap::from([("stop".to_owned(), 200)]);
+    let ground = Ground::with(Knobs { latency, ..Knobs::default() });
+    let (one, two) = (an_order("one"), an_order("two"));
+    ground.multipass.create(&one).await.unwrap();
+    ground.multipass.create(&two).await.unwrap();
+    let (first, second) = (one.target(), two.target());
+    let (first, second) = tokio::join!(ground.multipass.stop(&first), ground.multipass.stop(&second));
+    assert!(first.is_ok() && second.is_ok());
+    let calls = ground.double().calls();
+    let stops: Vec<_> = calls.iter().filter(|call| call.command() == "stop").collect();
+    assert_eq!(stops.len(), 2);
+    assert!(!stops[0].overlaps(stops[1]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_version_can_not_do_is_told_and_done_without() {
+    let ground = Ground::with(Knobs { version: Version::V1_13, ..Knobs::default() });
+    let order = ground.created().await;
+    assert_eq!(ground.multipass.capabilities().snapshots, SnapshotSupport::Down);
+    ground.multipass.suspend(&order.target()).await.unwrap();
+    ground.multipass.stop(&order.target()).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Stopped);
+    ground.set(Knobs { version: Version::Main, ..Knobs::default() });
+    ground.multipass.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_can_not_be_given_what_it_is_to_have_tells_why_and_is_no_more() {
+    let ground = Ground::with(Knobs { missing_packages: vec!["nothing".to_owned()], ..Knobs::default() });
+    let provision: Provision = serde_json::from_str(r#"{"packages": ["nothing"]}"#).unwrap();
+    let order = CreateOrder { provision, ..an_order("web") };
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("did not get what it is to have") && error.contains("cloud-init"), "{error}");
+    assert_eq!(ground.listed().await, []);
+    let provision = serde_json::from_str(
+        r#"{"user": "dev", "packages": ["git"], "cloudInit": {"write_files": [{"path": "/etc/from-the-file", "content": "x"}]}}"#,
+    );
+    let order = CreateOrder { provision: provision.unwrap(), ..an_order("web") };
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(fs::read_to_string(ground.double().root("web").join("etc/from-the-file")).unwrap(), "x");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_tells_what_is_there_and_what_to_do() {
+    let ground = Ground::new();
+    let look = async || {
+        let variables = ground.double().environment();
+        let program = Program::new(ground.double().program().to_owned());
+        health(&variables.into_iter().fold(program, |program, (name, value)| program.with(name, value))).await
+    };
+    let well = look().await;
+    assert_eq!((well.trouble, well.lacks.len()), (None, 0));
+    assert_eq!(well.versions.unwrap().client.to_string(), "1.16.3");
+    ground.set(Knobs { version: Version::V1_13, ..Knobs::default() });
+    assert!(look().await.lacks[0].contains("forced stop"));
+    ground.set(Knobs { daemon_down: true, ..Knobs::default() });
+    let down = look().await;
+    assert_eq!(down.versions.unwrap().daemon, None);
+    assert!(down.trouble.unwrap().contains("start its daemon"));
+    let none = health(&Program::new("/nowhere/multipass".into())).await;
+    assert_eq!((none.versions, none.trouble.unwrap().contains("can't be run")), (None, true));
+}
+
+/// The real command on this host.
+struct Real {
+    multipass: Multipass,
+    program: Program,
+    root: TempDir,
+}
+
+impl Real {
+    fn new() -> Option<Self> {
+        std::env::var_os("VM_AGENT_TEST_MULTIPASS")?;
+        let program = Program::find().expect("VM_AGENT_TEST_MULTIPASS is set, so there is a command `multipass`");
+        let runtime = std::env::var_os("VM_AGENT_RUNTIME").map(PathBuf::from);
+        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../dist/x86_64-unknown-linux-gnu/vm-agent-runtime");
+        let root = tempfile::tempdir().unwrap();
+        let multipass = Multipass::new(root.path().join("records"), program.clone(), kit(runtime.unwrap_or(built)));
+        Some(Self { multipass, program, root })
+    }
+
+    fn call(&self, arguments: &[&str]) -> io::Result<std::process::Output> {
+        Command::new(self.program.path()).args(arguments).output()
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.root.path().join("records")).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".json")) {
+                let _ = self.call(&["delete", "--purge", name]);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl World for Real {
+    async fn crash(&self, instance: &InstanceName) {
+        let find = format!("ps -eo pid,args | awk '/[q]emu-system.*instances\\/{instance}\\//{{print $1}}'");
+        let found = Command::new("sh").args(["-c", &find]).output().unwrap();
+        let pids = String::from_utf8(found.stdout).unwrap();
+        assert!(!pids.trim().is_empty(), "`{instance}` runs");
+        for pid in pids.split_whitespace() {
+            Command::new("kill").args(["-9", pid]).status().unwrap();
+        }
+    }
+
+    fn image(&self) -> String {
+        std::env::var("VM_AGENT_TEST_MULTIPASS_IMAGE").unwrap_or_else(|_| "24.04".to_owned())
+    }
+
+    fn sizes(&self, larger: bool) -> Sizes {
+        let (memory, disk) = if larger { (768, 4) } else { (512, 3) };
+        Sizes { cpus: 1, memory: ByteSize::from_bytes(memory * ByteSize::MIB), disk: ByteSize::from_gib(disk) }
+    }
+
+    fn folder(&self) -> PathBuf {
+        // Below the user's home, where also the command of a snap may look.
+        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+        tempfile::tempdir_in(home).unwrap().keep()
+    }
+
+    async fn read(&self, instance: &InstanceName, path: &str) -> Look {
+        let path = format!("/var/lib/vm-agent/work/{path}");
+        let said = self.call(&["exec", "-n", instance.as_str(), "--", "sudo", "cat", &path]).unwrap();
+        match said.status.code() {
+            Some(0) => Look::Content(String::from_utf8(said.stdout).unwrap()),
+            _ => Look::Absent,
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(120)
+    }
+
+    /// Each costs a machine.
+    fn give_up_points(&self) -> Vec<u32> {
+        vec![4, 16]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::print_stderr, reason = "a test tells which check it runs")]
+async fn the_real_one_keeps_the_contract() {
+    let only = std::env::var("VM_AGENT_TEST_CHECK").unwrap_or_default();
+    for check in CHECKS.iter().filter(|check| check.name.contains(&only)) {
+        let Some(real) = Real::new() else { return };
+        let begun = Instant::now();
+        check.run(&real.multipass, &real).await;
+        eprintln!("{}: {:.0} s", check.name, begun.elapsed().as_secs_f64());
+    }
+}
