@@ -3,6 +3,7 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use vm_agent_daemon::machines::multipass::{Health, Program, health};
 use vm_agent_daemon::machines::{Acceleration, Host, Programs, Runtimes};
 use vm_agent_schemas::api::API_VERSION;
 
@@ -33,10 +34,14 @@ struct Finding {
 pub(crate) async fn run(context: &mut Context, args: DoctorArgs) -> CommandResult {
     let state_dir = context.place.here("doctor")?;
     let program = std::env::current_exe().map_err(|error| CommandError::io("this program can't be found", &error))?;
-    let mut findings = match Programs::find() {
-        Ok(programs) => of_host(&Host::look(&programs).await),
-        Err(missing) => vec![Finding { name: "qemu", ok: false, detail: missing.to_string() }],
+    let mut findings = match Program::find() {
+        Some(program) => of_multipass(&health(&program).await),
+        None => Vec::new(),
     };
+    match Programs::find() {
+        Ok(programs) => findings.extend(of_host(&Host::look(&programs).await)),
+        Err(missing) => findings.push(Finding { name: "qemu", ok: false, detail: missing.to_string() }),
+    }
     findings.push(runtime(&program, state_dir));
     let document = json!({"apiVersion": API_VERSION, "kind": "Diagnosis", "items": findings});
     context.ui.document(args.output.output, &document, || table(&findings))?;
@@ -51,6 +56,18 @@ fn of_host(host: &Host) -> Vec<Finding> {
         Finding { name: "acceleration", ok: host.acceleration != Acceleration::Emulation, detail: acceleration },
         Finding { name: "sandbox", ok: host.sandbox, detail: sandbox.to_owned() },
     ]
+}
+
+/// Without it nothing is amiss: there is another driver for machines.
+fn of_multipass(health: &Health) -> Vec<Finding> {
+    let versions = health.versions.map(|found| match found.daemon {
+        Some(daemon) if daemon == found.client => format!("version {daemon}"),
+        Some(daemon) => format!("version {}, its daemon {daemon}", found.client),
+        None => format!("version {}", found.client),
+    });
+    let lacks = (!health.lacks.is_empty()).then(|| format!("without {}", health.lacks.join(", ")));
+    let detail = [versions, lacks, health.trouble.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    vec![Finding { name: "multipass", ok: health.trouble.is_none(), detail }]
 }
 
 fn runtime(program: &Path, state_dir: &Path) -> Finding {
@@ -72,6 +89,19 @@ fn table(findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_agent_daemon::machines::multipass::{Version, Versions};
+
+    #[test]
+    fn of_multipass_is_told_what_it_is_what_it_lacks_and_what_to_do() {
+        let versions = Versions { client: Version::new(1, 16, 3), daemon: Some(Version::new(1, 13, 1)) };
+        let health = Health { versions: Some(versions), trouble: None, lacks: versions.common().lacks() };
+        let told = &of_multipass(&health)[0];
+        assert!(told.ok && told.detail.starts_with("version 1.16.3, its daemon 1.13.1; without a forced stop"), "{told:?}");
+        let versions = Versions { daemon: None, ..versions };
+        let trouble = Some("its daemon does not answer; start it".to_owned());
+        let told = &of_multipass(&Health { versions: Some(versions), trouble, lacks: Vec::new() })[0];
+        assert_eq!((told.ok, told.detail.as_str()), (false, "version 1.16.3; its daemon does not answer; start it"));
+    }
 
     #[test]
     fn what_is_not_as_it_should_be_stands_out_with_its_reason() {

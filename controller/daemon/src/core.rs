@@ -26,6 +26,7 @@ use crate::engine::records::Records;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::metrics::Metrics;
+use crate::networks::Networks;
 use crate::observer::Observer;
 use crate::output::Output;
 use crate::upgrading::{self, Upgrading};
@@ -63,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) conditions: ConditionBook,
     pub(crate) configuring: Configuring,
     pub(crate) upgrading: Upgrading,
+    /// Where machines find the hub that don't reach this host's loopback.
+    pub(crate) networks: Networks,
     /// Webhooks that can't be told.
     pub(crate) webhooks: Outages,
     /// A person has applied a file.

@@ -26,6 +26,7 @@ mod ledger;
 mod logs;
 pub mod machines;
 mod metrics;
+mod networks;
 mod notices;
 mod observer;
 mod output;

@@ -10,6 +10,8 @@ pub use vm_agent_drivers::images::{
     ImageError, ImageInfo, ImageReference, Images, InvalidReference, Progress, debian, ignore_progress,
 };
 use vm_agent_drivers::local::{Local, RuntimeProgram};
+pub use vm_agent_drivers::multipass;
+use vm_agent_drivers::multipass::{Kit, Multipass};
 use vm_agent_drivers::provisioning::Provisioning;
 pub use vm_agent_drivers::qemu::{Acceleration, Host, Missing, Programs};
 use vm_agent_drivers::qemu::{Qemu, SeedDisk};
@@ -18,6 +20,10 @@ pub use vm_agent_drivers::runtimes::{MissingRuntime, Runtimes};
 /// The drivers of this build that this host has the programs for.
 pub(crate) fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>> {
     let mut drivers: Vec<Arc<dyn Driver>> = Vec::new();
+    if let Some(multipass) = multipass::Program::find() {
+        let (records, runtimes) = (state_dir.join("multipass"), Runtimes::new(&program, state_dir));
+        drivers.push(Arc::new(Multipass::new(records, multipass, kit(runtimes))));
+    }
     match qemu(state_dir, &program) {
         Ok(qemu) => drivers.push(Arc::new(qemu)),
         Err(missing) => tracing::info!("{missing}"),
@@ -43,6 +49,14 @@ pub fn images(state_dir: &Path) -> Result<Images, Missing> {
 
 fn machines(state_dir: &Path) -> PathBuf {
     state_dir.join("machines")
+}
+
+/// The same for machines that it is installed in by programs.
+fn kit(runtimes: Runtimes) -> Kit {
+    Arc::new(move |provision| {
+        let runtime = runtimes.find().map_err(io::Error::other)?;
+        Provisioning::new(runtime).archive(provision)
+    })
 }
 
 /// Brings the runtime that is found at that moment into machines.

@@ -46,7 +46,7 @@ use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::output::Output;
 use crate::watch::Watch;
-use crate::{notices, reconciler, retention, watch, webhooks};
+use crate::{networks, notices, reconciler, retention, watch, webhooks};
 
 /// Notices of the hub that may wait to be told.
 const NOTICES: usize = 1024;
@@ -335,6 +335,7 @@ impl Running {
             conditions: Default::default(),
             configuring: Default::default(),
             upgrading: Default::default(),
+            networks: Default::default(),
             webhooks: Default::default(),
             applied: Notify::new(),
             watch: Watch::new(config.watch),
@@ -351,6 +352,10 @@ impl Running {
             observe_stop,
             expects_file,
         };
+        if settings.advertise.is_none() {
+            let listening = networks::run(Arc::clone(&running.core), settings.listen.unwrap_or_default());
+            running.parts.spawn(running.core.stop.clone().run_until_cancelled_owned(listening));
+        }
         running.serve(listeners, notices_rx).await?;
         Ok(running)
     }

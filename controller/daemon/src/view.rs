@@ -83,6 +83,7 @@ impl Moment<'_> {
 
     fn fleet_conditions(&self, file: &FileStatus, webhooks: &[Webhook]) -> Vec<Condition> {
         let mut facts = fleet_facts(self.plan, &self.core.observers);
+        facts.extend(self.core.networks.fact());
         facts.extend(file_facts(file));
         facts.extend(self.core.webhooks.fact(webhooks));
         self.core.conditions.enter(None, facts, self.acted_on(), self.inputs.now)

@@ -24,6 +24,7 @@ mod tool;
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -113,6 +114,12 @@ pub trait Driver: Send + Sync {
     /// The program on this host that can take the place of the runtimes in its instances: of their
     /// architecture, and called as they were. Nothing where there is none.
     fn runtime(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The address of this host in a network of the driver's own, where its machines find it; nothing where there is
+    /// no such network, or not yet. It is looked up at each call.
+    fn network(&self) -> Option<IpAddr> {
         None
     }
 

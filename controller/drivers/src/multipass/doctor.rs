@@ -43,7 +43,12 @@ fn told(fault: &Fault) -> String {
     }
 }
 
+/// What the bridges between hosts and their machines are called: on Linux, and on macOS.
+const BRIDGES: [&str; 2] = ["mpqemubr0", "bridge100"];
+
 /// The address of the bridge between this host and its machines.
 pub(super) fn bridge() -> Option<IpAddr> {
-    None
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    let found = |name: &str| interfaces.iter().find(|found| found.name == name && found.ip().is_ipv4());
+    BRIDGES.iter().find_map(|name| found(name)).map(if_addrs::Interface::ip)
 }

@@ -421,7 +421,7 @@ impl Driver for Multipass {
             calls_outlive_controller: true,
             // So many that come up, and one that is changed meanwhile.
             lanes: self.lanes.width() + 1,
-            host_address: None,
+            host_address: doctor::bridge(),
             deadlines: Deadlines {
                 // As long as a list may take, and a second one where the first says that there is nothing.
                 list: Span::from_secs(2 * LIST_LIMIT.as_secs() + 30),
@@ -441,6 +441,10 @@ impl Driver for Multipass {
                 connect: Span::from_secs(90),
             },
         }
+    }
+
+    fn network(&self) -> Option<IpAddr> {
+        doctor::bridge()
     }
 
     async fn list(&self) -> Result<Vec<Instance>, DriverError> {
@@ -560,10 +564,4 @@ impl Driver for Multipass {
             _ => None,
         })
     }
-}
-
-/// The address by which machines of Multipass see this host: that of its bridge; nothing where there is none.
-#[must_use]
-pub fn bridge() -> Option<IpAddr> {
-    doctor::bridge()
 }

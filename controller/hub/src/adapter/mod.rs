@@ -130,6 +130,7 @@ pub struct HubHandle {
     stop: CancellationToken,
     tasks: TaskTracker,
     tally: Tally,
+    door: Arc<Door>,
 }
 
 /// Starts a hub.
@@ -166,7 +167,7 @@ pub async fn serve(options: Options) -> Result<HubHandle, ServeError> {
         }
     });
     tasks.close();
-    Ok(HubHandle { commands, addresses: addresses.into(), stop, tasks, tally })
+    Ok(HubHandle { commands, addresses: addresses.into(), stop, tasks, tally, door })
 }
 
 impl HubHandle {
@@ -174,6 +175,16 @@ impl HubHandle {
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Listens at one more address from now on.
+    ///
+    /// # Errors
+    /// When that can't be listened on.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<()> {
+        let listener = TcpListener::bind(address).await?;
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(Arc::clone(&self.door).listen(listener)));
+        Ok(())
     }
 
     /// The first of the addresses.
