@@ -200,7 +200,7 @@ fn dispatch(context: &mut Context, words: &[String]) -> Result<u8, Failure> {
     let Some((place, command)) = place.map(|place| (place, words[place].as_str())) else {
         return commands::help::without_command(context, words);
     };
-    let Some(command) = commands::find(command) else {
+    let Some(command) = commands::find(command).filter(|_| commands::is_in(context.knobs.version, command)) else {
         context.screen.out(format!(
             "Error: Unknown command or alias '{command}' (try \"multipass help\" or \"multipass aliases\")\n"
         ));

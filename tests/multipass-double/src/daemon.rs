@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,6 +28,9 @@ pub(crate) const MACHINE: &str = "machine";
 pub(crate) const BEGINNER: &str = "beginner";
 /// The first argument of a process that begins a new daemon; the second is the pause before, in milliseconds.
 pub(crate) const BEGIN: &str = "double-begin";
+
+/// How long the daemon's lock may stay held after the daemon has ended.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Whether there is a daemon.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -197,8 +200,11 @@ pub(crate) fn stop_now(home: &Home) {
 /// Changes all instances where no daemon does.
 fn settle(home: &Home, change: impl Fn(&mut crate::state::Instance)) {
     let lock = OpenOptions::new().create(true).append(true).open(home.lock()).expect("the state folder can be written");
-    // Whoever held it has been killed, or ends what it does.
-    lock.lock().expect("a file of one's own can be locked");
+    // Whoever held it has been killed. Only this process itself may still hold it, where it ends the daemon that it is.
+    let begun = Instant::now();
+    while lock.try_lock().is_err() && begun.elapsed() < SETTLED {
+        thread::sleep(Duration::from_millis(5));
+    }
     let mut state: State = read_json(&home.state());
     state.preparing.clear();
     state.instances.values_mut().for_each(change);

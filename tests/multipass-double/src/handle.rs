@@ -14,6 +14,9 @@ use crate::instance;
 use crate::knobs::Knobs;
 use crate::state::{Instance, State};
 
+/// How often it is looked whether what was killed is gone.
+const LOOKS: usize = 1000;
+
 /// A double: its state folder, and the program that works on it. What runs for it ends when this is dropped, and
 /// also when the test's process ends without that.
 #[derive(Debug)]
@@ -169,17 +172,22 @@ impl Double {
         assert!(done.is_ok_and(|done| done.success()), "the daemon could not begin");
     }
 
-    /// Ends everything that runs for this double.
+    /// Ends everything that runs for this double, and waits until it has.
     pub fn end_all(&self) {
-        for _ in 0..100 {
-            let running = daemon::processes(&self.home);
+        for _ in 0..LOOKS {
+            // One that was just born is met the next time.
+            let running: Vec<u32> = daemon::processes(&self.home).into_iter().map(|process| process.pid).collect();
+            let running: Vec<u32> = running.into_iter().filter(|pid| *pid != std::process::id()).collect();
             if running.is_empty() {
                 return;
             }
-            for process in running.iter().filter(|process| process.pid != std::process::id()) {
-                daemon::end(process.pid);
+            running.iter().for_each(|pid| daemon::end(*pid));
+            for _ in 0..LOOKS {
+                if running.iter().all(|pid| instance::started(*pid).is_none()) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
             }
-            thread::sleep(Duration::from_millis(10));
         }
     }
 }

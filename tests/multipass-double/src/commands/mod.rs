@@ -23,7 +23,7 @@ use crate::args::{Arguments, Known, flag, valued};
 use crate::daemon::{self, Serial};
 use crate::failure::{Done, Failure};
 use crate::home::Home;
-use crate::knobs::{Json, Knobs};
+use crate::knobs::{Json, Knobs, Version};
 use crate::print::json;
 use crate::print::screen::Screen;
 use crate::state::{Instance, State};
@@ -65,7 +65,7 @@ impl Context {
     /// Prints a document of JSON.
     fn print_json(&mut self, value: &Value) {
         let text = match self.knobs.version {
-            crate::knobs::Version::Main => format!("{value:#}\n"),
+            Version::Main => format!("{value:#}\n"),
             _ => json::document(value),
         };
         match self.knobs.json {
@@ -188,6 +188,11 @@ const COMMANDS: &[Command] = &[
 /// The command of a name.
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
     COMMANDS.iter().find(|command| command.name == name)
+}
+
+/// Whether a release has a command.
+pub(crate) fn is_in(version: Version, name: &str) -> bool {
+    name != "clone" || version >= Version::V1_16
 }
 
 /// How something is to be printed.

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,7 +75,9 @@ impl Machine {
         self.follow_cloud_init()?;
         self.tell(true)?;
         let power = self.run(&mut units);
-        self.tell(false)?;
+        if power == Power::Reboot {
+            self.tell(false)?;
+        }
         self.shut_down(&mut units);
         Ok(power)
     }
@@ -121,10 +123,7 @@ impl Machine {
     fn next(&mut self, units: &mut Units) -> Option<Event> {
         let now = Instant::now();
         let pause = units.tick(now).map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now));
-        match self.coming.recv_timeout(pause) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.coming.recv_timeout(pause).ok()
     }
 
     fn follow_cloud_init(&self) -> io::Result<()> {

@@ -28,7 +28,7 @@ pub(super) fn main(arguments: &[String]) -> ExitCode {
             "--unit" | "-u" => unit = value.or_else(|| words.next().cloned()),
             "_SYSTEMD_UNIT" => unit = value,
             "--lines" | "-n" => {
-                lines = value.or_else(|| words.next().cloned()).and_then(|lines| lines.parse().ok()).unwrap_or(lines)
+                lines = value.or_else(|| words.next().cloned()).and_then(|lines| lines.parse().ok()).unwrap_or(lines);
             }
             "--output" | "-o" => dated = value.or_else(|| words.next().cloned()).as_deref() != Some("cat"),
             _ => {}

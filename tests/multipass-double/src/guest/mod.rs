@@ -7,6 +7,7 @@ pub(crate) mod image;
 pub(crate) mod init;
 mod journal;
 mod mounts;
+mod process;
 mod sudo;
 mod systemctl;
 mod unit;

@@ -3,27 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitStatus, kill_process};
+use rustix::process::{Signal, WaitStatus};
 
-use super::journal;
+use super::process;
 use super::systemctl::{Reply, Request, full};
-use super::unit::{UNITS, Unit, words};
+use super::unit::{UNITS, Unit};
 
 /// What stands for the end of cloud-init.
 const CLOUD_FINAL: &str = "cloud-final.service";
-/// The variable by which the processes of one start of a unit are known.
-const INVOCATION: &str = "INVOCATION_ID";
 
 /// How it goes with a unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Active {
+enum Going {
     #[default]
     Inactive,
     /// Waits for others, or for the time of its next start.
@@ -33,7 +29,7 @@ enum Active {
     Failed,
 }
 
-impl Active {
+impl Going {
     fn told(self) -> &'static str {
         match self {
             Self::Inactive => "inactive",
@@ -49,7 +45,7 @@ impl Active {
 #[derive(Default)]
 struct Service {
     unit: Unit,
-    active: Active,
+    active: Going,
     sub: &'static str,
     result: &'static str,
     main: Option<u32>,
@@ -108,14 +104,21 @@ impl Units {
                 self.change(request, reply);
                 return None;
             }
-            "enable" | "disable" => said = self.enable(request),
+            "enable" | "disable" => {
+                said = self.enable(request);
+                if request.now && said.code == 0 {
+                    let verb = if request.verb == "enable" { "start" } else { "stop" };
+                    self.change(&Request { verb: verb.to_owned(), ..request.clone() }, reply);
+                    return None;
+                }
+            }
             "kill" => said = self.kill(request),
             "show" => {
-                said = Reply::told(request.units.iter().map(|unit| self.show(unit, &request.properties)).collect())
+                said = Reply::told(request.units.iter().map(|unit| self.show(unit, &request.properties)).collect());
             }
             "is-active" => {
                 let states = request.units.iter().map(|unit| self.active(unit)).collect::<Vec<_>>();
-                let well = states.iter().all(|state| *state == Active::Active);
+                let well = states.iter().all(|state| *state == Going::Active);
                 said.out = states.iter().map(|state| format!("{}\n", state.told())).collect();
                 said.code = if well { 0 } else { 3 };
             }
@@ -131,8 +134,8 @@ impl Units {
             "is-system-running" => said.out = "running\n".to_owned(),
             "status" => said = self.status(request),
             "reset-failed" => {
-                let failed = self.services.values_mut().filter(|service| service.active == Active::Failed);
-                failed.for_each(|service| (service.active, service.sub) = (Active::Inactive, "dead"));
+                let failed = self.services.values_mut().filter(|service| service.active == Going::Failed);
+                failed.for_each(|service| (service.active, service.sub) = (Going::Inactive, "dead"));
             }
             "daemon-reload" | "daemon-reexec" | "list-units" | "mask" | "unmask" | "reload" => {}
             verb => said = Reply::failed(1, format!("Unknown command verb {verb}.\n")),
@@ -154,7 +157,7 @@ impl Units {
             match request.verb.as_str() {
                 "start" => self.start(unit),
                 "stop" => self.stop(unit),
-                "try-restart" if !matches!(self.active(unit), Active::Active | Active::Activating) => {}
+                "try-restart" if !matches!(self.active(unit), Going::Active | Going::Activating) => {}
                 _ => self.restart(unit),
             }
         }
@@ -166,17 +169,17 @@ impl Units {
         self.tick(Instant::now());
     }
 
-    fn active(&self, unit: &str) -> Active {
+    fn active(&self, unit: &str) -> Going {
         if unit == CLOUD_FINAL {
             let done = Path::new("/var/lib/cloud/instance/boot-finished").exists();
-            return if done { Active::Active } else { Active::Activating };
+            return if done { Going::Active } else { Going::Activating };
         }
-        self.services.get(unit).map_or(Active::Inactive, |service| service.active)
+        self.services.get(unit).map_or(Going::Inactive, |service| service.active)
     }
 
     fn start(&mut self, name: &str) {
         let Some(unit) = Unit::read(name) else { return };
-        if matches!(self.active(name), Active::Active | Active::Activating) {
+        if matches!(self.active(name), Going::Active | Going::Activating) {
             return;
         }
         let requires: Vec<String> = unit.others("Requires").chain(unit.others("BindsTo")).map(full).collect();
@@ -186,12 +189,12 @@ impl Units {
             self.start(other);
         }
         let service = self.services.entry(name.to_owned()).or_default();
-        if service.active == Active::Deactivating {
+        if service.active == Going::Deactivating {
             service.then_start = true;
             return;
         }
         let there = |name: &String| Path::new(UNITS).join(name).exists() || name == CLOUD_FINAL;
-        (service.active, service.sub, service.result) = (Active::Activating, "start-pre", "success");
+        (service.active, service.sub, service.result) = (Going::Activating, "start-pre", "success");
         service.awaits = after.into_iter().chain(requires.clone()).filter(there).collect();
         service.requires = requires.into_iter().filter(there).collect();
         service.unit = unit;
@@ -204,21 +207,23 @@ impl Units {
         service.then_start = false;
         service.awaits.clear();
         if service.main.is_none() {
-            (service.active, service.sub) = (Active::Inactive, "dead");
+            (service.active, service.sub) = (Going::Inactive, "dead");
             return;
         }
-        (service.active, service.sub) = (Active::Deactivating, "stop-sigterm");
+        (service.active, service.sub) = (Going::Deactivating, "stop-sigterm");
         service.kill_at = Some(now + service.unit.time("TimeoutStopSec", Duration::from_secs(90)));
         match service.unit.last("KillMode") {
-            Some("mixed" | "process") => service.main.into_iter().for_each(|pid| signal(pid, Signal::TERM)),
-            _ => members(service).into_iter().for_each(|pid| signal(pid, Signal::TERM)),
+            Some("mixed" | "process") => service.main.into_iter().for_each(|pid| process::signal(pid, Signal::TERM)),
+            _ => process::members(&service.invocation, service.main)
+                .into_iter()
+                .for_each(|pid| process::signal(pid, Signal::TERM)),
         }
     }
 
     fn restart(&mut self, name: &str) {
         self.stop(name);
         match self.services.get_mut(name) {
-            Some(service) if service.active == Active::Deactivating => service.then_start = true,
+            Some(service) if service.active == Going::Deactivating => service.then_start = true,
             _ => self.start(name),
         }
     }
@@ -228,7 +233,7 @@ impl Units {
         let running: Vec<String> =
             self.services.iter().filter(|(_, service)| service.main.is_some()).map(|(name, _)| name.clone()).collect();
         for name in &running {
-            if self.services[name].active != Active::Deactivating {
+            if self.services[name].active != Going::Deactivating {
                 self.stop(name);
             }
             if let Some(service) = self.services.get_mut(name) {
@@ -247,25 +252,27 @@ impl Units {
         let name = name.clone();
         service.main = None;
         let well = status.exit_status() == Some(0)
-            || (service.active == Active::Deactivating && status.terminating_signal().is_some());
-        let stopped = service.active == Active::Deactivating;
+            || (service.active == Going::Deactivating && status.terminating_signal().is_some());
+        let stopped = service.active == Going::Deactivating;
         if well && !stopped && service.unit.is_oneshot() {
             let stays = service.unit.last("RemainAfterExit").is_some_and(|stays| matches!(stays, "yes" | "true"));
-            (service.active, service.sub) = if stays { (Active::Active, "exited") } else { (Active::Inactive, "dead") };
+            (service.active, service.sub) = if stays { (Going::Active, "exited") } else { (Going::Inactive, "dead") };
         } else {
             // What is left of it goes with it.
-            members(service).into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            process::members(&service.invocation, service.main)
+                .into_iter()
+                .for_each(|pid| process::signal(pid, Signal::KILL));
             if !well {
                 service.result = if status.terminating_signal().is_some() { "signal" } else { "exit-code" };
             }
             if !stopped && service.unit.restarts(well) {
                 let pause = service.unit.time("RestartSec", Duration::from_millis(100));
-                (service.active, service.sub) = (Active::Activating, "auto-restart");
+                (service.active, service.sub) = (Going::Activating, "auto-restart");
                 service.again_at = Some(Instant::now() + pause);
             } else if well {
-                (service.active, service.sub) = (Active::Inactive, "dead");
+                (service.active, service.sub) = (Going::Inactive, "dead");
             } else {
-                (service.active, service.sub) = (Active::Failed, "failed");
+                (service.active, service.sub) = (Going::Failed, "failed");
             }
         }
         service.kill_at = None;
@@ -281,12 +288,12 @@ impl Units {
         }
         for (name, service) in &mut self.services {
             // A oneshot is started when it has ended; anything else when it runs.
-            if service.active == Active::Activating && service.again_at.is_none()
-                || service.active == Active::Deactivating
+            if service.active == Going::Activating && service.again_at.is_none()
+                || service.active == Going::Deactivating
             {
                 continue;
             }
-            let failed = service.active == Active::Failed || service.again_at.is_some();
+            let failed = service.active == Going::Failed || service.again_at.is_some();
             let reply = match failed {
                 false => Reply::default(),
                 true => Reply::failed(
@@ -303,14 +310,14 @@ impl Units {
 
     fn tick_one(&mut self, name: &str, now: Instant) {
         let service = &self.services[name];
-        let is_pending = service.active == Active::Activating && service.main.is_none() && service.again_at.is_none();
-        let unready = service.awaits.iter().any(|other| self.active(other) == Active::Activating);
-        let lacks = service.requires.iter().any(|other| self.active(other) == Active::Failed);
+        let is_pending = service.active == Going::Activating && service.main.is_none() && service.again_at.is_none();
+        let unready = service.awaits.iter().any(|other| self.active(other) == Going::Activating);
+        let lacks = service.requires.iter().any(|other| self.active(other) == Going::Failed);
         let service = self.services.get_mut(name).expect("it was just there");
         if service.kill_at.is_some_and(|at| at <= now) {
             service.kill_at = None;
-            let rest = members(service);
-            rest.into_iter().chain(service.main).for_each(|pid| signal(pid, Signal::KILL));
+            let rest = process::members(&service.invocation, service.main);
+            rest.into_iter().chain(service.main).for_each(|pid| process::signal(pid, Signal::KILL));
         }
         if service.again_at.is_some_and(|at| at <= now) {
             service.again_at = None;
@@ -319,11 +326,11 @@ impl Units {
         } else if is_pending && !unready {
             service.awaits.clear();
             if lacks {
-                (service.active, service.sub, service.result) = (Active::Failed, "failed", "dependency");
+                (service.active, service.sub, service.result) = (Going::Failed, "failed", "dependency");
             } else if service.unit.condition() {
                 self.launch(name);
             } else {
-                (service.active, service.sub) = (Active::Inactive, "dead");
+                (service.active, service.sub) = (Going::Inactive, "dead");
             }
         }
     }
@@ -333,57 +340,17 @@ impl Units {
         let invocation = format!("double-{}-{}", self.count, name);
         let service = self.services.get_mut(name).expect("it was just there");
         let unit = &service.unit;
-        let lines: Vec<&String> = ["ExecStartPre", "ExecStart"].iter().flat_map(|key| unit.service(key)).collect();
-        // All lines but the last run before it, in the same process.
-        let script: Vec<String> = lines
-            .iter()
-            .enumerate()
-            .map(|(index, line)| {
-                let ignored = line.starts_with('-');
-                let line = words(line.trim_start_matches(['-', '+', '!', '@', ':']))
-                    .iter()
-                    .map(|word| quoted(word))
-                    .collect::<Vec<_>>()
-                    .join(" ");
-                match (index + 1 == lines.len(), ignored) {
-                    (true, _) => format!("exec {line}"),
-                    (false, true) => format!("{line} || :"),
-                    (false, false) => format!("{line} || exit"),
-                }
-            })
-            .collect();
-        prepare_folders(unit);
-        let mut command = Command::new("/usr/bin/env");
-        let home = format!("--chdir={}", unit.last("WorkingDirectory").unwrap_or("/").trim_start_matches('-'));
-        command.arg("-i").arg(home).arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.arg(format!("{INVOCATION}={invocation}"));
-        let user = unit.last("User").unwrap_or("root");
-        if let Some((id, home, shell)) = account(user).filter(|_| user != "root") {
-            command.args([
-                format!("USER={user}"),
-                format!("LOGNAME={user}"),
-                format!("HOME={home}"),
-                format!("SHELL={shell}"),
-            ]);
-            command.args(unit.service("Environment").iter().flat_map(|line| words(line)));
-            command.args(["setpriv", "--reuid", &id, "--regid", &group(user), "--init-groups"]);
-        } else {
-            command.args(unit.service("Environment").iter().flat_map(|line| words(line)));
-        }
-        command.args(["/bin/sh", "-c", &script.join("\n")]).process_group(0).stdin(Stdio::null());
-        if let Ok((out, err)) = journal::open(name).and_then(|log| Ok((log.try_clone()?, log))) {
-            command.stdout(out).stderr(err);
-        }
+        let mut command = process::command(name, unit, &invocation);
         service.invocation = invocation;
         match command.spawn() {
             Ok(child) => {
                 service.main = Some(child.id());
                 (service.active, service.sub) = match unit.is_oneshot() {
-                    true => (Active::Activating, "start"),
-                    false => (Active::Active, "running"),
+                    true => (Going::Activating, "start"),
+                    false => (Going::Active, "running"),
                 };
             }
-            Err(_) => (service.active, service.sub, service.result) = (Active::Failed, "failed", "resources"),
+            Err(_) => (service.active, service.sub, service.result) = (Going::Failed, "failed", "resources"),
         }
     }
 
@@ -410,7 +377,7 @@ impl Units {
         let active = self.active(unit);
         let code = match (Unit::read(unit), active) {
             (None, _) => return Reply::failed(4, format!("Unit {unit} could not be found.\n")),
-            (_, Active::Active | Active::Activating) => 0,
+            (_, Going::Active | Going::Activating) => 0,
             _ => 3,
         };
         Reply { code, out: format!("● {unit}\n     Active: {}\n", active.told()), err: String::new() }
@@ -434,9 +401,6 @@ impl Units {
                     );
                 }
             }
-            if request.now {
-                if request.verb == "enable" { self.start(name) } else { self.stop(name) }
-            }
         }
         Reply::default()
     }
@@ -454,84 +418,11 @@ impl Units {
             let Some(service) = self.services.get(unit).filter(|service| service.main.is_some()) else {
                 return Reply::failed(1, format!("Failed to kill unit {unit}: No main process to kill\n"));
             };
-            let rest = if request.main_only { Vec::new() } else { members(service) };
+            let rest = if request.main_only { Vec::new() } else { process::members(&service.invocation, service.main) };
             let mut all: Vec<u32> = rest.into_iter().chain(service.main).collect();
             all.dedup();
-            all.into_iter().for_each(|pid| signal(pid, signal_named));
+            all.into_iter().for_each(|pid| process::signal(pid, signal_named));
         }
         Reply::default()
-    }
-}
-
-/// The processes of a unit: those that still carry its mark, and their children.
-fn members(service: &Service) -> Vec<u32> {
-    let mark = format!("{INVOCATION}={}", service.invocation);
-    let pids: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    let parent = |pid: u32| -> Option<u32> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-    };
-    let marked = |pid: u32| {
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|text| String::from_utf8_lossy(&text).split('\0').any(|variable| variable == mark))
-    };
-    let mut found: Vec<u32> = pids.iter().copied().filter(|pid| marked(*pid) || service.main == Some(*pid)).collect();
-    loop {
-        let more: Vec<u32> = pids
-            .iter()
-            .copied()
-            .filter(|pid| !found.contains(pid) && parent(*pid).is_some_and(|parent| found.contains(&parent)))
-            .collect();
-        if more.is_empty() {
-            return found;
-        }
-        found.extend(more);
-    }
-}
-
-fn signal(pid: u32, signal: Signal) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        kill_process(pid, signal).ok();
-    }
-}
-
-/// A word as a shell takes it for one.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-/// The id, the home and the shell of a user.
-fn account(user: &str) -> Option<(String, String, String)> {
-    let text = fs::read_to_string("/etc/passwd").ok()?;
-    let fields: Vec<&str> =
-        text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == user)?;
-    Some(((*fields.get(2)?).to_owned(), (*fields.get(5)?).to_owned(), (*fields.get(6)?).to_owned()))
-}
-
-fn group(user: &str) -> String {
-    let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let found = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == user);
-    found.and_then(|fields| fields.get(3).map(|id| (*id).to_owned())).unwrap_or_else(|| "0".to_owned())
-}
-
-/// Makes the folders that a unit has for itself.
-fn prepare_folders(unit: &Unit) {
-    let user = unit.last("User").unwrap_or("root");
-    let owner = account(user).and_then(|(id, ..)| Some((id.parse().ok()?, group(user).parse().ok()?)));
-    let kinds = [("StateDirectory", "/var/lib"), ("RuntimeDirectory", "/run"), ("CacheDirectory", "/var/cache")];
-    for (key, place) in kinds {
-        let mode = unit.last(&format!("{key}Mode")).and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0o755);
-        for name in unit.service(key).iter().flat_map(|names| names.split_whitespace()) {
-            let path = Path::new(place).join(name);
-            let made = fs::create_dir_all(&path)
-                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
-                .and_then(|()| owner.map_or(Ok(()), |(user, group)| chown(&path, Some(user), Some(group))));
-            // The service says itself what it lacks.
-            drop(made);
-        }
     }
 }
