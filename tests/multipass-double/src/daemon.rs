@@ -1,6 +1,7 @@
 //! The daemon. There is no process of that name: whoever does its work holds its lock meanwhile, so that it does
 //! one thing at a time, and runs in a session of its own, so that the work outlives the client.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::failure::Failure;
 use crate::home::{DIR_VARIABLE, Home, read_json, write_json};
 use crate::instance;
 use crate::knobs::{Access, Fault, Knobs};
-use crate::state::{Phase, State};
+use crate::state::{Instance, Phase, State};
 
 /// The variable by which processes of the double are told from each other.
 pub(crate) const ROLE_VARIABLE: &str = "MULTIPASS_DOUBLE_ROLE";
@@ -45,12 +46,16 @@ pub(crate) struct Serial {
     home: Home,
     /// What it remembers. Whoever changes it saves it.
     pub(crate) state: State,
+    /// What it has lost sight of.
+    vanished: BTreeMap<String, Instance>,
 }
 
 impl Serial {
     /// Writes down what is remembered.
     pub(crate) fn save(&self) {
-        write_json(&self.home.state(), &self.state).expect("the state folder can be written");
+        let mut state = self.state.clone();
+        state.instances.extend(self.vanished.clone());
+        write_json(&self.home.state(), &state).expect("the state folder can be written");
     }
 }
 
@@ -76,8 +81,10 @@ pub(crate) fn reach(home: &Home, knobs: &Knobs, command: &str) -> Result<(), Fai
 /// Waits until the daemon has time, and takes it.
 pub(crate) fn enter(home: &Home, knobs: &Knobs, command: &str) -> Result<Serial, Failure> {
     reach(home, knobs, command)?;
-    let serial = hold(home);
+    let mut serial = hold(home);
     reach(home, knobs, command)?;
+    let lost = knobs.vanished.iter().filter_map(|name| serial.state.instances.remove_entry(name));
+    serial.vanished = lost.collect();
     Ok(serial)
 }
 
@@ -85,7 +92,8 @@ pub(crate) fn enter(home: &Home, knobs: &Knobs, command: &str) -> Result<Serial,
 pub(crate) fn hold(home: &Home) -> Serial {
     let lock = OpenOptions::new().create(true).append(true).open(home.lock()).expect("the state folder can be written");
     lock.lock().expect("a file of one's own can be locked");
-    let mut serial = Serial { _lock: lock, home: home.clone(), state: read_json(&home.state()) };
+    let mut serial =
+        Serial { _lock: lock, home: home.clone(), state: read_json(&home.state()), vanished: BTreeMap::new() };
     let before = serial.state.clone();
     refresh(home, &mut serial.state);
     if before != serial.state {
@@ -198,7 +206,7 @@ pub(crate) fn stop_now(home: &Home) {
 }
 
 /// Changes all instances where no daemon does.
-fn settle(home: &Home, change: impl Fn(&mut crate::state::Instance)) {
+fn settle(home: &Home, change: impl Fn(&mut Instance)) {
     let lock = OpenOptions::new().create(true).append(true).open(home.lock()).expect("the state folder can be written");
     // Whoever held it has been killed. Only this process itself may still hold it, where it ends the daemon that it is.
     let begun = Instant::now();

@@ -138,10 +138,9 @@ pub(crate) fn boot(home: &Home, knobs: &Knobs, name: &str, instance: &Instance) 
     let log = expect_io(fs::File::create(machine.join("log")), "make a machine's log");
     let again = expect_io(log.try_clone(), "share a machine's log");
     let spawned = command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(again).spawn();
-    drop(expect_io(spawned, "run `unshare`, which is part of util-linux"));
+    let mut spawned = expect_io(spawned, "run `unshare`, which is part of util-linux");
     // From here on there is a process, or there is not.
-    let begun = Instant::now();
-    while !lives(home, name) && begun.elapsed() < Duration::from_secs(10) {
+    while !lives(home, name) && spawned.try_wait().is_ok_and(|ended| ended.is_none()) {
         thread::sleep(GLANCE);
     }
 }

@@ -38,6 +38,8 @@ pub struct Knobs {
     pub deaf: Vec<String>,
     /// Instances that lost their lease: a `list` with addresses fails, and they become Unknown.
     pub lost_lease: Vec<String>,
+    /// Instances that the daemon has lost sight of: it says that they do not exist. They go on running.
+    pub vanished: Vec<String>,
     /// Instances that ignore the power button.
     pub ignores_power_button: Vec<String>,
     /// Packages that can't be installed.

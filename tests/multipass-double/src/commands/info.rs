@@ -84,8 +84,13 @@ pub(super) fn info(context: &mut Context, arguments: &Arguments) -> Done {
         let found = &serial.state.instances[&name];
         if found.phase.is_running() && !found.deleted && !arguments.has("no-runtime-information") {
             let addresses = ask(context, &mut serial.state, &name).inspect_err(|_| serial.save())?;
-            if !instance::is_up(&context.home, &name) {
-                return Err(Failure::daemon("info", "ssh connection failed: 'Connection refused'"));
+            let trouble = match (instance::is_up(&context.home, &name), instance::is_frozen(&context.home, &name)) {
+                (true, false) => None,
+                (false, _) => Some("Connection refused"),
+                (true, true) => Some("Timeout connecting to the instance"),
+            };
+            if let Some(trouble) = trouble {
+                return Err(Failure::daemon("info", format!("ssh connection failed: '{trouble}'")));
             }
             runtimes.insert(name.clone(), runtime(&serial.state.instances[&name], addresses));
         }

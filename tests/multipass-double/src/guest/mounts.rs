@@ -40,11 +40,12 @@ pub(super) fn enter(home: &Home, name: &str, order: &Order) -> io::Result<()> {
         fs::create_dir_all(&target)?;
         mount_bind(source, &target)?;
     }
+    // As long as that of the host is in sight: without root there is none otherwise.
+    mount("proc", root.join("proc"), "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
     chdir(&root)?;
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     chdir("/")?;
-    mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
     Ok(())
 }
 

@@ -170,7 +170,7 @@ fn snapshots_bring_files_and_sizes_back_and_clones_are_new_machines() {
     bench.call("stop one").well();
     bench.call("restore one.then --destructive").well();
     assert_eq!(bench.call("get local.one.cpus").well() + &bench.call("get local.one.disk").well(), "1\n5.0GiB\n");
-    assert_eq!(bench.call("clone one").well().contains("Cloned from one to one-clone1.\n"), true);
+    assert!(bench.call("clone one").well().contains("Cloned from one to one-clone1.\n"));
     bench.call("clone one -n two").well();
     for line in ["start one", "start two"] {
         bench.call(line).well();

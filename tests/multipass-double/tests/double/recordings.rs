@@ -150,7 +150,9 @@ fn bench_with_one() -> Bench {
     let image = bench.base().join("image.qcow2");
     bench.words(&["launch", &format!("file://{}", image.display()), "-n", "one", "-m", "512M", "-d", "3G"]).well();
     // The recorder had fetched the image long before.
-    bench.double.change(|state| drop(state.cached.insert("24.04".to_owned())));
+    bench.double.change(|state| {
+        state.cached.insert("24.04".to_owned());
+    });
     bench
 }
 

@@ -230,6 +230,8 @@ fn a_machine_that_stands_still_holds_up_whoever_asks_it() {
         bench.exec("one", "true").fails(2),
         "exec failed: ssh connection failed: 'Timeout connecting to the instance'\n"
     );
+    let told = bench.call("info one").fails(2);
+    assert_eq!(told, "info failed: ssh connection failed: 'Timeout connecting to the instance'\n");
     bench.double.thaw("one");
     bench.exec("one", "true").well();
 }
@@ -241,6 +243,21 @@ fn a_lost_lease_fails_lists_with_addresses_alone() {
     assert_eq!(bench.state("one").as_deref(), Some("Running"));
     assert_eq!(bench.call("list").fails(2), "list failed: Could not determine IP address within 100ms\n");
     assert_eq!(bench.state("one").as_deref(), Some("Unknown"));
+}
+
+#[test]
+fn a_daemon_may_lose_sight_of_an_instance_and_find_it_again() {
+    let mut bench = Bench::with_one(Knobs::default());
+    let machine = bench.double.machine("one");
+    bench.double.set(Knobs { vanished: vec!["one".to_owned()], ..Knobs::default() });
+    assert_eq!(bench.call("list").well(), "No instances found.\n");
+    assert_eq!(
+        bench.exec("one", "true").fails(2),
+        "exec failed: The following errors occurred:\ninstance \"one\" does not exist\n"
+    );
+    bench.call("purge").well();
+    bench.double.set(Knobs::default());
+    assert_eq!((bench.state("one").as_deref(), bench.double.machine("one")), (Some("Running"), machine));
 }
 
 #[test]
