@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::Ed25519KeyPair;
 use vm_agent_schemas::ids::{Boot, Digest, Nonce};
-use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, Seed};
+use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, Seed, VERIFY};
 
 use crate::folder::{Folder, FolderError, failed};
 use crate::rotation::{Keys, public};
@@ -42,6 +42,7 @@ impl Identity {
             public_key: public(self.keys.current()),
             join_token: (!joined).then(|| seed.join_token.clone()),
             runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            abilities: [VERIFY.to_owned()].into(),
         }
     }
 }

@@ -7,7 +7,8 @@
 //! `handshake` make a session, `session` lives with one, `streams`, `terminals`, `tasks` and `services` run
 //! processes by means of `process`, `archive` makes and reads copies, `configuration` puts into force what
 //! the hub asks for, `files` among it, and `messages` passes on what programs have to say to each other.
-//! `rotation` has another key take the place of the present one, and `upgrade` another version. `disk` does beside
+//! `rotation` has another key take the place of the present one, `upgrade` another version, and `evidence` shows where
+//! the runtime runs. `disk` does beside
 //! the loop what waits for the disk, and `broken` keeps a defect to the one thing that has it.
 //! `guest` is another program under the same name, which gives a machine its identity and its seed.
 
@@ -17,6 +18,7 @@ mod broken;
 mod configuration;
 mod connection;
 mod disk;
+mod evidence;
 mod files;
 mod folder;
 mod guest;

@@ -23,7 +23,7 @@ use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{Challenge, Rotated, rotation_bytes};
 
-use crate::folder::{Folder, FolderError, failed, read_if_there, sync_dir, write};
+use crate::folder::{Folder, FolderError, failed, read_if_there, remove, sync_dir, write};
 
 /// The private key, PKCS#8.
 pub(crate) const KEY_FILE: &str = "key";
@@ -117,6 +117,19 @@ impl Keys {
         self.next = Some(Next { acked: false, ..next });
         self.refused = false;
         if from == ACKED_FILE { self.rename(ACKED_FILE, NEXT_FILE) } else { Ok(()) }
+    }
+
+    /// Makes another key at once, in the place of all that there are: the hub knows none of them any more.
+    pub(crate) fn renew(&mut self) -> Result<(), FolderError> {
+        let document = generate();
+        let key = Ed25519KeyPair::from_pkcs8(&document).expect("it was made just now");
+        // Those that were to come go first: after a crash there is the old one, and it is renewed again.
+        for name in [NEXT_FILE, ACKED_FILE] {
+            remove(&self.folder.join(name))?;
+        }
+        write(&self.folder.join(KEY_FILE), &document)?;
+        (self.key, self.next, self.refused) = (Arc::new(key), None, false);
+        Ok(())
     }
 
     /// The hub has refused the key whose turn it was. Answers whether there is another one to try.
@@ -224,6 +237,18 @@ mod tests {
         assert!(keys.refused());
         assert_eq!(public(keys.current()), new);
         keys.welcomed().unwrap();
+        assert_eq!((public(scene.keys().current()), scene.files()), (new, vec![KEY_FILE]));
+    }
+
+    #[test]
+    fn a_key_that_the_hub_knows_no_more_is_renewed_with_all_that_were_to_come() {
+        let scene = Scene::new();
+        let mut keys = scene.keys();
+        let old = [public(keys.current()), rotate(&mut keys)];
+        keys.acknowledged(&old[1]).unwrap();
+        keys.renew().unwrap();
+        let new = public(keys.current());
+        assert!(!old.contains(&new));
         assert_eq!((public(scene.keys().current()), scene.files()), (new, vec![KEY_FILE]));
     }
 

@@ -20,6 +20,7 @@ use crate::RuntimeError;
 use crate::backoff::{Backoff, LIVED, REFUSED_PAUSE};
 use crate::configuration::InForce;
 use crate::connection::Socket;
+use crate::evidence::evidence;
 use crate::folder::{Folder, FolderError};
 use crate::handshake::{OpenError, open};
 use crate::health::Health;
@@ -281,11 +282,14 @@ impl Runtime {
     }
 
     /// A refusal is obeyed: where trying again can't help, it is tried seldom. That the hub knows no
-    /// key of ours although it bound one once (its state may come from a copy) is mended by the join
-    /// token, if the seed holds one that still works.
+    /// key of ours although it bound one once (its state may come from a copy, or somebody else used the key) is
+    /// mended by the join token, if the seed holds one that still works, and with another key: who knows who has that
+    /// one.
     fn pause_after(&mut self, refused: &Refused) -> Duration {
-        if refused.code == RefusalCode::JoinToken {
+        if refused.code == RefusalCode::JoinToken && self.joined.is_some() {
             self.set_joined(None);
+            log(self.identity.keys.renew());
+            return self.backoff.next(random());
         }
         // With two keys it is the other one that the hub knows.
         let other_key = refused.code == RefusalCode::Credential && self.identity.keys.refused();
@@ -318,8 +322,7 @@ impl Runtime {
         self.trouble = None;
         self.set_joined(Some(self.seed.incarnation));
         log(self.identity.keys.welcomed());
-        let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
-        let session = Session::new(socket, self.seed.agent.clone(), heartbeat);
+        let session = Session::new(socket, self.seed.agent.clone(), &welcome);
         let outgoing = session.outgoing.clone();
         self.link = Link::Live(Box::new(session));
         if let Some(configuration) = welcome.configuration {
@@ -414,6 +417,7 @@ impl Runtime {
                 let wire = session.streams.wire(order.stream, true, outgoing);
                 self.upgrades.offer(order, wire, outgoing, &self.processes);
             }
+            FromHub::Verify(question) => outgoing.say(FromRuntime::Evidence(evidence(&question, session.id))),
             FromHub::Refused(refused) => return Err(SessionEnd::Refused(refused)),
             // A message for programs is an event of its own, because it is more than its body.
             FromHub::Message(_) | FromHub::Challenge(_) | FromHub::Welcome(_) => {

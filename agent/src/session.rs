@@ -7,8 +7,9 @@ use futures::stream::SplitStream;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::task::AbortOnDropHandle;
+use vm_agent_schemas::ids::SessionId;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::wire::{Envelope, Frame, FrameError, FromHub, Refused};
+use vm_agent_schemas::wire::{Envelope, Frame, FrameError, FromHub, Refused, Welcome};
 
 use crate::connection::Socket;
 use crate::messages::Letter;
@@ -21,6 +22,8 @@ const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 
 /// A live session. Dropping it closes the connection and ends the processes of its streams.
 pub(crate) struct Session {
+    /// What the hub calls it.
+    pub(crate) id: SessionId,
     hub: SplitStream<Socket>,
     writer: AbortOnDropHandle<()>,
     /// What goes to the hub.
@@ -68,13 +71,15 @@ pub(crate) enum SessionEnd {
 
 impl Session {
     /// A session on a socket whose handshake is done.
-    pub(crate) fn new(socket: Socket, agent: AgentName, heartbeat: Duration) -> Self {
+    pub(crate) fn new(socket: Socket, agent: AgentName, welcome: &Welcome) -> Self {
+        let heartbeat = Duration::from_millis(welcome.heartbeat_ms);
         let (sink, hub) = socket.split();
         let (outgoing, queued) = Outgoing::new(agent);
         let writer = AbortOnDropHandle::new(tokio::spawn(write_out(sink, queued)));
         let mut heartbeat = interval(heartbeat.max(HEARTBEAT_MIN));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { hub, writer, outgoing, streams: Streams::default(), heartbeat, heard: true, since: Instant::now() }
+        let id = welcome.session;
+        Self { id, hub, writer, outgoing, streams: Streams::default(), heartbeat, heard: true, since: Instant::now() }
     }
 
     /// How long the session has lasted.

@@ -21,6 +21,7 @@ use crate::selector::Selector;
 use crate::snapshot::{Errand, Snapshot};
 use crate::task::{Job, Task, Terms};
 use crate::units::Span;
+use crate::verification::Verification;
 use crate::wire::{Channel, HealthReport, Signal, StreamTarget, TaskOutcome, TerminalSize};
 
 /// The version of these documents.
@@ -94,6 +95,7 @@ kinds! {
     Snapshot => "Snapshot",
     List<Snapshot> => "SnapshotList",
     Errand => "Errand",
+    Verification => "Verification",
     Version => "Version",
     Alive => "Alive",
 }

@@ -52,6 +52,9 @@ pub struct Binding {
     pub next_key: Option<String>,
     /// The machine that it joined from.
     pub machine_id: Digest,
+    /// Whether its runtime has shown that it runs in its machine. From then on it has to be able to.
+    #[serde(default)]
+    pub verified: bool,
 }
 
 /// A token of the HTTP API, as stored.

@@ -125,6 +125,8 @@ event_kinds! {
     TaskAccepted = "TaskAccepted",
     /// A task began.
     TaskStarted = "TaskStarted",
+    /// A runtime was found to run elsewhere than in the machine that it spoke for.
+    IsolationBroken = "IsolationBroken",
     /// An attempt of a task ended, and another one follows.
     TaskRetried = "TaskRetried",
     /// A task ended.

@@ -17,7 +17,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BootId, Nonce, RequestId};
+use crate::ids::{BootId, Digest, Nonce, RequestId, Secret};
 use crate::names::InstanceName;
 use crate::wire::Seed;
 
@@ -37,6 +37,11 @@ pub const RUNTIME_UNIT: &str = "vm-agent-runtime.service";
 /// The unit that brings about what else the machine is to have, before that; there where there is any such.
 pub const PROVISION_UNIT: &str = "vm-agent-provision.service";
 
+/// Where a challenge lies for the runtime of a machine: in memory, and for its user alone.
+pub const CHALLENGE_FILE: &str = "/run/vm-agent/challenge";
+/// The environment variable that names that file, where it is another.
+pub const CHALLENGE_VARIABLE: &str = "VM_AGENT_CHALLENGE_FILE";
+
 /// What the host says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
@@ -52,6 +57,14 @@ pub enum ToGuest {
     Status {
         /// The request.
         id: RequestId,
+    },
+    /// Lay this where only the runtime of this machine reads it, in the place of what lay there, and show which
+    /// instance you are. Answered with `Proof` or `Failed`.
+    Challenge {
+        /// The request.
+        id: RequestId,
+        /// What to lay there.
+        challenge: Secret,
     },
 }
 
@@ -151,6 +164,25 @@ pub struct Proof {
     pub hypervisor: Option<String>,
 }
 
+/// What a machine says of itself, asked by another way than its runtime's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Witness {
+    /// The nonce of the seed that the machine holds; nothing before its first.
+    pub nonce: Option<Nonce>,
+    /// What `/etc/machine-id` holds; nothing where it holds no such id.
+    pub machine_id: Option<MachineId>,
+    /// The boot.
+    pub boot_id: BootId,
+    /// The hypervisor that it sees, in systemd's words; nothing where it sees none or can't tell.
+    pub hypervisor: Option<String>,
+}
+
+impl From<Proof> for Witness {
+    fn from(Proof { nonce, machine_id, boot_id, hypervisor, .. }: Proof) -> Self {
+        Self { nonce, machine_id, boot_id, hypervisor }
+    }
+}
+
 /// How it goes with the runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -220,6 +252,12 @@ impl MachineId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What is told of it over a network: nobody can tell the id by it.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.0.as_bytes())
     }
 
     /// The same in the form of a UUID, as hardware has one.
@@ -427,7 +465,7 @@ pub enum LineError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Incarnation, Secret};
+    use crate::ids::Incarnation;
     use serde_json::{Value, json};
 
     fn request() -> ToGuest {
@@ -474,6 +512,16 @@ mod tests {
         assert!(!printed.contains("hunter2"));
         assert!(!printed.contains(&String::from(seed.identity.entropy.clone())));
         assert!(!printed.contains(&format!("{:?}", seed.identity.entropy.as_bytes())));
+    }
+
+    #[test]
+    fn a_challenge_is_for_the_machine_alone_and_does_not_print_itself() {
+        let (id, challenge) = (RequestId::generate(), Secret::from_text("hunter2"));
+        let request = ToGuest::Challenge { id, challenge };
+        assert!(!format!("{request:?}").contains("hunter2"));
+        let sent: Value = serde_json::from_slice(&line(&request)).unwrap();
+        assert_eq!((&sent["type"], &sent["challenge"]), (&json!("challenge"), &json!("hunter2")));
+        assert_eq!(Lines::default().push(&line(&request)), [Ok(request)]);
     }
 
     #[test]

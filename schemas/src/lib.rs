@@ -22,4 +22,5 @@ pub mod selector;
 pub mod snapshot;
 pub mod task;
 pub mod units;
+pub mod verification;
 pub mod wire;

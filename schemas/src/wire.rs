@@ -2,10 +2,12 @@
 //! frames. `schemas/PROTOCOL.md` tells the same in prose, from the first byte to the last.
 
 mod frame;
+mod verify;
 
 pub use frame::{Channel, DATA_MAX, Frame, FrameError, HEADER_LEN};
+pub use verify::{Evidence, VERIFY, Verify, answer};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -142,6 +144,9 @@ pub enum FromRuntime {
     /// Another version of the runtime can't take this one's place.
     #[serde(rename = "upgrade.failed")]
     UpgradeFailed(UpgradeFailed),
+    /// Where the runtime runs, as far as it can show that.
+    #[serde(rename = "evidence")]
+    Evidence(Evidence),
 }
 
 /// What the hub says to a runtime.
@@ -206,6 +211,10 @@ pub enum FromHub {
     /// Another version of the runtime is to take this one's place.
     #[serde(rename = "upgrade")]
     Upgrade(Upgrade),
+    /// Show that you run in the machine that you speak for. Only a runtime is asked that said in its hello that it
+    /// can.
+    #[serde(rename = "verify")]
+    Verify(Verify),
 }
 
 /// The first message of a connection.
@@ -233,6 +242,10 @@ pub struct Hello {
     pub join_token: Option<Secret>,
     /// The runtime's own version.
     pub runtime_version: String,
+    /// What the runtime can do that not every runtime of this protocol version can, such as [`VERIFY`]. What is not
+    /// known is passed over.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub abilities: BTreeSet<String>,
 }
 
 /// What the runtime has to sign.
@@ -375,6 +388,8 @@ pub enum RefusalCode {
     Flow,
     /// The agent's credential was revoked.
     Revoked,
+    /// It does not run in the machine that it speaks for, or could show where it runs before and now can't.
+    Unverified,
     /// The controller is going down; come back.
     Shutdown,
     /// Something of the controller's failed; come back.
@@ -406,6 +421,7 @@ impl RefusalCode {
             Self::Silence => "silence",
             Self::Flow => "flow",
             Self::Revoked => "revoked",
+            Self::Unverified => "unverified",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",
         }

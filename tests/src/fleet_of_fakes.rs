@@ -22,14 +22,15 @@ use tokio::task::AbortHandle;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use vm_agent_drivers::fake::Fake;
-use vm_agent_schemas::ids::{Boot, Digest, Nonce};
+use vm_agent_schemas::guest::{MachineId, Witness};
+use vm_agent_schemas::ids::{Boot, BootId, Digest, Nonce, Secret, SessionId};
 use vm_agent_schemas::names::{AgentName, InstanceName, ServiceName};
 use vm_agent_schemas::task::{Job, Report};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::{
-    Address, ChallengeProof, Channel, Configuration, Configured, Envelope, Frame, FromHub, FromRuntime, HUB_PATH,
-    HealthReport, Hello, PROTOCOL, Seed, ServiceReport, StreamEnded, StreamOpen, StreamOpened, StreamRef, StreamTarget,
-    TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef, Welcome,
+    Address, ChallengeProof, Channel, Configuration, Configured, Envelope, Evidence, Frame, FromHub, FromRuntime,
+    HUB_PATH, HealthReport, Hello, PROTOCOL, Seed, ServiceReport, StreamEnded, StreamOpen, StreamOpened, StreamRef,
+    StreamTarget, TaskEnded, TaskFollow, TaskOrder, TaskOutcome, TaskRef, VERIFY, Verify, Welcome,
 };
 
 /// The pause before another attempt to connect. Short: a test waits for it.
@@ -44,6 +45,8 @@ pub struct Disk {
     pub key: [u8; 32],
     /// What tells this machine from a copy of it.
     pub machine_id: Digest,
+    /// What the operating system calls itself.
+    pub system: MachineId,
     /// How often the runtime has started.
     pub boot: Boot,
 }
@@ -53,9 +56,7 @@ impl Disk {
     #[must_use]
     pub fn new(seed: Seed) -> Self {
         let random = Digest::of(Nonce::generate().as_str().as_bytes());
-        let mut key = [0; 32];
-        key.copy_from_slice(&random.as_str().as_bytes()[..32]);
-        Self { seed, key, machine_id: random, boot: Boot(1) }
+        Self { seed, key: a_key(), machine_id: random, system: MachineId::generate(), boot: Boot(1) }
     }
 
     /// The hello of a runtime that starts from this disk.
@@ -72,6 +73,7 @@ impl Disk {
             public_key: URL_SAFE_NO_PAD.encode(self.pair().public_key()),
             join_token: Some(self.seed.join_token.clone()),
             runtime_version: "simulated".to_owned(),
+            abilities: [VERIFY.to_owned()].into(),
         }
     }
 
@@ -94,6 +96,13 @@ impl Disk {
     fn pair(&self) -> Ed25519KeyPair {
         Ed25519KeyPair::from_seed_unchecked(&self.key).expect("any 32 bytes are a seed")
     }
+}
+
+/// The private key of a runtime that has just made itself one.
+fn a_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    key.copy_from_slice(&Nonce::generate().as_str().repeat(2).as_bytes()[..32]);
+    key
 }
 
 /// One connection to a hub.
@@ -209,6 +218,10 @@ pub struct Inside {
     pub configuration: Option<Configuration>,
     /// The tasks that it began, each with what it worked with then.
     pub began: Vec<(Job, Option<Configuration>)>,
+    /// The boot of its machine.
+    boot: Option<BootId>,
+    /// What was laid into its machine, and not read yet.
+    pub challenge: Option<Secret>,
     /// What it knows of attempts.
     journal: BTreeMap<TaskRef, Entry>,
 }
@@ -236,6 +249,17 @@ impl Inside {
     fn starts_anew(&mut self) {
         self.configuration = None;
         self.journal.values_mut().for_each(|entry| entry.end = entry.end.take().or(Some(TaskOutcome::Interrupted)));
+    }
+
+    /// The boot of its machine.
+    pub fn boot(&mut self) -> BootId {
+        *self.boot.get_or_insert_with(BootId::generate)
+    }
+
+    /// Where it runs.
+    fn evidence(&mut self, question: &Verify, session: SessionId, system: &MachineId) -> Evidence {
+        let challenge = self.challenge.take_if(|challenge| challenge.digest() == question.challenge);
+        Evidence::new(question, challenge.as_ref(), session, Some(system.digest()), Some(self.boot()))
     }
 
     /// What a new session has to be told: every attempt that is not settled.
@@ -313,6 +337,38 @@ impl Runtimes {
         fake.on_up(Arc::new(move |seed| up.up(seed)));
         fake.on_down(Arc::new(move |instance| down.stop(instance.as_str())));
         runtimes
+    }
+
+    /// Gives the fake a way into its machines, past their runtimes.
+    pub fn let_in(&self, fake: &Fake) {
+        let (challenged, reseeded) = (self.clone(), self.clone());
+        let challenge = move |instance: &InstanceName, challenge: &Secret| {
+            challenged.machine(instance.as_str(), |machine| {
+                let mut boot_id = None;
+                machine.inside.send_if_modified(|inside| {
+                    inside.challenge = Some(challenge.clone());
+                    boot_id = Some(inside.boot());
+                    false
+                });
+                Witness {
+                    nonce: Some(machine.disk.seed.nonce.clone()),
+                    machine_id: Some(machine.disk.system.clone()),
+                    boot_id: boot_id.expect("the change was made"),
+                    hypervisor: Some("kvm".to_owned()),
+                }
+            })
+        };
+        fake.lets_in(Arc::new(challenge), Arc::new(move |seed| reseeded.reseed(seed)));
+    }
+
+    /// A machine that runs has another seed: its runtime joins with it, and with another key.
+    fn reseed(&self, seed: &Seed) {
+        let instance = seed.fleet.instance_of(&seed.agent).expect("the controller has named it so");
+        self.machine(instance.as_str(), |machine| {
+            machine.process.abort();
+            (machine.disk.seed, machine.disk.key) = (seed.clone(), a_key());
+            machine.process = tokio::spawn(live(machine.disk.clone(), machine.inside.clone())).abort_handle();
+        });
     }
 
     /// The disk of a machine as it is now.
@@ -403,7 +459,10 @@ async fn live(disk: Disk, inside: watch::Sender<Inside>) {
     loop {
         if let Ok(mut peer) = Peer::connect(disk.hub(), disk.seed.agent.clone()).await {
             match peer.shake(disk.hello(), &disk).await {
-                Some(FromHub::Welcome(welcome)) => Session { peer: &mut peer, inside: &inside }.serve(welcome).await,
+                Some(FromHub::Welcome(welcome)) => {
+                    let system = &disk.system;
+                    Session { peer: &mut peer, inside: &inside, id: welcome.session, system }.serve(welcome).await;
+                }
                 Some(FromHub::Refused(refused)) if !refused.retry => return,
                 _ => {}
             }
@@ -416,6 +475,8 @@ async fn live(disk: Disk, inside: watch::Sender<Inside>) {
 struct Session<'a> {
     peer: &'a mut Peer,
     inside: &'a watch::Sender<Inside>,
+    id: SessionId,
+    system: &'a MachineId,
 }
 
 impl Session<'_> {
@@ -517,6 +578,10 @@ impl Session<'_> {
                 self.end(ends).await;
             }
             FromHub::TaskAck(task) => self.change(|inside| inside.settle(task)),
+            FromHub::Verify(question) => {
+                let evidence = self.change(|inside| inside.evidence(&question, self.id, self.system));
+                self.peer.say(FromRuntime::Evidence(evidence)).await;
+            }
             _ => {}
         }
     }

@@ -68,6 +68,9 @@ fn a_runtime_gets_another_key_while_a_task_runs_and_neither_session_nor_task_not
     assert_eq!(fleet.exec("web", "cat runs"), "begun\ndone\n", "it ran once");
     fleet.ok(&["rotate", "web"]);
     assert_eq!(fleet.run(&["rotate", "wbe"]).code, 4);
+    let verified = fleet.run(&["verify", "web", "-o", "json"]);
+    assert_eq!(verified.code, 11, "{verified:?}");
+    assert!(verified.stdout.contains("driver local isolates nothing"), "{verified:?}");
     fleet.finish();
 }
 

@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use rustix::process::Signal;
 use vm_agent_schemas::api::AgentView;
 use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::ids::{Boot, Digest, Secret};
+use vm_agent_schemas::wire::{Evidence, FromHub, FromRuntime, HUB_PATH, Hello, RefusalCode, Seed};
 use vm_agent_tests::e2e::{Fleet, send};
+use vm_agent_tests::fleet_of_fakes::{Disk, Peer};
 
 /// Set where machines can be made, so that this can't leave itself out there.
 const MUST_RUN: &str = "VM_AGENT_TEST_MACHINES";
@@ -95,6 +99,7 @@ fn three_machines_live_through_everything_and_are_booted_no_more_than_they_have_
     fleet.up();
     fleet.wait_until_well();
     what_the_file_says_is_there(&fleet);
+    what_was_stolen_from_a_machine_speaks_for_nobody(&fleet, &runtime);
     a_killed_qemu_is_started_again_alone(&fleet);
     a_killed_runtime_comes_back_without_a_boot(&fleet);
     a_reboot_from_inside_needs_nobody(&fleet);
@@ -115,6 +120,80 @@ fn what_the_file_says_is_there(fleet: &Fleet) {
         let ran = fleet.run(&["task", name, "--wait", "--", "systemd-detect-virt; exit 7"]);
         assert_eq!(ran.code, 7, "{ran:?}");
     }
+}
+
+/// Everything that lies on a machine's disk, in a folder of this host.
+fn steal(fleet: &Fleet, name: &str) -> tempfile::TempDir {
+    let loot = tempfile::tempdir().unwrap();
+    let packed = fleet.exec(name, "tar -C /var/lib/vm-agent --exclude ./work -cf - . | base64 -w0");
+    let mut tar = Command::new("sh");
+    tar.args(["-c", "base64 -d | tar -xf - --no-same-owner"]).current_dir(&loot).stdin(Stdio::piped());
+    let mut tar = tar.spawn().unwrap();
+    tar.stdin.take().unwrap().write_all(packed.as_bytes()).unwrap();
+    assert!(tar.wait().unwrap().success());
+    loot
+}
+
+/// What a thief of these files can say, who knows how a runtime makes it.
+fn forged(fleet: &Fleet, name: &str, loot: &Path) -> Disk {
+    let said = fleet.exec(name, "cat /etc/machine-id; stat -c %i /var/lib/vm-agent");
+    let (system, inode) = said.trim().split_once('\n').unwrap();
+    let inode: u64 = inode.parse().unwrap();
+    let parts = [system.as_bytes(), b"/var/lib/vm-agent".as_slice(), &inode.to_be_bytes()];
+    let seed: Seed = serde_json::from_slice(&std::fs::read(loot.join("seed.json")).unwrap()).unwrap();
+    // The private half of a key stands behind the 16 bytes with which its document begins.
+    let key = std::fs::read(loot.join("key")).unwrap()[16..48].try_into().unwrap();
+    Disk { seed, key, machine_id: Digest::of(&parts.join(&0)), system: system.parse().unwrap(), boot: Boot(1000) }
+}
+
+fn what_was_stolen_from_a_machine_speaks_for_nobody(fleet: &Fleet, runtime: &Path) {
+    for name in NAMES {
+        let told = fleet.ok(&["verify", name]);
+        assert!(told.contains("runs in its machine, under "), "{told}");
+    }
+    let (boots_before, last, loot) = (boots(fleet), fleet.last_event(), steal(fleet, "web"));
+    // On this host the hub is on loopback, in plain text.
+    let file = loot.path().join("seed.json");
+    let hub = format!("ws://127.0.0.1:{}{HUB_PATH}", fleet.status().addresses.hub.port());
+    let mut seed: Seed = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    (seed.hub, seed.hub_pin) = (hub, None);
+    std::fs::write(&file, serde_json::to_vec(&seed).unwrap()).unwrap();
+
+    // The real program with all of the files is found out at the door: it tells the truth of where it runs.
+    let mut thief = Command::new(runtime).arg(loot.path()).stderr(Stdio::null()).spawn().unwrap();
+    let refused = fleet.wait_for_event(last, EventKind::RuntimeRefused, Some("web"));
+    assert!(refused.message.contains("(clone)"), "{refused:?}");
+    thief.kill().unwrap();
+    thief.wait().unwrap();
+
+    // One that says all that the real one would gets in, and not for long.
+    let disk = forged(fleet, "web", loot.path());
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (epoch, code) = tokio.block_on(async {
+        let mut peer = Peer::connect(disk.hub(), disk.seed.agent.clone()).await.unwrap();
+        let hello = Hello { join_token: None, ..disk.hello() };
+        let Some(FromHub::Welcome(welcome)) = peer.shake(hello, &disk).await else {
+            panic!("it has all that it takes")
+        };
+        loop {
+            match peer.hear().await.expect("it is told why") {
+                FromHub::Verify(question) => {
+                    let (machine, guess) = (Some(disk.system.digest()), Secret::generate());
+                    let boot = Some(boots_before["web"].trim().parse().unwrap());
+                    let lie = Evidence::new(&question, Some(&guess), welcome.session, machine, boot);
+                    peer.say(FromRuntime::Evidence(lie)).await;
+                }
+                FromHub::Refused(refused) => break (welcome.epoch.0, refused.code),
+                _ => {}
+            }
+        }
+    });
+    assert_eq!(code, RefusalCode::Unverified);
+    fleet.wait_for_event(last, EventKind::IsolationBroken, Some("web"));
+    next_session(fleet, "web", epoch);
+    fleet.ok(&["verify", "web"]);
+    assert_eq!(boots(fleet), boots_before, "the machine went on all the time");
+    assert_eq!(steps(fleet, last), 0);
 }
 
 fn a_killed_qemu_is_started_again_alone(fleet: &Fleet) {

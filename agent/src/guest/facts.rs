@@ -11,6 +11,18 @@ use vm_agent_schemas::ids::BootId;
 /// The stages of cloud-init that can fail, in order.
 const STAGES: [&str; 4] = ["init-local", "init", "modules-config", "modules-final"];
 
+/// Makers of hardware that is none, each with systemd's word for what they make.
+const MAKERS: [(&str, &str); 8] = [
+    ("KVM", "kvm"),
+    ("QEMU", "qemu"),
+    ("VMware", "vmware"),
+    ("innotek GmbH", "oracle"),
+    ("VirtualBox", "oracle"),
+    ("Xen", "xen"),
+    ("Parallels", "parallels"),
+    ("Apple Virtualization", "apple"),
+];
+
 /// A view of the machine whose root is this folder. Nothing is kept: what is asked is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a>(pub(super) &'a Path);
@@ -28,6 +40,20 @@ impl Facts<'_> {
     pub(super) fn hardware(&self) -> Option<String> {
         let id = self.text("sys/class/dmi/id/product_uuid").map(|id| id.to_ascii_lowercase());
         id.or_else(|| self.text("var/lib/cloud/data/instance-id"))
+    }
+
+    /// The hypervisor, in systemd's words: by the name that the hardware bears, else by the mark that a processor under
+    /// one has.
+    pub(super) fn hypervisor(&self) -> Option<String> {
+        let names = ["sys_vendor", "product_name", "bios_vendor", "board_vendor"];
+        let mut named = names.iter().filter_map(|name| self.text(&format!("sys/class/dmi/id/{name}")));
+        let maker = named.find_map(|name| MAKERS.iter().find(|(maker, _)| name.starts_with(maker)));
+        let marked = || {
+            let processor = self.text("proc/cpuinfo")?;
+            let mut flags = processor.lines().filter(|line| line.starts_with("flags"));
+            flags.any(|line| line.split_whitespace().any(|flag| flag == "hypervisor")).then_some("vm-other")
+        };
+        maker.map(|(_, word)| *word).or_else(marked).map(str::to_owned)
     }
 
     /// The machine id.
@@ -117,6 +143,24 @@ mod tests {
         assert_eq!(state.errors, ["no seed", "('runcmd', 1)"]);
         let nothing = CloudInitState { done: true, stage: None, errors: Vec::new() };
         assert_eq!(cloud_init("not JSON", true), nothing);
+    }
+
+    #[test]
+    fn a_hypervisor_is_told_by_the_hardwares_maker_or_the_processors_mark() {
+        let seen = |vendor: &str, flags: &str| {
+            let root = tempfile::tempdir().unwrap();
+            for (file, text) in [("sys/class/dmi/id/sys_vendor", vendor), ("proc/cpuinfo", flags)] {
+                let path = root.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            Facts(root.path()).hypervisor()
+        };
+        assert_eq!(seen("QEMU\n", "").as_deref(), Some("qemu"));
+        assert_eq!(seen("innotek GmbH\n", "").as_deref(), Some("oracle"));
+        let marked = "processor : 0\nflags\t\t: fpu hypervisor lahf_lm\n";
+        assert_eq!(seen("Somebody\n", marked).as_deref(), Some("vm-other"));
+        assert_eq!(seen("LENOVO\n", "flags : fpu vmx\n"), None);
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use vm_agent_schemas::guest::{Entropy, PROVISION_UNIT, RUNTIME_UNIT, UnitState};
+use vm_agent_schemas::guest::{CHALLENGE_FILE, Entropy, PROVISION_UNIT, RUNTIME_UNIT, UnitState};
+use vm_agent_schemas::ids::Secret;
 use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::wire::Seed;
 
 use super::decide::{Change, Present};
 use super::facts::Facts;
 use super::life::Life;
-use super::system::System;
+use super::system::{RunError, System};
 
 /// The runtime's folder.
 const RUNTIME_DIR: &str = "var/lib/vm-agent";
@@ -85,13 +86,28 @@ impl<S: System> Ground<S> {
 
     /// Writes the seed into the runtime's folder, for its user alone.
     pub(super) fn write_seed(&self, seed: &Seed) -> Result<(), String> {
-        let facts = self.facts();
-        let owner = facts.owner(RUNTIME_DIR).or_else(|| facts.user(RUNTIME_USER));
-        let owner = owner.ok_or_else(|| format!("this machine has no user `{RUNTIME_USER}`"))?;
+        let owner = self.runtime_user()?;
         let folder = self.folder(RUNTIME_DIR, Some(owner))?;
         let text = serde_json::to_vec(seed).map_err(|error| format!("the seed is no JSON: {error}"))?;
         let path = folder.join(SEED_FILE);
         replace(&path, &text, Some(owner)).map_err(|error| sentence("write", &path, &error))
+    }
+
+    /// Lays a challenge where only the runtime's user reads it, in the place of what lay there. It is no file of the
+    /// disk, so a copy of the disk has none.
+    pub(super) fn lay_challenge(&self, challenge: &Secret) -> Result<(), String> {
+        let owner = self.runtime_user()?;
+        let path = Path::new(CHALLENGE_FILE.trim_start_matches('/'));
+        let folder = self.folder(&path.parent().unwrap_or(path).to_string_lossy(), Some(owner))?;
+        let path = folder.join(path.file_name().unwrap_or_default());
+        replace(&path, challenge.expose().as_bytes(), Some(owner)).map_err(|error| sentence("write", &path, &error))
+    }
+
+    /// Whom the runtime runs as, by user and group id.
+    fn runtime_user(&self) -> Result<(u32, u32), String> {
+        let facts = self.facts();
+        let owner = facts.owner(RUNTIME_DIR).or_else(|| facts.user(RUNTIME_USER));
+        owner.ok_or_else(|| format!("this machine has no user `{RUNTIME_USER}`"))
     }
 
     /// The life that the machine leads. A record that can't be read is none: then any seed begins one.
@@ -154,11 +170,14 @@ impl<S: System> Ground<S> {
         unit_state(&told.unwrap_or_else(|error| format!("SubState={error}")), &journal)
     }
 
-    /// The hypervisor that systemd sees.
+    /// The hypervisor that systemd sees; where there is no systemd, the one that the hardware names.
     pub(super) fn hypervisor(&self) -> Option<String> {
-        // It fails where it sees none.
-        let seen = self.system.run("systemd-detect-virt", &["--vm"]).ok()?;
-        Some(seen.trim().to_owned()).filter(|seen| !seen.is_empty() && seen != "none")
+        match self.system.run("systemd-detect-virt", &["--vm"]) {
+            Ok(seen) => Some(seen.trim().to_owned()).filter(|seen| !seen.is_empty() && seen != "none"),
+            Err(RunError::Missing(_)) => self.facts().hypervisor(),
+            // It fails where it sees none.
+            Err(_) => None,
+        }
     }
 
     fn run(&self, program: &'static str, arguments: &[&str]) -> Result<(), String> {

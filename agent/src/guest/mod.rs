@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::guest::{FromGuest, Lines, Proof, Ready, SeedRequest, State, ToGuest, line};
+use vm_agent_schemas::ids::RequestId;
 
 use decide::{Change, Verdict, changes, judge};
 use ground::Ground;
@@ -185,22 +186,28 @@ impl<S: System> Guest<S> {
                     FromGuest::Failed { id: request.id, reason }
                 }
             },
-            ToGuest::Prove { id } => {
-                let facts = self.ground.facts();
-                FromGuest::Proof(Proof {
-                    id: *id,
-                    nonce: self.ground.life().map(|life| life.nonce),
-                    machine_id: facts.machine_id(),
-                    boot_id: facts.boot_id(),
-                    hypervisor: self.ground.hypervisor(),
-                })
-            }
+            ToGuest::Prove { id } => FromGuest::Proof(self.prove(*id)),
+            ToGuest::Challenge { id, challenge } => match self.ground.lay_challenge(challenge) {
+                Ok(()) => FromGuest::Proof(self.prove(*id)),
+                Err(reason) => FromGuest::Failed { id: *id, reason },
+            },
             ToGuest::Status { id } => FromGuest::State(State {
                 id: *id,
                 runtime: self.ground.runtime(),
                 provision: self.ground.provision(),
                 cloud_init: self.ground.facts().cloud_init(),
             }),
+        }
+    }
+
+    fn prove(&self, id: RequestId) -> Proof {
+        let facts = self.ground.facts();
+        Proof {
+            id,
+            nonce: self.ground.life().map(|life| life.nonce),
+            machine_id: facts.machine_id(),
+            boot_id: facts.boot_id(),
+            hypervisor: self.ground.hypervisor(),
         }
     }
 

@@ -258,6 +258,41 @@ fn the_proof_is_what_root_remembers_whatever_stands_in_the_runtimes_folder() {
 }
 
 #[test]
+fn a_challenge_lies_in_memory_for_the_runtimes_user_alone_and_takes_the_place_of_the_last() {
+    let mut world = World::new();
+    world.seed(&seed(1)).unwrap();
+    fs::create_dir(world.root.path().join("run")).unwrap();
+    let mut lay = |challenge: &str| {
+        let id = RequestId::generate();
+        let challenge = Secret::from_text(challenge);
+        match world.guest.answer(&ToGuest::Challenge { id, challenge }) {
+            FromGuest::Proof(proof) if proof.id == id => proof,
+            other => panic!("{other:?}"),
+        }
+    };
+    lay("first");
+    let proof = lay("second");
+    assert_eq!(proof.machine_id.unwrap().as_str(), "0123456789abcdef0123456789abcdef");
+    assert_eq!((proof.boot_id, proof.hypervisor.as_deref()), (BOOT_ID.parse().unwrap(), Some("qemu")));
+    assert_eq!(world.text("run/vm-agent/challenge"), "second");
+    for (path, mode) in [("run/vm-agent", 0o700), ("run/vm-agent/challenge", 0o600)] {
+        let mode_there = fs::metadata(world.root.path().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode_there, mode, "{path}");
+    }
+}
+
+#[test]
+fn where_a_challenge_can_t_be_laid_that_is_said() {
+    let mut world = World::new();
+    let id = RequestId::generate();
+    let challenge = Secret::generate();
+    let FromGuest::Failed { reason, .. } = world.guest.answer(&ToGuest::Challenge { id, challenge }) else {
+        panic!("there is no folder for it")
+    };
+    assert!(reason.contains("could not make"), "{reason}");
+}
+
+#[test]
 fn the_state_tells_of_the_unit_and_of_cloud_init_where_there_is_one() {
     let mut world = World::new();
     let id = RequestId::generate();

@@ -7,10 +7,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::signature::{ED25519, UnparsedPublicKey};
 
 use crate::support::{Heard, Hub, Runtime, Session, order, soon, until, write_seed};
-use vm_agent_schemas::ids::{Digest, Nonce};
+use vm_agent_schemas::ids::{Digest, Nonce, RequestId, Secret};
 use vm_agent_schemas::layout::{LOCK_FILE, STOPPED_FILE};
 use vm_agent_schemas::wire::{
-    Challenge, Configuration, FromHub, FromRuntime, RefusalCode, Refused, RotateAck, Rotated, Seed, rotation_bytes,
+    Challenge, Configuration, FromHub, FromRuntime, RefusalCode, Refused, RotateAck, Rotated, Seed, VERIFY, Verify,
+    answer, rotation_bytes,
 };
 
 #[tokio::test]
@@ -69,6 +70,54 @@ async fn the_join_token_is_sent_until_the_first_welcome_and_again_when_the_hub_a
     session.say(FromHub::Refused(Refused { code: RefusalCode::JoinToken, message, retry: true })).await;
     let (_, joined) = hub.session().await;
     assert_eq!(joined.join_token, Some(seed.join_token));
+}
+
+#[tokio::test]
+async fn a_runtime_whose_key_the_hub_knows_no_more_joins_with_another() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let _runtime = Runtime::start(place.path(), &seed);
+    let (session, first) = hub.session().await;
+    drop(session);
+    let mut session = hub.accept().await.unwrap();
+    let FromRuntime::Hello(again) = session.hear().await else { panic!("hello comes first") };
+    assert_eq!((&again.public_key, again.join_token), (&first.public_key, None));
+    write_seed(place.path(), &Seed { join_token: Secret::generate(), ..seed.clone() });
+    let message = "no key is bound".to_owned();
+    session.say(FromHub::Refused(Refused { code: RefusalCode::JoinToken, message, retry: false })).await;
+    let (_, joined) = hub.session().await;
+    assert_ne!(joined.public_key, first.public_key, "somebody else may have that one");
+    assert!(joined.join_token.is_some_and(|token| token != seed.join_token), "it is the one of the new seed");
+}
+
+#[tokio::test]
+async fn a_runtime_shows_where_it_runs_by_what_was_laid_into_its_machine() {
+    let place = tempfile::tempdir().unwrap();
+    let hub = Hub::plain().await;
+    let seed = hub.seed(place.path(), None);
+    let _runtime = Runtime::start(place.path(), &seed);
+    let (mut session, hello) = hub.session().await;
+    assert!(hello.abilities.contains(VERIFY));
+    let challenge = Secret::generate();
+    let question = || Verify { request: RequestId::generate(), challenge: challenge.digest() };
+    let mut ask = async |question: Verify| {
+        session.say(FromHub::Verify(question.clone())).await;
+        let evidence = session.hear_that(|said| match said {
+            FromRuntime::Evidence(evidence) if evidence.request == question.request => Some(evidence),
+            _ => None,
+        });
+        (evidence.await, session.id)
+    };
+    assert_eq!(ask(question()).await.0.answer, None, "there is nothing yet");
+    let file = Runtime::challenge(place.path());
+    fs::write(&file, challenge.expose()).unwrap();
+    let (evidence, session) = ask(question()).await;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().parse().unwrap();
+    assert_eq!(evidence.boot, Some(boot));
+    let expected = evidence.machine.as_ref().map(|machine| answer(&challenge, session, machine, boot));
+    assert_eq!(evidence.answer, expected);
+    assert!(!file.exists(), "a challenge is used once");
 }
 
 #[tokio::test]

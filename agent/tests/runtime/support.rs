@@ -1,7 +1,7 @@
 //! A small hub by hand, and a runtime as a real process.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
+use vm_agent_schemas::guest::CHALLENGE_VARIABLE;
 use vm_agent_schemas::ids::{Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
 use vm_agent_schemas::layout::SEED_FILE;
 use vm_agent_schemas::task::Job;
@@ -101,7 +102,7 @@ impl Hub {
             None => Box::new(tcp),
         };
         let socket = accept_async(transport).await.map_err(|error| error.to_string())?;
-        Ok(Session { socket, heading: None })
+        Ok(Session { socket, id: SessionId::generate(), heading: None })
     }
 
     /// A session with its handshake done and the signature verified.
@@ -115,10 +116,11 @@ impl Hub {
         let signature = URL_SAFE_NO_PAD.decode(proof.signature).unwrap();
         let verified = UnparsedPublicKey::new(&ED25519, key).verify(&challenge.signed_bytes(&hello), &signature);
         assert!(verified.is_ok(), "the signature fits");
+        session.id = SessionId::generate();
         session
             .say(FromHub::Welcome(Welcome {
                 protocol: 1,
-                session: SessionId::generate(),
+                session: session.id,
                 epoch: Epoch(1),
                 heartbeat_ms: self.heartbeat_ms,
                 configuration: self.configuration.clone(),
@@ -135,6 +137,8 @@ pub(crate) fn write_seed(folder: &Path, seed: &Seed) {
 /// The hub's end of a connection.
 pub(crate) struct Session {
     pub(crate) socket: WebSocketStream<Box<dyn Transport>>,
+    /// What the runtime was told that it is called.
+    pub(crate) id: SessionId,
     /// Id and receiver of the last message.
     pub(crate) heading: Option<(MessageId, Address)>,
 }
@@ -368,6 +372,11 @@ impl Runtime {
         Self::start_with(folder, seed, Stdio::inherit())
     }
 
+    /// Where a challenge is looked for by the runtime of this folder.
+    pub(crate) fn challenge(folder: &Path) -> PathBuf {
+        folder.join("challenge")
+    }
+
     /// Starts one of which [`Self::log`] tells what it said.
     pub(crate) fn start_logged(folder: &Path, seed: &Seed) -> Self {
         let mut runtime = Self::start_with(folder, seed, Stdio::piped());
@@ -384,6 +393,7 @@ impl Runtime {
     fn start_with(folder: &Path, seed: &Seed, stderr: Stdio) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_vm-agent-runtime"))
             .arg(folder)
+            .env(CHALLENGE_VARIABLE, Self::challenge(folder))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)

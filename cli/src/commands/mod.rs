@@ -42,6 +42,7 @@ mod up;
 mod validate;
 mod version;
 mod why;
+mod verify;
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -107,6 +108,7 @@ pub(crate) enum Command {
     Doctor(doctor::DoctorArgs),
     Schema(schema::SchemaArgs),
     Version(version::VersionArgs),
+    Verify(verify::VerifyArgs),
     Controller(controller::ControllerArgs),
     #[command(hide = true)]
     Runtime(runtime::RuntimeArgs),
@@ -164,6 +166,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Controller(args) => controller::run(context, args).await,
         Command::Runtime(_) => unreachable!("it was begun before any thread was"),
     }
+        Command::Verify(args) => verify::run(context, args).await,
 }
 
 /// A document of this program's own making.

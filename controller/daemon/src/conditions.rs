@@ -48,11 +48,13 @@ impl ConditionBook {
         plan: &Plan,
         observers: &BTreeMap<DriverName, Observer>,
         messages_waiting: impl Fn(&AgentName) -> u32,
+        isolation: impl Fn(&AgentName) -> Fact,
         revision: Option<Revision>,
         now: Timestamp,
     ) {
         for agent in &plan.agents {
-            self.enter(Some(&agent.name), facts_of(agent, messages_waiting(&agent.name)), revision, now);
+            let facts = facts_of(agent, messages_waiting(&agent.name), isolation(&agent.name));
+            self.enter(Some(&agent.name), facts, revision, now);
         }
         self.enter(None, fleet_facts(plan, observers), revision, now);
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,12 +130,13 @@ fn silence(observer: &Observer) -> Option<String> {
     }
 }
 
-/// What can be said of an agent for which so many messages wait.
-pub(crate) fn facts_of(agent: &AgentPlan, messages_waiting: u32) -> Vec<Fact> {
+/// What can be said of an agent for which so many messages wait, and of whose isolation that is known.
+pub(crate) fn facts_of(agent: &AgentPlan, messages_waiting: u32, isolation: Fact) -> Vec<Fact> {
     vec![
         provisioned(agent),
         powered(agent),
         runtime_connected(agent),
+        isolation,
         messages_taken(messages_waiting),
         converged(agent),
         ready(agent),

@@ -3,6 +3,7 @@
 mod credentials;
 mod exec;
 mod file;
+mod isolation;
 mod messages;
 mod snapshots;
 mod tasks;

@@ -30,6 +30,7 @@ use crate::networks::Networks;
 use crate::observer::Observer;
 use crate::output::Output;
 use crate::upgrading::{self, Upgrading};
+use crate::verifying::Verifying;
 use crate::watch::Watch;
 use crate::webhooks::Outages;
 
@@ -64,6 +65,7 @@ pub(crate) struct Core {
     pub(crate) conditions: ConditionBook,
     pub(crate) configuring: Configuring,
     pub(crate) upgrading: Upgrading,
+    pub(crate) verifying: Verifying,
     /// Where machines find the hub that don't reach this host's loopback.
     pub(crate) networks: Networks,
     /// Webhooks that can't be told.

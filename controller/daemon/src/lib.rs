@@ -39,6 +39,7 @@ pub mod source;
 #[doc(hidden)]
 pub mod storing;
 mod upgrading;
+mod verifying;
 mod view;
 mod watch;
 mod webhooks;

@@ -13,6 +13,7 @@ use crate::engine::notices::{event_of, looks_at, matters};
 use crate::engine::records::Change;
 use crate::reconciler::Chain;
 use crate::seldom::Seldom;
+use crate::verifying::session_opened;
 
 /// Most notices that are told in one transaction.
 const TOGETHER: usize = 256;
@@ -38,7 +39,7 @@ pub(crate) async fn run(core: Arc<Core>, mut notices: mpsc::Receiver<Notice>) {
 }
 
 /// Logs and counts what a notice says, and gives what there is to tell.
-fn take(core: &Core, notice: Notice, seldom: &mut Seldom) -> Option<NewEvent> {
+fn take(core: &Arc<Core>, notice: Notice, seldom: &mut Seldom) -> Option<NewEvent> {
     if let Some(agent) = looks_at(&notice) {
         look_at(core, agent);
     }
@@ -55,6 +56,8 @@ fn take(core: &Core, notice: Notice, seldom: &mut Seldom) -> Option<NewEvent> {
             let missing = (dropped > 0).then(|| format!("… {dropped} lines are missing here …"));
             log(core, &agent, &missing.into_iter().chain(lines).collect::<Vec<_>>());
         }
+        Notice::SessionOpened { agent, epoch } => session_opened(core, &agent, epoch),
+        Notice::SessionClosed { agent, epoch, .. } => core.verifying.closed(&agent, epoch),
         Notice::UpgradeFailed { agent, failed } => core.upgrading.failed(&agent, failed.reason),
         Notice::TaskUnknown { agent, task } => {
             tracing::debug!(agent.name = %agent, task.id = %task.task, "A runtime spoke of a task that is not under way");

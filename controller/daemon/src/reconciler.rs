@@ -97,7 +97,9 @@ async fn pass(core: &Arc<Core>, looked: &mut Duration) -> Result<Box<Act>, Store
             }
         }
         let messages = |agent: &AgentName| core.memory().messages_waiting(agent);
-        core.conditions.note(&act.plan, &core.observers, messages, inputs.revision, now);
+        core.verifying.retain(|agent| act.plan.agent(agent).is_some());
+        let isolation = |agent: &AgentName| core.verifying.fact(agent);
+        core.conditions.note(&act.plan, &core.observers, messages, isolation, inputs.revision, now);
         core.metrics.pass(begun.elapsed());
         core.passes.fetch_add(1, Ordering::Relaxed);
         core.acted_on.store(inputs.revision.unwrap_or_default().0, Ordering::Relaxed);

@@ -335,6 +335,7 @@ impl Running {
             conditions: Default::default(),
             configuring: Default::default(),
             upgrading: Default::default(),
+            verifying: Default::default(),
             networks: Default::default(),
             webhooks: Default::default(),
             applied: Notify::new(),

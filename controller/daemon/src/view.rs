@@ -49,7 +49,7 @@ impl Moment<'_> {
             overrides: overrides.cloned().collect(),
             conditions: self.core.conditions.enter(
                 Some(&agent.name),
-                facts_of(agent, waiting),
+                facts_of(agent, waiting, self.core.verifying.fact(&agent.name)),
                 revision,
                 self.inputs.now,
             ),

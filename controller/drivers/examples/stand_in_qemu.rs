@@ -116,12 +116,12 @@ impl Machine {
         let ready = Ready { version: "0".into(), boot_id: self.boot_id, nonce: nonce() };
         let _ = writer.write_all(&line(&FromGuest::Ready(ready)));
         for text in BufReader::new(stream).lines().map_while(Result::ok) {
-            let Ok(request) = serde_json::from_str(&text) else { continue };
+            let Ok(request) = serde_json::from_str::<ToGuest>(&text) else { continue };
             if self.name == "falling" {
                 let _ = writeln!(std::io::stderr(), "fell over");
                 exit(1);
             }
-            let answer = match request {
+            let answer = match request.clone() {
                 ToGuest::Seed(seed) if self.name == "refusing" => {
                     FromGuest::Failed { id: seed.id, reason: "there is no room for it".into() }
                 }
@@ -130,7 +130,13 @@ impl Machine {
                     let _ = fs::write("token", seed.seed.join_token.expose());
                     FromGuest::Done { id: seed.id }
                 }
-                ToGuest::Prove { id } => {
+                ToGuest::Challenge { id, .. } if self.name == "refusing" => {
+                    FromGuest::Failed { id, reason: "there is no room for it".into() }
+                }
+                ToGuest::Prove { id } | ToGuest::Challenge { id, .. } => {
+                    if let ToGuest::Challenge { challenge, .. } = &request {
+                        let _ = fs::write("challenge", challenge.expose());
+                    }
                     let machine_id = Some(MachineId::generate());
                     let hypervisor = Some("qemu".to_owned());
                     FromGuest::Proof(Proof { id, nonce: nonce(), machine_id, boot_id: self.boot_id, hypervisor })

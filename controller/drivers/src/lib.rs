@@ -29,7 +29,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::{DriverName, Mount, Provision};
-use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::guest::Witness;
+use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
 use vm_agent_schemas::wire::Seed;
@@ -131,6 +132,24 @@ pub trait Driver: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The instance's name.
+
+    /// Whether the instances are machines: what runs in one is kept apart from this host and from the others.
+    fn isolates(&self) -> bool {
+        true
+    }
+
+    /// Lays a challenge into an instance that runs, where only its runtime reads it, and gives what the instance says
+    /// of itself, both by a way that is none of the runtime's. The challenge is in no log, no file of this host and no
+    /// command line.
+    async fn challenge(&self, _target: &Target, _challenge: &Secret) -> Result<Witness, DriverError> {
+        Err(self.unsupported("reach into its machines"))
+    }
+
+    /// Gives an instance that runs another seed of the life that it leads. What runs in it goes on, and its runtime
+    /// works with the new seed from its next connection on.
+    async fn reseed(&self, _target: &Target, _seed: &Seed) -> Result<(), DriverError> {
+        Err(self.unsupported("give a machine that runs another seed"))
+    }
     pub instance: InstanceName,
     /// The nonce of its claim.
     pub nonce: Nonce,

@@ -15,11 +15,13 @@ use tokio::time::{Instant, sleep};
 use vm_agent_drivers::contract::{CHECKS, Look, World, an_order};
 use vm_agent_drivers::images::{Images, debian};
 use vm_agent_drivers::qemu::{Programs, Qemu};
-use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError};
+use vm_agent_drivers::{Base, CreateOrder, Driver, DriverError, Target};
+use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
+use vm_agent_schemas::wire::Seed;
 
 /// A driver on a root of its own, with one image. Whatever happens to the test, nothing of it runs on.
 struct Ground {
@@ -345,6 +347,28 @@ async fn an_image_that_is_no_more_is_told_before_anything_is_started() {
     fs::remove_dir_all(ground.root.path().join("images")).unwrap();
     let started = ground.qemu.start(&order.target(), &order.seed, &order.mounts).await;
     assert!(started.unwrap_err().to_string().contains("is not here any more"));
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_that_runs_is_asked_and_seeded_anew_over_its_channel_if_it_is_the_one_that_is_meant() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let challenge = Secret::generate();
+    let witness = ground.qemu.challenge(&order.target(), &challenge).await.unwrap();
+    assert_eq!((witness.nonce.as_ref(), witness.hypervisor.as_deref()), (Some(&order.seed.nonce), Some("qemu")));
+    assert_eq!(fs::read_to_string(ground.file("challenge")).unwrap(), challenge.expose());
+    let renewed = Seed { join_token: Secret::generate(), ..order.seed.clone() };
+    ground.qemu.reseed(&order.target(), &renewed).await.unwrap();
+    assert_eq!(fs::read_to_string(ground.file("token")).unwrap(), renewed.join_token.expose());
+
+    let other = Target { nonce: Nonce::generate(), ..order.target() };
+    let asked = ground.qemu.challenge(&other, &challenge).await;
+    assert!(matches!(asked, Err(DriverError::Foreign { .. })), "{asked:?}");
+    let seeded = ground.qemu.reseed(&other, &renewed).await;
+    assert!(matches!(seeded, Err(DriverError::Foreign { .. })), "{seeded:?}");
+    ground.qemu.stop(&order.target()).await.unwrap();
+    assert!(ground.qemu.challenge(&order.target(), &challenge).await.is_err(), "it is down");
     ground.qemu.destroy(&order.target()).await.unwrap();
 }
 

@@ -13,7 +13,7 @@ mod stream;
 pub use adapter::{Closings, HubHandle, Options, ServeError, Storage, TurnedAway, serve};
 pub use identity::{Identity, IdentityError};
 pub use state::{
-    CloseReason, Directory, Member, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo,
-    configuration_fits,
+    CloseReason, Directory, Member, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo, Shown,
+    VerifyError, configuration_fits,
 };
 pub use stream::{Stream, StreamEvent};

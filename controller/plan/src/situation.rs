@@ -292,7 +292,8 @@ fn link(
             let silent = session.is_some_and(|s| s.connected && since.is_none_or(|since| s.last_seen >= since));
             match since {
                 Some(since) if !silent && heard_within(limit, since) => Link::Awaited,
-                _ if session.is_none() && inputs.unjoined.contains(name) => Link::Unjoined,
+                // Also one that was heard, and whose key was revoked since.
+                _ if inputs.unjoined.contains(name) => Link::Unjoined,
                 _ => Link::Lost,
             }
         }

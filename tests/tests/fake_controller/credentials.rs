@@ -10,14 +10,14 @@ use vm_agent_hub::StreamEvent;
 use vm_agent_schemas::api::TokenRequest;
 use vm_agent_schemas::credential::Role;
 use vm_agent_schemas::event::EventKind;
-use vm_agent_schemas::ids::{Digest, Incarnation, MessageId, Nonce, Secret, TaskId};
+use vm_agent_schemas::ids::{Digest, Incarnation, MessageId, Nonce, RequestId, Secret, TaskId};
 use vm_agent_schemas::message::Post;
 use vm_agent_schemas::observe::{Capabilities, Deadlines};
 use vm_agent_schemas::task::Report;
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{
-    ChallengeProof, Channel, Configured, FromHub, FromRuntime, Hello, LogLines, MessageRef, RefusalCode, Rotated, Run,
-    StreamEnded, StreamOpened, StreamTaken, StreamTarget, TaskEnded, TaskOutcome, TaskRef, UpgradeFailed,
+    ChallengeProof, Channel, Configured, Evidence, FromHub, FromRuntime, Hello, LogLines, MessageRef, RefusalCode,
+    Rotated, Run, StreamEnded, StreamOpened, StreamTaken, StreamTarget, TaskEnded, TaskOutcome, TaskRef, UpgradeFailed,
 };
 use vm_agent_tests::fleet_of_fakes::{Disk, Peer, Runtimes, health};
 use vm_agent_tests::in_process::{
@@ -99,6 +99,7 @@ fn messages(disk: &Disk) -> Vec<FromRuntime> {
             sha256: Digest::of(b""),
             reason: "forged".to_owned(),
         }),
+        FromRuntime::Evidence(Evidence { request: RequestId::generate(), machine: None, boot: None, answer: None }),
     ];
     // A new type of message does not compile until it stands in the list above.
     for message in &messages {
@@ -116,7 +117,8 @@ fn messages(disk: &Disk) -> Vec<FromRuntime> {
             | FromRuntime::Message(_)
             | FromRuntime::MessageTaken(_)
             | FromRuntime::Rotated(_)
-            | FromRuntime::UpgradeFailed(_) => {}
+            | FromRuntime::UpgradeFailed(_)
+            | FromRuntime::Evidence(_) => {}
         }
     }
     messages

@@ -8,6 +8,7 @@ mod dry_run;
 mod file_watch;
 mod foreign;
 mod hangs;
+mod isolation;
 mod overrides;
 mod policies;
 mod provisioning;

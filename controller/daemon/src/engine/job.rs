@@ -37,7 +37,7 @@ pub struct HubAddress {
 
 impl HubAddress {
     /// What the seeds of a driver's machines say: the URL, and the pin unless it stays on this host's loopback.
-    fn seen_from(&self, capabilities: &Capabilities) -> (String, Option<Digest>) {
+    pub(crate) fn seen_from(&self, capabilities: &Capabilities) -> (String, Option<Digest>) {
         match (capabilities.host_address, &self.loopback) {
             (Some(host), Some((port, pin))) => {
                 (format!("wss://{}{HUB_PATH}", SocketAddr::new(host, *port)), Some(pin.clone()))
@@ -264,7 +264,7 @@ fn base(agent: &DeclaredAgent, records: &Records) -> Result<Base, Unprepared> {
 }
 
 /// The instance of a claim.
-fn target(claim: &Claim) -> Target {
+pub(crate) fn target(claim: &Claim) -> Target {
     let former = claim.history.restoring.as_ref().map(|way| way.from.clone());
     Target { instance: claim.instance.clone(), nonce: claim.nonce.clone(), former }
 }
@@ -300,7 +300,7 @@ fn claim_for_restore(
 fn seed(
     claim: &Claim,
     records: &Records,
-    (hub, hub_pin): (String, Option<Digest>),
+    hub: (String, Option<Digest>),
     until: Timestamp,
 ) -> (Seed, Option<Credential>) {
     let token = Secret::generate();
@@ -315,16 +315,20 @@ fn seed(
         boot: Boot::default(),
         epoch: records.credentials.get(&claim.agent).map_or_else(Epoch::default, |credential| credential.epoch),
     });
-    let seed = Seed {
+    (seed_of(claim, hub, token), credential)
+}
+
+/// The seed of an instance that finds the hub there, with this join token.
+pub(crate) fn seed_of(claim: &Claim, (hub, hub_pin): (String, Option<Digest>), join_token: Secret) -> Seed {
+    Seed {
         fleet: claim.fleet.clone(),
         agent: claim.agent.clone(),
         incarnation: claim.incarnation,
         nonce: claim.nonce.clone(),
         hub,
         hub_pin,
-        join_token: token,
-    };
-    (seed, credential)
+        join_token,
+    }
 }
 
 impl Job {
@@ -678,6 +682,7 @@ mod tests {
         });
         let next = prepared(&mut records, StepAction::Create);
         assert_ne!(next.claim.nonce, first.claim.nonce);
+            verified: false,
         assert!(next.enroll.is_some());
     }
 

@@ -20,6 +20,7 @@
 //! - [`sight`]: what a driver's listing says in the light of the one before
 //! - [`pass`]: what a pass comes to
 //! - [`job`]: a step on an instance, from what it needs to what it came to
+//! - [`isolation`]: whether a runtime runs in its machine
 //! - [`errand`]: what is to be done with snapshots
 //! - [`life`]: how a life begins
 //! - [`intent`]: what people say
@@ -36,6 +37,7 @@ pub mod file;
 pub mod intent;
 pub mod job;
 pub mod life;
+pub mod isolation;
 pub mod memory;
 pub mod notices;
 pub mod pass;

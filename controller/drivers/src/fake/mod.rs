@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use vm_agent_schemas::fleet::DriverName;
-use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::guest::Witness;
+use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
@@ -34,6 +35,9 @@ pub type UpHook = Arc<dyn Fn(&Seed) + Send + Sync>;
 
 /// Told of each machine that goes down, for whatever reason.
 pub type DownHook = Arc<dyn Fn(&InstanceName) + Send + Sync>;
+
+/// Asked to lay a challenge into a machine that runs; gives what the machine says of itself.
+pub type ChallengeHook = Arc<dyn Fn(&InstanceName, &Secret) -> Witness + Send + Sync>;
 
 /// Where a driver lets the nonce of an instance be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,8 @@ struct State {
     most_under_way: usize,
     on_up: Option<UpHook>,
     on_down: Option<DownHook>,
+    on_challenge: Option<ChallengeHook>,
+    on_reseed: Option<UpHook>,
 }
 
 /// What an effect on the world brings about outside of it.
@@ -104,6 +110,8 @@ impl Fake {
             most_under_way: 0,
             on_up: None,
             on_down: None,
+            on_challenge: None,
+            on_reseed: None,
         };
         Self { name, capabilities, program: None, world: Arc::new(Mutex::new(state)) }
     }
@@ -176,6 +184,13 @@ impl Fake {
     /// Calls `hook` for each machine that goes down from now on.
     pub fn on_down(&self, hook: DownHook) {
         self.state().on_down = Some(hook);
+    }
+
+    /// Has a way into its machines from now on: `challenge` is called with each challenge for one that runs, and
+    /// `reseed` with each new seed for one. The world may be looked at and changed from within.
+    pub fn lets_in(&self, challenge: ChallengeHook, reseed: UpHook) {
+        let mut world = self.state();
+        (world.on_challenge, world.on_reseed) = (Some(challenge), Some(reseed));
     }
 
     /// Everything that exists, as it is and not as a listing shows it.
@@ -433,6 +448,17 @@ impl State {
         Ok(effect)
     }
 
+    /// Nothing happens to an instance, which has to run for what is asked of it.
+    fn running(&mut self, call: Call, target: &Target) -> Result<Effect, DriverError> {
+        match self.ours(target)?.state {
+            InstanceState::Running => Ok(Effect::None),
+            _ => {
+                let (action, instance) = (call.verb(), target.instance.clone());
+                Err(DriverError::Failed { action, instance, reason: "it does not run".to_owned() })
+            }
+        }
+    }
+
     /// The snapshots of an instance that is there.
     fn snapshots(&mut self, target: &Target) -> Result<&mut BTreeSet<SnapshotName>, DriverError> {
         self.ours(target)?;
@@ -635,6 +661,28 @@ mod tests {
         host: tempfile::TempDir,
     }
 
+
+    async fn challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
+        let Some(hook) = self.state().on_challenge.clone() else {
+            return Err(self.unsupported("reach into its machines"));
+        };
+        let runs = |world: &mut State| world.running(Call::Challenge, target);
+        self.call(Call::Challenge, Some(&target.instance), &[&runs]).await?;
+        Ok(hook(&target.instance, challenge))
+    }
+
+    async fn reseed(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+        let Some(hook) = self.state().on_reseed.clone() else {
+            return Err(self.unsupported("give a machine that runs another seed"));
+        };
+        let runs = |world: &mut State| {
+            self.check_seed(target, seed)?;
+            world.running(Call::Reseed, target)
+        };
+        self.call(Call::Reseed, Some(&target.instance), &[&runs]).await?;
+        hook(seed);
+        Ok(())
+    }
     impl Ground {
         fn new(capabilities: Capabilities, sight: NonceSight) -> Self {
             let fake = Fake::new(DriverName::Qemu, capabilities);

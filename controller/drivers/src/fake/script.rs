@@ -29,13 +29,17 @@ pub enum Call {
     Suspend,
     /// [`Driver::prove`](crate::Driver::prove).
     Prove,
+    /// [`Driver::challenge`](crate::Driver::challenge).
+    Challenge,
+    /// [`Driver::reseed`](crate::Driver::reseed).
+    Reseed,
 }
 
 impl Call {
     /// Whether the call changes anything.
     #[must_use]
     pub const fn mutates(self) -> bool {
-        !matches!(self, Self::List | Self::Prove)
+        !matches!(self, Self::List | Self::Prove | Self::Challenge)
     }
 
     pub(super) const fn verb(self) -> &'static str {
@@ -51,6 +55,8 @@ impl Call {
             Self::Restore => "restore",
             Self::Suspend => "suspend",
             Self::Prove => "prove",
+            Self::Challenge => "ask",
+            Self::Reseed => "seed",
         }
     }
 }

@@ -243,6 +243,10 @@ impl Driver for Local {
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
         let folder = folder(&self.root, instance);
         match blocking(move || folder.owner()).await {
+    fn isolates(&self) -> bool {
+        false
+    }
+
             Ok(Owner::Claim(nonce)) => Ok(Some(nonce)),
             Ok(Owner::Unclear) => Ok(None),
             Ok(Owner::Nobody) => Err(DriverError::Missing { instance: instance.clone() }),

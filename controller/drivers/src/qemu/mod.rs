@@ -30,6 +30,7 @@ mod channel;
 mod command;
 pub(crate) mod disk;
 mod host;
+mod inside;
 mod launch;
 mod layers;
 mod machine;
@@ -48,8 +49,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use vm_agent_schemas::fleet::{DriverName, Provision};
-use vm_agent_schemas::guest::{FromGuest, ToGuest};
-use vm_agent_schemas::ids::{Incarnation, Nonce};
+use vm_agent_schemas::guest::{FromGuest, ToGuest, Witness};
+use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::Span;
@@ -422,6 +423,18 @@ impl Driver for Qemu {
         })
     }
 }
+
+    async fn challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
+        self.lay_challenge(target, challenge).await
+    }
+
+    async fn reseed(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+        let held = self.hold("seed", target).await?;
+        if seed.nonce != target.nonce {
+            return Err(held.failed("its new seed is that of another instance"));
+        }
+        self.seed_anew(&held, seed).await
+    }
 
 impl Held<'_> {
     /// Does something short with the folder, in a thread that may wait.

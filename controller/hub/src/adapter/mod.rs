@@ -32,21 +32,23 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{ClaimId, Nonce, TaskId};
+use vm_agent_schemas::ids::{ClaimId, Epoch, Nonce, TaskId};
 use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::{AgentName, FleetName};
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::units::Span;
-use vm_agent_schemas::wire::{Configuration, StreamTarget};
+use vm_agent_schemas::wire::{Configuration, StreamTarget, Verify};
 
 use crate::identity::Identity;
-use crate::state::{Directory, Event, Hub, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo};
+use crate::state::{
+    Directory, Event, Hub, Notice, Offer, OpenError, OutputKnown, PostError, Record, SessionInfo, Shown, VerifyError,
+};
 use crate::stream::{Stream, StreamEvent};
 use closings::Tally;
 pub use closings::{Closings, TurnedAway};
 use crowd::Crowd;
 use door::Door;
-use owner::Owner;
+use owner::{Owner, ShownAnswer};
 
 /// Frames that wait for the owner. A reader that finds no room waits, and so does its peer: TCP
 /// carries the pressure back.
@@ -109,6 +111,10 @@ pub(crate) enum Command {
     },
     /// Send a message.
     Post { message: Box<Message>, answer: oneshot::Sender<Result<(), PostError>> },
+    /// Ask a runtime where it runs.
+    Verify { question: Verify, agent: AgentName, epoch: Epoch, answer: ShownAnswer },
+    /// Have done with a runtime that runs elsewhere.
+    Distrust { agent: AgentName, epoch: Epoch, why: String, answer: oneshot::Sender<bool> },
     /// Tell the sessions.
     Sessions(oneshot::Sender<Vec<SessionInfo>>),
     /// Refuse everyone, and end.
@@ -266,6 +272,30 @@ impl HubHandle {
     /// Has the agent's runtime make itself another key. [`Notice::Rotated`] tells when it is stored.
     pub fn rotate(&self, agent: AgentName) {
         self.tell(Event::Rotate { agent, challenge: Nonce::generate() });
+    }
+
+    /// Asks the runtime in this session of an agent where it runs. Waits for ever; the caller holds the deadline.
+    ///
+    /// # Errors
+    /// When the session is over, and when its runtime does not know the question.
+    pub async fn verify(&self, agent: AgentName, epoch: Epoch, question: Verify) -> Result<Shown, VerifyError> {
+        let (answer, shown) = oneshot::channel();
+        let _ = self.commands.send(Command::Verify { question, agent, epoch, answer });
+        shown.await.unwrap_or(Err(VerifyError::Offline))
+    }
+
+    /// Says that the runtime in this session runs in the agent's machine: from now on one that can't show that does
+    /// not speak for the agent.
+    pub fn trust(&self, agent: AgentName, epoch: Epoch) {
+        self.tell(Event::Trust { agent, epoch });
+    }
+
+    /// Says that the runtime in this session runs elsewhere: the session ends, and the key that opened it opens no
+    /// other. Answers when that is stored, with whether there was such a session.
+    pub async fn distrust(&self, agent: AgentName, epoch: Epoch, why: String) -> bool {
+        let (answer, revoked) = oneshot::channel();
+        let _ = self.commands.send(Command::Distrust { agent, epoch, why, answer });
+        revoked.await.unwrap_or(false)
     }
 
     /// Offers another version of the runtime. The program is to be sent as the stream's input; the stream

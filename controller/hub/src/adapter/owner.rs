@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::Message;
-use vm_agent_schemas::ids::{MessageId, Nonce, SessionId};
+use vm_agent_schemas::ids::{MessageId, Nonce, RequestId, SessionId};
 use vm_agent_schemas::message::{self, Post};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::{Address, Envelope, FromHub};
@@ -18,7 +18,7 @@ use super::connection::{Input, Outgoing};
 use super::notices::Notices;
 use super::release::{Released, Releases};
 use super::{ClientSender, Command, Purpose, Storage};
-use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, PostError, StreamKey};
+use crate::state::{ConnId, Effect, Event, Hub, Notice, OpenError, PostError, Shown, StreamKey, VerifyError};
 use crate::stream::Stream;
 
 /// How often time is looked at, at the least: handshakes are timed in seconds.
@@ -32,6 +32,9 @@ const LAST_NOTICES: Duration = Duration::from_secs(2);
 
 /// Who waits to hear whether a message of the host's is stored.
 type PostAnswer = oneshot::Sender<Result<(), PostError>>;
+
+/// Who waits to hear where a runtime runs.
+pub(super) type ShownAnswer = oneshot::Sender<Result<Shown, VerifyError>>;
 
 /// A stream that is being opened.
 struct Opening {
@@ -49,6 +52,8 @@ pub(super) struct Owner {
     opening: HashMap<StreamKey, Opening>,
     clients: HashMap<StreamKey, ClientSender>,
     posting: HashMap<(MessageId, Address), Vec<PostAnswer>>,
+    verifying: HashMap<RequestId, ShownAnswer>,
+    distrusting: HashMap<RequestId, oneshot::Sender<bool>>,
     last_key: u64,
     shutting_down: bool,
 }
@@ -73,6 +78,8 @@ impl Owner {
             opening: HashMap::new(),
             clients: HashMap::new(),
             posting: HashMap::new(),
+            verifying: HashMap::new(),
+            distrusting: HashMap::new(),
             last_key: 0,
             shutting_down: false,
         }
@@ -136,6 +143,15 @@ impl Owner {
                 self.posting.entry((message.id, message.to.clone())).or_default().push(answer);
                 self.handle(Event::Post(*message));
             }
+            Command::Verify { question, agent, epoch, answer } => {
+                self.verifying.insert(question.request, answer);
+                self.handle(Event::Verify { question, agent, epoch });
+            }
+            Command::Distrust { agent, epoch, why, answer } => {
+                let request = RequestId::generate();
+                self.distrusting.insert(request, answer);
+                self.handle(Event::Distrust { request, agent, epoch, why });
+            }
             Command::Sessions(answer) => {
                 // Who asked may have left.
                 let _ = answer.send(self.hub.sessions());
@@ -184,6 +200,13 @@ impl Owner {
                         // Who asked may have left.
                         let _ = asking.send(answer.clone());
                     }
+                }
+                // Who asked may have left, here and below.
+                Effect::Shown { request, answer } => {
+                    let _ = self.verifying.remove(&request).map(|asking| asking.send(answer));
+                }
+                Effect::Distrusted { request, revoked } => {
+                    let _ = self.distrusting.remove(&request).map(|asking| asking.send(revoked));
                 }
                 Effect::Client { key, event } => {
                     let last = event.is_last();

@@ -34,7 +34,7 @@ impl Lane {
             | Effect::Close { conn } => Self::Conn(*conn),
             Effect::Opening { key, .. } | Effect::Client { key, .. } => Self::Client(*key),
             Effect::Notify(notice) => notice.agent().map_or(Self::Fleet, |agent| Self::Agent(agent.clone())),
-            Effect::Store(_) | Effect::Posted { .. } => Self::Fleet,
+            Effect::Store(_) | Effect::Posted { .. } | Effect::Shown { .. } | Effect::Distrusted { .. } => Self::Fleet,
         }
     }
 }

@@ -176,6 +176,7 @@ impl Peer {
             public_key: URL_SAFE_NO_PAD.encode(key.public_key()),
             join_token: Some(Secret::from_text("token")),
             runtime_version: "0.1.0".to_owned(),
+            abilities: std::collections::BTreeSet::new(),
         };
         self.say(FromRuntime::Hello(hello.clone())).await;
         match self.hear().await {

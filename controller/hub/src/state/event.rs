@@ -8,18 +8,21 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use jiff::Timestamp;
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Incarnation, MessageId, Nonce, SessionId, TaskId};
+use vm_agent_schemas::ids::{
+    Boot, ClaimId, Digest, Epoch, Incarnation, MessageId, Nonce, RequestId, SessionId, TaskId,
+};
 use vm_agent_schemas::message::{Message, MessageRefused, MessageState};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
 use vm_agent_schemas::wire::{
     Address, Channel, Configuration, Envelope, Frame, FromHub, FromRuntime, HealthReport, RefusalCode, Signal,
-    StreamTarget, TaskRef, TerminalReport, TerminalSize, UpgradeFailed,
+    StreamTarget, TaskRef, TerminalReport, TerminalSize, UpgradeFailed, Verify,
 };
 
 use super::directory::Directory;
 use super::streams::STREAMS_MAX;
 use super::upgrade::Offer;
+use super::verification::{Shown, VerifyError};
 use crate::stream::StreamEvent;
 
 /// One connection, in the adapter's counting.
@@ -169,6 +172,33 @@ pub enum Event {
         /// The program.
         offer: Offer,
     },
+    /// An agent's runtime is to show where it runs, in this session.
+    Verify {
+        /// What it is asked.
+        question: Verify,
+        /// The agent.
+        agent: AgentName,
+        /// The session's epoch.
+        epoch: Epoch,
+    },
+    /// The runtime in this session runs in the agent's machine.
+    Trust {
+        /// The agent.
+        agent: AgentName,
+        /// The session's epoch.
+        epoch: Epoch,
+    },
+    /// The runtime in this session runs elsewhere.
+    Distrust {
+        /// By what the answer is known.
+        request: RequestId,
+        /// The agent.
+        agent: AgentName,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// What tells, as a sentence.
+        why: String,
+    },
     /// The controller goes down.
     Shutdown,
 }
@@ -285,6 +315,20 @@ pub enum Effect {
         /// What.
         event: StreamEvent,
     },
+    /// Answer [`Event::Verify`].
+    Shown {
+        /// The question.
+        request: RequestId,
+        /// What the runtime answered, or why it has not.
+        answer: Result<Shown, VerifyError>,
+    },
+    /// Answer [`Event::Distrust`].
+    Distrusted {
+        /// By what the answer is known.
+        request: RequestId,
+        /// Whether there was that session, and its key is worth nothing now.
+        revoked: bool,
+    },
 }
 
 impl Effect {
@@ -293,13 +337,18 @@ impl Effect {
     #[must_use]
     pub const fn grants(&self) -> bool {
         match self {
-            Self::Send { .. } | Self::SendData { .. } | Self::Notify(_) | Self::Posted { answer: Ok(()), .. } => true,
+            Self::Send { .. }
+            | Self::SendData { .. }
+            | Self::Notify(_)
+            | Self::Posted { answer: Ok(()), .. }
+            | Self::Distrusted { .. } => true,
             Self::Deliver { .. }
             | Self::Close { .. }
             | Self::Store(_)
             | Self::Opening { .. }
             | Self::Posted { .. }
-            | Self::Client { .. } => false,
+            | Self::Client { .. }
+            | Self::Shown { .. } => false,
         }
     }
 }

@@ -11,10 +11,17 @@ use subtle::ConstantTimeEq;
 use vm_agent_schemas::credential::{Binding, Credential};
 use vm_agent_schemas::ids::{Digest, Incarnation};
 use vm_agent_schemas::names::{AgentName, FleetName};
-use vm_agent_schemas::wire::{Challenge, ChallengeProof, Hello, PROTOCOL, RefusalCode, Rotated, rotation_bytes};
+use vm_agent_schemas::wire::{
+    Challenge, ChallengeProof, Hello, PROTOCOL, RefusalCode, Rotated, VERIFY, rotation_bytes,
+};
+
+use super::verification::check_abilities;
 
 /// Longest `runtimeVersion`: it is kept and shown, and comes from inside the instance.
 pub(super) const VERSION_MAX: usize = 64;
+
+/// Most abilities, and the longest name of one, in bytes: what is not known yet is passed over, and not kept.
+const ABILITIES_MAX: usize = 32;
 
 /// Why a connection may not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +70,10 @@ pub(super) fn check_hello(
         return Err(Refusal::new(RefusalCode::Incarnation, message));
     }
     match &credential.binding {
-        Some(binding) => check_binding(hello, binding)?,
+        Some(binding) => {
+            check_binding(hello, binding)?;
+            check_abilities(hello.abilities.contains(VERIFY), binding, credential)?;
+        }
         None => check_join_token(hello, credential, now)?,
     }
     if hello.boot < credential.boot {
@@ -91,6 +101,10 @@ fn check_form(hello: &Hello) -> Result<(), Refusal> {
     }
     if hello.runtime_version.len() > VERSION_MAX {
         return Err(Refusal::protocol(format!("`runtimeVersion` is longer than {VERSION_MAX} bytes")));
+    }
+    let long = |ability: &String| ability.len() > ABILITIES_MAX;
+    if hello.abilities.len() > ABILITIES_MAX || hello.abilities.iter().any(long) {
+        return Err(Refusal::protocol(format!("`abilities` are more than {ABILITIES_MAX}, or longer than that")));
     }
     if decode::<32>(&hello.public_key).is_none() {
         return Err(Refusal::protocol("`publicKey` is not 32 bytes in base64 (URL alphabet, no padding)"));
@@ -158,8 +172,10 @@ fn is_signed(public_key: &str, signature: &str, bytes: &[u8]) -> bool {
 /// A new key that it was proven with takes the place of the old one.
 pub(super) fn accepted(credential: &Credential, hello: &Hello) -> Credential {
     let bound = credential.binding.clone();
+    let verified = bound.as_ref().is_some_and(|binding| binding.verified);
     let next_key = bound.and_then(|binding| binding.next_key).filter(|next_key| *next_key != hello.public_key);
-    let binding = Binding { public_key: hello.public_key.clone(), next_key, machine_id: hello.machine_id.clone() };
+    let (public_key, machine_id) = (hello.public_key.clone(), hello.machine_id.clone());
+    let binding = Binding { public_key, next_key, machine_id, verified };
     Credential {
         join: None,
         binding: Some(binding),

@@ -83,6 +83,7 @@ impl Hub {
             FromRuntime::MessageTaken(MessageRef { message }) => self.message_taken(&agent, message, now),
             FromRuntime::Rotated(rotated) => self.rotated(conn, &agent, rotated)?,
             FromRuntime::UpgradeFailed(failed) => self.upgrade_failed(conn, &agent, failed, now)?,
+            FromRuntime::Evidence(evidence) => self.evidence(conn, evidence)?,
         }
         Ok(())
     }

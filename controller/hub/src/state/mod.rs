@@ -38,6 +38,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod upgrade;
+mod verification;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -57,6 +58,7 @@ pub use event::{
 };
 pub use sessions::configuration_fits;
 pub use upgrade::Offer;
+pub use verification::{Shown, VerifyError};
 
 use meter::Meter;
 use post_office::PostOffice;
@@ -196,6 +198,9 @@ impl Hub {
             Event::Post(message) => self.post(message, now),
             Event::Restore(message) => self.restore(message),
             Event::Rotate { agent, challenge } => self.rotate(&agent, challenge),
+            Event::Verify { question, agent, epoch } => self.verify(question, &agent, epoch),
+            Event::Trust { agent, epoch } => self.trust(&agent, epoch),
+            Event::Distrust { request, agent, epoch, why } => self.distrust(request, &agent, epoch, why),
             Event::OfferUpgrade { key, agent, offer } => self.offer_upgrade(key, &agent, offer, now),
             Event::Shutdown => self.shutdown(),
         }

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::credential::Credential;
-use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation};
+use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, RequestId, SessionId};
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::{
     Address, Challenge, Configuration, Envelope, FromHub, FromRuntime, HANDSHAKE_LIMIT, HealthReport, Hello,
-    RefusalCode, Refused, Welcome,
+    RefusalCode, Refused, VERIFY, Welcome,
 };
 
 use super::handshake::{self, Refusal};
 use super::log::LogMeter;
 use super::meter::Meter;
 use super::streams::Streams;
+use super::verification::VerifyError;
 use super::{
     CloseReason, ConnId, Connection, Effect, Enrolled, Hub, Inbound, Notice, Phase, Record, SessionInfo, elapsed,
     messages, tasks,
@@ -40,13 +41,14 @@ const SESSIONS_OWED: SignedDuration = SignedDuration::from_secs(60);
 /// The accepted connection of a runtime.
 #[derive(Debug)]
 pub(super) struct Session {
+    pub(super) id: SessionId,
     pub(super) agent: AgentName,
     pub(super) incarnation: Incarnation,
     pub(super) epoch: Epoch,
     boot: Boot,
     connected_at: Timestamp,
     last_seen: Timestamp,
-    runtime_version: String,
+    pub(super) runtime_version: String,
     pub(super) health: Option<HealthReport>,
     pub(super) configured: Option<Digest>,
     /// Whether it has said that.
@@ -56,6 +58,10 @@ pub(super) struct Session {
     pub(super) streams: Streams,
     /// What its runtime has to sign with a new key, while it is asked for one.
     pub(super) rotating: Option<Challenge>,
+    /// Whether its runtime can show where it runs.
+    pub(super) verifies: bool,
+    /// The question to which it has not answered that.
+    pub(super) asked: Option<RequestId>,
     /// Whether the agent was busy at the last look.
     busy: bool,
     active_at: Timestamp,
@@ -65,15 +71,18 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn new(credential: &Credential, runtime_version: String, now: Timestamp) -> Self {
+    fn new(id: SessionId, credential: &Credential, hello: Hello, now: Timestamp) -> Self {
         Self {
+            id,
             agent: credential.agent.clone(),
             incarnation: credential.incarnation,
             epoch: credential.epoch,
             boot: credential.boot,
             connected_at: now,
             last_seen: now,
-            runtime_version,
+            verifies: hello.abilities.contains(VERIFY),
+            asked: None,
+            runtime_version: hello.runtime_version,
             health: None,
             configured: None,
             told: false,
@@ -241,7 +250,8 @@ impl Hub {
         let credential = handshake::accepted(&agent.credential, &hello);
         agent.credential = credential.clone();
         agent.live = Some(conn);
-        connection.phase = Phase::Live(Box::new(Session::new(&credential, hello.runtime_version, now)));
+        let name = hello.agent.clone();
+        connection.phase = Phase::Live(Box::new(Session::new(connection.session, &credential, hello, now)));
         let welcome = Welcome {
             protocol,
             session: connection.session,
@@ -253,12 +263,12 @@ impl Hub {
         self.effects.push(Effect::Store(Record::Credential(credential)));
         self.send(conn, FromHub::Welcome(welcome));
         if joined {
-            self.notify(Notice::Joined { agent: hello.agent.clone(), incarnation });
+            self.notify(Notice::Joined { agent: name.clone(), incarnation });
         }
-        self.notify(Notice::SessionOpened { agent: hello.agent.clone(), epoch });
+        self.notify(Notice::SessionOpened { agent: name.clone(), epoch });
         self.store_again(now);
-        self.watch(&hello.agent, now);
-        self.look_at(&hello.agent, now);
+        self.watch(&name, now);
+        self.look_at(&name, now);
     }
 
     /// Tells the peer why, closes the connection and forgets it.
@@ -286,6 +296,9 @@ impl Hub {
         for key in session.streams.clients() {
             self.clients.remove(&key);
             self.effects.push(Effect::Client { key, event: StreamEvent::Lost(why.to_string()) });
+        }
+        if let Some(request) = session.asked {
+            self.shown(request, Err(VerifyError::Offline));
         }
         let left_out = session.log.rest();
         let (agent, epoch) = (session.agent, session.epoch);

@@ -112,6 +112,7 @@ impl World {
             public_key: URL_SAFE_NO_PAD.encode(key.public_key()),
             join_token: Some(Secret::from_text(TOKEN)),
             runtime_version: "0.1.0".to_owned(),
+            abilities: std::collections::BTreeSet::new(),
         };
         let challenge = Challenge { challenge: Nonce::from_text(CHALLENGE) };
         let signature = URL_SAFE_NO_PAD.encode(key.sign(&challenge.signed_bytes(&hello)));
@@ -211,6 +212,7 @@ impl World {
                 Effect::Store(record) => assert!(is_its_own(record), "it changes what is not its own: {record:?}"),
                 Effect::Notify(notice) => assert!(!matches!(notice, Notice::TaskEnded(task) if !is_webs(task))),
                 Effect::Posted { .. } => panic!("nobody has posted anything"),
+                Effect::Shown { .. } | Effect::Distrusted { .. } => panic!("nobody has asked where it runs"),
             }
         }
     }

@@ -133,6 +133,7 @@ impl Runtime {
             public_key: encoded(self.key_in_use()),
             join_token: (!self.joined).then(|| self.seed.join_token.clone()),
             runtime_version: "0.1.0".to_owned(),
+            abilities: std::collections::BTreeSet::new(),
         }
     }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use vm_agent_schemas::api::{AgentView, ChangeRequest, Changed, CreateRequest, List, LogPage};
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::verification::Verification;
 
 use super::{Asked, By, at_most, usual_page};
 use crate::controller::Controller;
@@ -100,6 +101,20 @@ pub(super) fn routes() -> ApiRouter<Controller> {
             ),
         )
         .api_route(
+            "/agents/{name}/verify",
+            post_with(
+                verify_agent,
+                described(
+                    "verifyAgent",
+                    TAG,
+                    "Find out whether an agent's runtime runs in its machine",
+                    "A challenge goes into the machine through its driver, and the runtime has to answer by means of \
+                     it. The answer to the request says `verified`, `not-in-machine` or `unable`, and why. A runtime that \
+                     does not run in its machine is refused from then on, and the machine gets another seed.",
+                ),
+            ),
+        )
+        .api_route(
             "/agents/{name}/overrides/{path}",
             post_with(
                 extend_override,
@@ -148,6 +163,10 @@ pub(super) fn routes() -> ApiRouter<Controller> {
 async fn rotate_key(State(controller): Asked, Segment(name): Segment<AgentName>) -> Result<Done, Refusal> {
     controller.rotate_key(&name).await?;
     Ok(Done)
+}
+
+async fn verify_agent(State(controller): Asked, Segment(name): Segment<AgentName>) -> Answer<Verification> {
+    Ok(Doc(controller.verify(&name).await?))
 }
 
 async fn list_agents(State(controller): Asked) -> Answer<List<AgentView>> {

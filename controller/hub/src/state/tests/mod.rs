@@ -13,4 +13,5 @@ mod silence;
 mod streams;
 mod tasks;
 mod upgrade;
+mod verification;
 mod world;

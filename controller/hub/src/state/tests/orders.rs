@@ -497,6 +497,7 @@ impl Watch {
                 Effect::Notify(Notice::SessionClosed { agent, .. }) => {
                     self.live.remove(agent);
                 }
+                Effect::Shown { .. } | Effect::Distrusted { .. } => panic!("nobody asks where anything runs"),
                 Effect::Notify(_) | Effect::Opening { .. } | Effect::Posted { .. } | Effect::Client { .. } => {}
             }
         }

@@ -213,7 +213,9 @@ impl Simulation {
                 }
             }
             Effect::Notify(_) | Effect::Opening { .. } | Effect::Client { .. } => {}
-            Effect::SendData { .. } | Effect::Store(_) => panic!("{effect:?}"),
+            Effect::SendData { .. } | Effect::Store(_) | Effect::Shown { .. } | Effect::Distrusted { .. } => {
+                panic!("{effect:?}")
+            }
         }
     }
 

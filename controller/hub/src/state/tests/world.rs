@@ -5,15 +5,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use vm_agent_schemas::credential::{Credential, JoinToken};
-use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, Secret, SessionId, TaskId};
+use vm_agent_schemas::ids::{Boot, Digest, Epoch, Incarnation, MessageId, Nonce, RequestId, Secret, SessionId, TaskId};
 use vm_agent_schemas::message::Post;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::{Job, Report, Task, TaskSource, Terms};
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::{
-    Address, Challenge, ChallengeProof, Configuration, Configured, Envelope, Frame, FromHub, FromRuntime, HealthReport,
-    Hello, LogLines, MessageRef, RefusalCode, Rotated, Run, StreamEnded, StreamOpened, StreamTaken, StreamTarget,
-    TaskEnded, TaskOutcome, TaskRef, UpgradeFailed, Welcome,
+    Address, Challenge, ChallengeProof, Configuration, Configured, Envelope, Evidence, Frame, FromHub, FromRuntime,
+    HealthReport, Hello, LogLines, MessageRef, RefusalCode, Rotated, Run, StreamEnded, StreamOpened, StreamTaken,
+    StreamTarget, TaskEnded, TaskOutcome, TaskRef, UpgradeFailed, Welcome,
 };
 
 use crate::state::{ConnId, Effect, Event, Hub, Inbound, Notice, OutputKnown, Record};
@@ -68,6 +68,7 @@ pub(super) fn hello(agent: &str, seed: u8) -> Hello {
         public_key: public(&key(seed)),
         join_token: Some(Secret::from_text("token")),
         runtime_version: "0.1.0".to_owned(),
+        abilities: std::collections::BTreeSet::new(),
     }
 }
 
@@ -140,6 +141,7 @@ pub(super) fn every_message() -> Vec<FromRuntime> {
             sha256: Digest::of(b"program"),
             reason: "it does not run".to_owned(),
         }),
+        FromRuntime::Evidence(Evidence { request: RequestId::generate(), machine: None, boot: None, answer: None }),
         FromRuntime::StreamOpened(StreamOpened { stream: 1, offset: 0 }),
         FromRuntime::StreamEnded(StreamEnded { stream: 1, outcome }),
         FromRuntime::StreamTaken(StreamTaken { stream: 1, channel: vm_agent_schemas::wire::Channel::Stdin, offset: 0 }),
