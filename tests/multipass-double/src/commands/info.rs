@@ -83,7 +83,7 @@ pub(super) fn info(context: &mut Context, arguments: &Arguments) -> Done {
     for name in names {
         let found = &serial.state.instances[&name];
         if found.phase.is_running() && !found.deleted && !arguments.has("no-runtime-information") {
-            let addresses = ask(context, &mut serial.state, &name).inspect_err(|_| serial.save())?;
+            let addresses = ask(context, "info", &mut serial.state, &name).inspect_err(|_| serial.save())?;
             let trouble = match (instance::is_up(&context.home, &name), instance::is_frozen(&context.home, &name)) {
                 (true, false) => None,
                 (false, _) => Some("Connection refused"),

@@ -36,7 +36,8 @@ pub(super) fn list(context: &mut Context, arguments: &Arguments) -> Done {
         let running =
             serial.state.instances.iter().filter(|(_, instance)| !instance.deleted && instance.phase.is_running());
         for name in running.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            addresses.insert(name.clone(), ask(context, &mut serial.state, &name).inspect_err(|_| serial.save())?);
+            addresses
+                .insert(name.clone(), ask(context, "list", &mut serial.state, &name).inspect_err(|_| serial.save())?);
         }
     }
     print(context, &serial.state, &addresses, format);
@@ -44,7 +45,7 @@ pub(super) fn list(context: &mut Context, arguments: &Arguments) -> Done {
 }
 
 /// The addresses of a machine that runs. One that stands still does not answer, and is waited for.
-pub(super) fn ask(context: &mut Context, state: &mut State, name: &str) -> Result<Vec<String>, Failure> {
+pub(super) fn ask(context: &mut Context, command: &str, state: &mut State, name: &str) -> Result<Vec<String>, Failure> {
     let begun = Instant::now();
     while instance::is_frozen(&context.home, name) && begun.elapsed() < context.knobs.limit("address") {
         thread::sleep(Duration::from_millis(20));
@@ -55,7 +56,7 @@ pub(super) fn ask(context: &mut Context, state: &mut State, name: &str) -> Resul
         thread::sleep(limit.saturating_sub(begun.elapsed()));
         found.phase = Phase::Unknown;
         let text = format!("Could not determine IP address within {}ms", limit.as_millis());
-        return Err(Failure::daemon("list", text));
+        return Err(Failure::daemon(command, text));
     }
     Ok(vec![found.ipv4.clone()])
 }

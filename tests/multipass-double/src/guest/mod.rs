@@ -6,6 +6,7 @@ pub(crate) mod files;
 pub(crate) mod image;
 pub(crate) mod init;
 mod journal;
+mod keeper;
 mod mounts;
 mod process;
 mod sudo;
@@ -34,6 +35,7 @@ pub(crate) fn main(name: &str, arguments: &[String]) -> Option<ExitCode> {
         "cloud-init" => cloud_init::main(arguments),
         "sudo" => sudo::main(arguments),
         "systemd-detect-virt" => say("qemu\n"),
+        keeper::NAME => keeper::main(arguments),
         "double-files" => files::main(arguments),
         _ => return None,
     })

@@ -3,21 +3,30 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::journal;
+use super::image::PROGRAM;
 use super::unit::{Unit, words};
+use super::{journal, keeper};
 
-/// The variable by which the processes of one start of a unit are known.
+/// The variable by which processes know the start of the unit that they belong to.
 const INVOCATION: &str = "INVOCATION_ID";
+/// How long a keeper may take to say which process it keeps.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is to be run for a unit. A program that is not there fails when it runs, not before.
+/// What is to be run for a unit: its keeper. A program that is not there fails when it runs, not before.
 pub(super) fn command(name: &str, unit: &Unit, invocation: &str) -> Command {
     prepare_folders(unit);
-    let mut command = Command::new("/usr/bin/env");
+    drop(fs::remove_file(main_file(name)));
+    let stays = unit.is_oneshot() && unit.stays() || matches!(unit.last("KillMode"), Some("process" | "none"));
+    let mut command = Command::new(Path::new("/").join(PROGRAM));
+    command.arg0(keeper::NAME).arg(main_file(name)).arg(if stays { keeper::LEAVE } else { keeper::KILL });
+    command.arg("/usr/bin/env");
     let home = format!("--chdir={}", unit.last("WorkingDirectory").unwrap_or("/").trim_start_matches('-'));
     command.arg("-i").arg(home).arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.arg(format!("{INVOCATION}={invocation}"));
@@ -64,34 +73,40 @@ fn script(unit: &Unit) -> String {
     script.join("\n")
 }
 
-/// The processes of a unit: those that still carry its mark, and their children.
-pub(super) fn members(invocation: &str, main: Option<u32>) -> Vec<u32> {
-    let mark = format!("{INVOCATION}={invocation}");
-    let pids: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+/// The processes below another, which is not among them.
+pub(super) fn below(top: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let parent = |pid: u32| -> Option<u32> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
-    let marked = |pid: u32| {
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|text| String::from_utf8_lossy(&text).split('\0').any(|variable| variable == mark))
-    };
-    let mut found: Vec<u32> = pids.iter().copied().filter(|pid| marked(*pid) || main == Some(*pid)).collect();
-    loop {
-        let more: Vec<u32> = pids
-            .iter()
-            .copied()
-            .filter(|pid| !found.contains(pid) && parent(*pid).is_some_and(|parent| found.contains(&parent)))
-            .collect();
-        if more.is_empty() {
-            return found;
-        }
-        found.extend(more);
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found = vec![top];
+    let mut place = 0;
+    while let Some(pid) = found.get(place).copied() {
+        found.extend(parents.iter().filter(|(_, parent)| *parent == pid).map(|(pid, _)| *pid));
+        place += 1;
     }
+    found.split_off(1)
+}
+
+/// Where the id of a unit's main process stands.
+fn main_file(name: &str) -> PathBuf {
+    Path::new(super::SHARED).join(format!("main-{name}"))
+}
+
+/// The main process of a unit that was started.
+pub(super) fn main(name: &str) -> Option<u32> {
+    let begun = Instant::now();
+    // Its keeper writes it down at once, and may not have come to it yet.
+    while begun.elapsed() < PATIENCE {
+        if let Some(pid) = fs::read_to_string(main_file(name)).ok().and_then(|text| text.parse().ok()) {
+            return Some(pid);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    None
 }
 
 /// Sends a signal to a process. That it is gone is no error.

@@ -87,6 +87,11 @@ impl Unit {
         self.last("Type") == Some("oneshot")
     }
 
+    /// Whether it counts as there when its process has ended well.
+    pub(super) fn stays(&self) -> bool {
+        self.last("RemainAfterExit").is_some_and(|stays| matches!(stays, "yes" | "true"))
+    }
+
     /// Whether it is to be started again after such an end.
     pub(super) fn restarts(&self, well: bool) -> bool {
         match self.last("Restart").unwrap_or("no") {

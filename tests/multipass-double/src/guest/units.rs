@@ -48,8 +48,8 @@ struct Service {
     active: Going,
     sub: &'static str,
     result: &'static str,
-    main: Option<u32>,
-    invocation: String,
+    /// The process that keeps all others of it.
+    keeper: Option<u32>,
     restarts: u32,
     /// Starts as soon as these are there.
     awaits: Vec<String>,
@@ -206,17 +206,17 @@ impl Units {
         service.again_at = None;
         service.then_start = false;
         service.awaits.clear();
-        if service.main.is_none() {
+        let Some(keeper) = service.keeper else {
             (service.active, service.sub) = (Going::Inactive, "dead");
             return;
-        }
+        };
         (service.active, service.sub) = (Going::Deactivating, "stop-sigterm");
         service.kill_at = Some(now + service.unit.time("TimeoutStopSec", Duration::from_secs(90)));
         match service.unit.last("KillMode") {
-            Some("mixed" | "process") => service.main.into_iter().for_each(|pid| process::signal(pid, Signal::TERM)),
-            _ => process::members(&service.invocation, service.main)
-                .into_iter()
-                .for_each(|pid| process::signal(pid, Signal::TERM)),
+            Some("mixed" | "process") => {
+                process::main(name).into_iter().for_each(|pid| process::signal(pid, Signal::TERM))
+            }
+            _ => process::below(keeper).into_iter().for_each(|pid| process::signal(pid, Signal::TERM)),
         }
     }
 
@@ -230,8 +230,12 @@ impl Units {
 
     /// Stops all, and gives whether all have stopped.
     pub(super) fn shut_down(&mut self) -> bool {
-        let running: Vec<String> =
-            self.services.iter().filter(|(_, service)| service.main.is_some()).map(|(name, _)| name.clone()).collect();
+        let running: Vec<String> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.keeper.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in &running {
             if self.services[name].active != Going::Deactivating {
                 self.stop(name);
@@ -246,22 +250,18 @@ impl Units {
 
     /// A process has ended.
     pub(super) fn ended(&mut self, pid: u32, status: WaitStatus) {
-        let Some((name, service)) = self.services.iter_mut().find(|(_, service)| service.main == Some(pid)) else {
+        let Some((name, service)) = self.services.iter_mut().find(|(_, service)| service.keeper == Some(pid)) else {
             return;
         };
         let name = name.clone();
-        service.main = None;
+        service.keeper = None;
         let well = status.exit_status() == Some(0)
             || (service.active == Going::Deactivating && status.terminating_signal().is_some());
         let stopped = service.active == Going::Deactivating;
         if well && !stopped && service.unit.is_oneshot() {
-            let stays = service.unit.last("RemainAfterExit").is_some_and(|stays| matches!(stays, "yes" | "true"));
-            (service.active, service.sub) = if stays { (Going::Active, "exited") } else { (Going::Inactive, "dead") };
+            (service.active, service.sub) =
+                if service.unit.stays() { (Going::Active, "exited") } else { (Going::Inactive, "dead") };
         } else {
-            // What is left of it goes with it.
-            process::members(&service.invocation, service.main)
-                .into_iter()
-                .for_each(|pid| process::signal(pid, Signal::KILL));
             if !well {
                 service.result = if status.terminating_signal().is_some() { "signal" } else { "exit-code" };
             }
@@ -310,14 +310,14 @@ impl Units {
 
     fn tick_one(&mut self, name: &str, now: Instant) {
         let service = &self.services[name];
-        let is_pending = service.active == Going::Activating && service.main.is_none() && service.again_at.is_none();
+        let is_pending = service.active == Going::Activating && service.keeper.is_none() && service.again_at.is_none();
         let unready = service.awaits.iter().any(|other| self.active(other) == Going::Activating);
         let lacks = service.requires.iter().any(|other| self.active(other) == Going::Failed);
         let service = self.services.get_mut(name).expect("it was just there");
         if service.kill_at.is_some_and(|at| at <= now) {
             service.kill_at = None;
-            let rest = process::members(&service.invocation, service.main);
-            rest.into_iter().chain(service.main).for_each(|pid| process::signal(pid, Signal::KILL));
+            let rest = service.keeper.map(process::below).unwrap_or_default();
+            rest.into_iter().for_each(|pid| process::signal(pid, Signal::KILL));
         }
         if service.again_at.is_some_and(|at| at <= now) {
             service.again_at = None;
@@ -341,10 +341,9 @@ impl Units {
         let service = self.services.get_mut(name).expect("it was just there");
         let unit = &service.unit;
         let mut command = process::command(name, unit, &invocation);
-        service.invocation = invocation;
         match command.spawn() {
             Ok(child) => {
-                service.main = Some(child.id());
+                service.keeper = Some(child.id());
                 (service.active, service.sub) = match unit.is_oneshot() {
                     true => (Going::Activating, "start"),
                     false => (Going::Active, "running"),
@@ -366,7 +365,7 @@ impl Units {
             ("SubState", if service.sub.is_empty() { "dead" } else { service.sub }.to_owned()),
             ("Result", if service.result.is_empty() { "success" } else { service.result }.to_owned()),
             ("NRestarts", service.restarts.to_string()),
-            ("MainPID", service.main.unwrap_or_default().to_string()),
+            ("MainPID", service.keeper.and_then(|_| process::main(unit)).unwrap_or_default().to_string()),
         ];
         let wanted = |key: &str| properties.is_empty() || properties.iter().any(|property| property == key);
         all.iter().filter(|(key, _)| wanted(key)).map(|(key, value)| format!("{key}={value}\n")).collect()
@@ -415,13 +414,14 @@ impl Units {
             _ => Signal::TERM,
         };
         for unit in &request.units {
-            let Some(service) = self.services.get(unit).filter(|service| service.main.is_some()) else {
+            let Some(keeper) = self.services.get(unit).and_then(|service| service.keeper) else {
                 return Reply::failed(1, format!("Failed to kill unit {unit}: No main process to kill\n"));
             };
-            let rest = if request.main_only { Vec::new() } else { process::members(&service.invocation, service.main) };
-            let mut all: Vec<u32> = rest.into_iter().chain(service.main).collect();
-            all.dedup();
-            all.into_iter().for_each(|pid| process::signal(pid, signal_named));
+            let whom = match request.main_only {
+                true => process::main(unit).into_iter().collect(),
+                false => process::below(keeper),
+            };
+            whom.into_iter().for_each(|pid| process::signal(pid, signal_named));
         }
         Reply::default()
     }

@@ -82,12 +82,20 @@ fn units_are_started_watched_and_started_again() {
     assert_eq!(told, "ActiveState=failed\nResult=exit-code\n");
     let told = bench.exec("one", "sudo systemctl start nosuch").fails(5);
     assert_eq!(told, "Failed to start nosuch.service: Unit nosuch.service not found.\n");
-    // A stop takes all that a unit has begun.
+    // A stop takes all that a unit has begun, and so does the end of its main process.
     place("many", "[Service]\nExecStart=/bin/sh -c \"sleep 999 & setsid sleep 998 & wait\"\n");
     bench.exec("one", "sudo systemctl start many").well();
     wait("its processes", || bench.exec("one", "pgrep -c -f 'sleep 99[89]$'").out.trim() == "2");
     bench.exec("one", "sudo systemctl stop many").well();
     assert_eq!(bench.exec("one", "pgrep -f 'sleep 99[89]$'").code, Some(1));
+    place("left", "[Service]\nExecStart=/bin/sh -c \"env -i setsid /bin/sleep 997 & wait\"\n");
+    bench.exec("one", "sudo systemctl start left").well();
+    wait("its processes", || bench.exec("one", "pgrep -f 'sleep 997$'").code == Some(0));
+    bench.exec("one", "sudo systemctl kill --kill-whom=main --signal=KILL left").well();
+    wait("the unit to have failed", || {
+        bench.exec("one", "systemctl show left --property=Result").well() == "Result=signal\n"
+    });
+    assert_eq!(bench.exec("one", "pgrep -f 'sleep 997$'").code, Some(1));
 }
 
 #[test]
