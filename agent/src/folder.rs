@@ -38,6 +38,8 @@ const MESSAGES_DIR: &str = "messages";
 
 /// How long the lock is tried for: a driver that looks whether a runtime lives holds it for an instant.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked for a seed. A machine is being made then, and has nothing else to do.
+const SEED_PAUSE: Duration = Duration::from_millis(10);
 /// The pause between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -149,6 +151,14 @@ impl Folder {
             line: error.line(),
             column: error.column(),
         })
+    }
+
+    /// Waits until the driver has put a seed here. It appears whole.
+    pub(crate) fn await_seed(&self) {
+        let path = self.path.join(SEED_FILE);
+        while !path.exists() {
+            std::thread::sleep(SEED_PAUSE);
+        }
     }
 
     /// Makes sure that what is kept belongs to the seed's incarnation. A restored or cloned instance

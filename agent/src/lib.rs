@@ -55,6 +55,7 @@ use vm_agent_schemas::guest::CHANNEL_DEVICE;
 /// How the program is called.
 const USAGE: &str = "\
 usage: vm-agent-runtime FOLDER                      run the runtime of a folder, which holds its seed
+       vm-agent-runtime --await FOLDER              the same, of a folder that may get its seed later
        vm-agent-runtime message send|receive ...    pass messages from inside the machine; see message --help
        vm-agent-runtime --guest [CHANNEL]           as root: take identity and seed from the machine's driver
        vm-agent-runtime --guest-call                the same, of a driver that runs this: answer what stdin says, and end
@@ -82,8 +83,12 @@ pub enum RuntimeError {
 /// the whole program; call it from a process that does nothing else, before any other thread starts.
 #[must_use]
 pub fn main(folder: &Path) -> ExitCode {
+    start(folder, false)
+}
+
+fn start(folder: &Path, awaits_seed: bool) -> ExitCode {
     let logs = log_forward::install();
-    match run(folder, logs) {
+    match run(folder, awaits_seed, logs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -114,6 +119,7 @@ pub fn program(arguments: &[OsString]) -> ExitCode {
         [first, channel] if first == "--guest" => guest::main(Path::new(channel)),
         [only] if only == "--guest-call" => guest::call(),
         [only] if only == "--guest-boot" => guest::boot(),
+        [first, folder] if first == "--await" => start(Path::new(folder), true),
         // As the command line calls its own runtime, whose place this program can take.
         [first, folder] if first == "runtime" => main(Path::new(folder)),
         [folder] if !folder.to_string_lossy().starts_with('-') => main(Path::new(folder)),
@@ -133,7 +139,7 @@ pub fn unpack(archive: impl Read, destination: &Path) -> Result<(), Box<dyn Erro
     Ok(archive::unpack(archive, destination)?)
 }
 
-fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {
+fn run(folder: &Path, awaits_seed: bool, logs: LogQueue) -> Result<(), RuntimeError> {
     let folder = folder::Folder::open(folder)?;
     // Another version may be to run; then it goes on from here in this one's place.
     let upgrades = upgrade::start(&folder)?;
@@ -144,6 +150,9 @@ fn run(folder: &Path, logs: LogQueue) -> Result<(), RuntimeError> {
         .enable_all()
         .build()
         .map_err(|source| RuntimeError::System { what: "start its event loop", source })?;
+    if awaits_seed {
+        folder.await_seed();
+    }
     match tokio.block_on(runtime::run(folder, upgrades, logs))? {
         runtime::End::Stopped => Ok(()),
         runtime::End::Replaced(path) => {

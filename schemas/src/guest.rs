@@ -48,6 +48,12 @@ pub const CHALLENGE_VARIABLE: &str = "VM_AGENT_CHALLENGE_FILE";
 pub enum ToGuest {
     /// Be this machine, and run the runtime of this seed. Answered with `Done` or `Failed`.
     Seed(Box<SeedRequest>),
+    /// Be ready to be copied, each copy to become another machine: the runtime runs and waits for its seed. Only a
+    /// machine that has had no seed can. Answered with `Done` or `Failed`.
+    Prepare {
+        /// The request.
+        id: RequestId,
+    },
     /// Show which instance you are. Answered with `Proof`.
     Prove {
         /// The request.
@@ -189,6 +195,9 @@ impl From<Proof> for Witness {
 pub struct State {
     /// The request.
     pub id: RequestId,
+    /// How far the machine's boot has come, in systemd's words, such as `starting`, `running` or `degraded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
     /// The runtime.
     pub runtime: UnitState,
     /// What brings about what else the machine is to have: `active` once that is there. Nothing where there is
@@ -541,7 +550,7 @@ mod tests {
             FromGuest::Done { id },
             FromGuest::Failed { id, reason: "no".to_owned() },
             FromGuest::Proof(Proof { id, nonce: None, machine_id: None, boot_id, hypervisor: None }),
-            FromGuest::State(State { id, runtime: unit("active"), provision: None, cloud_init: None }),
+            FromGuest::State(State { id, system: None, runtime: unit("active"), provision: None, cloud_init: None }),
         ];
         for answer in answers {
             assert_eq!(answer.answers(), Some(id));

@@ -89,6 +89,9 @@ pub struct Capabilities {
     pub snapshots: SnapshotSupport,
     /// Whether a machine can be made from the snapshot of another.
     pub clone_from_snapshot: bool,
+    /// Whether a machine can begin as a copy of one like it that has booted already.
+    #[serde(default)]
+    pub warm: bool,
     /// Whether instances carry labels.
     pub labels: bool,
     /// Whether folders of the host can be mounted.

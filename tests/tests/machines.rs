@@ -329,3 +329,39 @@ fn reset(fleet: &Fleet, name: &str) {
     let events = BufReader::new(monitor).lines().map_while(Result::ok);
     assert!(events.into_iter().any(|event| event.contains("RESET")));
 }
+
+#[test]
+fn agents_that_start_warm_are_others_and_what_they_begin_as_is_made_once() {
+    let Some((images, runtime)) = ground() else { return };
+    let with = |warm: bool| {
+        format!("defaults: {{driver: qemu, memory: 256M, disk: 2G, warm: {warm}}}\nagents: {{web: {{replicas: 3}}}}\n")
+    };
+    let fleet = Fleet::of_machines(&with(true), &images, &runtime);
+    timed("three, with what they begin as", || {
+        fleet.up();
+        fleet.wait_until_well();
+    });
+    let kept = std::fs::read_dir(fleet.state_dir().join("warm")).unwrap().count();
+    assert_eq!(kept, 1);
+    let own = "head -c 16 /dev/urandom | od -An -tx1; sha256sum </var/lib/vm-agent/key; cat /etc/hostname";
+    let all: Vec<Vec<String>> = ["web-1", "web-2", "web-3"]
+        .map(|name| [marks(&fleet, name), fleet.exec(name, own).lines().map(str::to_owned).collect()].concat())
+        .into();
+    for (number, one) in all.iter().enumerate() {
+        for other in &all[number + 1..] {
+            assert!(one.iter().zip(other).all(|(one, other)| one != other), "{one:?} {other:?}");
+        }
+        let now = fleet.exec(&format!("web-{}", number + 1), "date +%s").trim().parse::<i64>().unwrap();
+        assert!((jiff::Timestamp::now().as_second() - now).abs() < 30, "its clock is right");
+    }
+
+    // What is there stays as it is, whatever is said of how it was to begin.
+    let last = fleet.last_event();
+    fleet.write(&with(false));
+    assert_eq!(fleet.run(&["plan", "--detailed-exitcode"]).code, 0);
+    fleet.ok(&["apply", "--yes"]);
+    fleet.wait_until_well();
+    assert_eq!(steps(&fleet, last), 0);
+    fleet.ok(&["down", "--destroy", "--yes"]);
+    fleet.wait_until_quiet();
+}

@@ -87,6 +87,11 @@ impl Facts<'_> {
         cards
     }
 
+    /// The number that the kernel has for a network card.
+    pub(super) fn card_number(&self, card: &str) -> Option<u32> {
+        self.text(&format!("sys/class/net/{card}/ifindex"))?.parse().ok()
+    }
+
     /// How far cloud-init has come.
     pub(super) fn cloud_init(&self) -> Option<CloudInitState> {
         let status = self.text("run/cloud-init/status.json")?;

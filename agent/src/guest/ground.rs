@@ -14,6 +14,7 @@ use vm_agent_schemas::wire::Seed;
 use super::decide::{Change, Present};
 use super::facts::Facts;
 use super::life::Life;
+use super::randomness::{self, Randomness};
 use super::system::{RunError, System};
 
 /// The runtime's folder.
@@ -36,12 +37,14 @@ pub(super) struct Ground<S> {
     /// The folder that is its root.
     root: PathBuf,
     system: S,
+    /// How it comes to random numbers of its own as a copy, once it was made ready for that.
+    prepared: Option<Randomness>,
 }
 
 impl<S: System> Ground<S> {
     /// The machine with this folder as its root.
     pub(super) fn new(root: &Path, system: S) -> Self {
-        Self { root: root.to_owned(), system }
+        Self { root: root.to_owned(), system, prepared: None }
     }
 
     /// What the machine's files tell.
@@ -74,8 +77,16 @@ impl<S: System> Ground<S> {
                 self.write("proc/sys/kernel/hostname", name.as_str().as_bytes())
             }
             Change::MachineId(id) => self.write("etc/machine-id", format!("{id}\n").as_bytes()),
-            Change::Clock(time) => self.run("date", &["--utc", &format!("--set={time}")]),
-            Change::Mac(card, mac) => self.run("ip", &["link", "set", "dev", card, "address", mac.as_str()]),
+            Change::Clock(time) => {
+                self.system.set_time(*time).map_err(|error| format!("could not set the clock to {time}: {error}"))
+            }
+            Change::Mac(card, mac) => {
+                let changed = self
+                    .facts()
+                    .card_number(card)
+                    .map_or_else(|| Err(io::ErrorKind::NotFound.into()), |number| self.system.set_address(number, mac));
+                changed.map_err(|error| format!("could not give {card} the address {mac}: {error}"))
+            }
         }
     }
 
@@ -121,6 +132,49 @@ impl<S: System> Ground<S> {
         let path = self.folder(GUEST_DIR, None)?.join(LIFE_FILE);
         let text = serde_json::to_vec(life).map_err(|error| format!("a life is no JSON: {error}"))?;
         replace(&path, &text, None).map_err(|error| sentence("write", &path, &error))
+    }
+
+    /// Makes the machine ready to be copied: its runtime runs and waits for a seed, which it does not get before
+    /// the machine is a copy, and what was written is on the disk, so that no copy has to write it.
+    pub(super) fn prepare(&mut self) -> Result<(), String> {
+        if self.life().is_some() {
+            return Err("this machine has had a seed, so its copies would not be nobody's".to_owned());
+        }
+        if self.prepared.is_none() {
+            self.prepared = Some(Randomness::prepare(&self.root)?);
+        }
+        // It waits by itself for what the machine is to have besides.
+        self.run("systemctl", &["start", "--no-block", RUNTIME_UNIT])?;
+        self.system.sync();
+        Ok(())
+    }
+
+    /// Whether the runtime waits for a seed already.
+    pub(super) const fn is_prepared(&self) -> bool {
+        self.prepared.is_some()
+    }
+
+    /// The same, for the last time: from now on it is a machine like any other.
+    pub(super) fn was_prepared(&mut self) -> bool {
+        self.prepared.take().is_some()
+    }
+
+    /// Has random numbers be those of the life that begins, and of no other. One that was led before may have been
+    /// another machine's.
+    pub(super) fn draw_anew(&mut self, has_lived: bool) -> Result<(), String> {
+        if let Some(randomness) = &mut self.prepared {
+            return randomness.draw_anew();
+        }
+        if has_lived && let Err(error) = self.run(randomness::PROGRAM, &["-e", randomness::SCRIPT_ONCE]) {
+            tracing::warn!("the kernel draws random numbers anew only later, by itself: {error}");
+        }
+        Ok(())
+    }
+
+    /// How far the machine's boot has come, in systemd's words, such as `starting` or `running`.
+    pub(super) fn boot(&self) -> Option<String> {
+        let said = self.system.run("systemctl", &["show", "--property=SystemState"]).ok()?;
+        Some(said.trim().strip_prefix("SystemState=")?.to_owned())
     }
 
     /// Stops the runtime, with all that it runs.

@@ -13,6 +13,8 @@ mod decide;
 mod facts;
 mod ground;
 mod life;
+mod link;
+mod randomness;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -186,6 +188,10 @@ impl<S: System> Guest<S> {
                     FromGuest::Failed { id: request.id, reason }
                 }
             },
+            ToGuest::Prepare { id } => match self.ground.prepare() {
+                Ok(()) => FromGuest::Done { id: *id },
+                Err(reason) => FromGuest::Failed { id: *id, reason },
+            },
             ToGuest::Prove { id } => FromGuest::Proof(self.prove(*id)),
             ToGuest::Challenge { id, challenge } => match self.ground.lay_challenge(challenge) {
                 Ok(()) => FromGuest::Proof(self.prove(*id)),
@@ -193,6 +199,7 @@ impl<S: System> Guest<S> {
             },
             ToGuest::Status { id } => FromGuest::State(State {
                 id: *id,
+                system: self.ground.boot(),
                 runtime: self.ground.runtime(),
                 provision: self.ground.provision(),
                 cloud_init: self.ground.facts().cloud_init(),
@@ -221,6 +228,8 @@ impl<S: System> Guest<S> {
             Verdict::Stale => {
                 return Err(format!("this machine is past incarnation {} of agent `{}`", life.incarnation, life.agent));
             }
+            // It runs for whoever comes first, and knows nobody yet.
+            Verdict::Begin if self.ground.is_prepared() => {}
             // It must not go on with a credential and an identity that are another's.
             Verdict::Begin => self.ground.stop_runtime()?,
             Verdict::Renew | Verdict::Same => {}
@@ -231,13 +240,18 @@ impl<S: System> Guest<S> {
             self.ground.apply(change)?;
         }
         self.ground.stir(&identity.entropy)?;
+        if verdict == Verdict::Begin {
+            self.ground.draw_anew(known.is_some())?;
+        }
         if verdict != Verdict::Same {
             self.ground.write_seed(seed)?;
         }
         if known.as_ref() != Some(&life) {
             self.ground.remember(&life)?;
         }
-        self.ground.start_runtime()?;
+        if !self.ground.was_prepared() {
+            self.ground.start_runtime()?;
+        }
         let slept = changes.iter().any(|change| matches!(change, Change::Clock(_)));
         if slept && verdict != Verdict::Begin {
             self.ground.wake_runtime();

@@ -7,8 +7,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::time::{ClockId, Timespec, clock_settime};
 use tokio::process::Command;
 use tokio::time::timeout;
+use vm_agent_schemas::guest::Mac;
+
+use super::link;
 
 /// Where programs are looked for: a guest's own, and nothing that a user of it could have put on a path.
 const PLACES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
@@ -20,6 +24,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) trait System {
     /// The time.
     fn now(&self) -> Timestamp;
+
+    /// Sets the clock.
+    fn set_time(&self, time: Timestamp) -> io::Result<()>;
+
+    /// Gives the network card with this number an address.
+    fn set_address(&self, card: u32, mac: &Mac) -> io::Result<()>;
+
+    /// Has what was written reach the disk.
+    fn sync(&self);
 
     /// Runs a program to its end, and gives what it printed.
     fn run(&self, program: &'static str, arguments: &[&str]) -> Result<String, RunError>;
@@ -63,6 +76,20 @@ impl Programs {
 impl System for Programs {
     fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    fn set_time(&self, time: Timestamp) -> io::Result<()> {
+        let time = time.as_duration();
+        let time = Timespec { tv_sec: time.as_secs(), tv_nsec: time.subsec_nanos().into() };
+        Ok(clock_settime(ClockId::Realtime, time)?)
+    }
+
+    fn set_address(&self, card: u32, mac: &Mac) -> io::Result<()> {
+        link::set_address(card, mac)
+    }
+
+    fn sync(&self) {
+        rustix::fs::sync();
     }
 
     fn run(&self, program: &'static str, arguments: &[&str]) -> Result<String, RunError> {

@@ -31,6 +31,20 @@ impl System for Noted {
         "2026-01-01T00:00:00Z".parse().unwrap()
     }
 
+    fn set_time(&self, time: Timestamp) -> std::io::Result<()> {
+        self.runs.borrow_mut().push(format!("clock {time}"));
+        Ok(())
+    }
+
+    fn set_address(&self, card: u32, mac: &Mac) -> std::io::Result<()> {
+        self.runs.borrow_mut().push(format!("card {card} {mac}"));
+        Ok(())
+    }
+
+    fn sync(&self) {
+        self.runs.borrow_mut().push("sync".to_owned());
+    }
+
     fn run(&self, program: &'static str, arguments: &[&str]) -> Result<String, RunError> {
         let command = format!("{program} {}", arguments.join(" "));
         self.runs.borrow_mut().push(command.clone());
@@ -38,6 +52,7 @@ impl System for Noted {
             _ if self.failing.borrow().is_some_and(|failing| command.starts_with(failing)) => {
                 Err(RunError::Failed { command, said: "it was told to".to_owned() })
             }
+            ("systemctl", "show") if arguments.len() == 2 => Ok("SystemState=running\n".to_owned()),
             ("systemctl", "show") => Ok("ActiveState=active\nSubState=running\nNRestarts=2\n".to_owned()),
             ("journalctl", _) => Ok("the runtime has started\n".to_owned()),
             ("systemd-detect-virt", _) => Ok("qemu\n".to_owned()),
@@ -67,6 +82,9 @@ impl World {
             ("sys/class/dmi/id/product_uuid", HARDWARE),
             ("sys/class/net/ens3/address", "52:54:00:00:00:01\n"),
             ("sys/class/net/ens3/device/vendor", ""),
+            ("sys/class/net/ens3/ifindex", "2\n"),
+            ("dev/kmsg", ""),
+            ("sys/bus/acpi/drivers/vmgenid/bind", ""),
             ("sys/class/net/dummy0/address", "52:54:00:00:00:02\n"),
             ("var/lib/dpkg/status", ""),
         ];
@@ -127,6 +145,10 @@ fn stop() -> String {
     format!("systemctl stop {RUNTIME_UNIT}")
 }
 
+fn anew() -> String {
+    format!("perl -e {}", randomness::SCRIPT_ONCE)
+}
+
 fn start() -> String {
     format!("systemctl start {RUNTIME_UNIT}")
 }
@@ -142,6 +164,24 @@ fn a_first_seed_makes_the_machine_and_starts_the_runtime() {
     assert_eq!(world.text("etc/machine-id"), "0123456789abcdef0123456789abcdef\n");
     assert_eq!(fs::read(world.root.path().join("dev/urandom")).unwrap(), identity.entropy.as_bytes());
     assert_eq!(world.written_seed(), seed);
+}
+
+#[test]
+fn a_machine_that_is_to_be_copied_has_its_runtime_wait_and_each_copy_only_tells_it_who_it_is() {
+    let mut world = World::new();
+    let id = RequestId::generate();
+    assert_eq!(world.guest.answer(&ToGuest::Prepare { id }), FromGuest::Done { id });
+    assert_eq!(world.noted.runs.take(), [format!("systemctl start --no-block {RUNTIME_UNIT}"), "sync".to_owned()]);
+    world.put("dev/kmsg", "5,1,1,-;random: crng reseeded due to virtual machine fork\n");
+    let first = seed(1);
+    assert!(world.seed(&first).unwrap().is_empty(), "nothing has to be run");
+    assert_eq!(world.written_seed(), first);
+    // From here on it is a machine like any other, and can't be made ready any more.
+    assert_eq!(world.seed(&seed(2)).unwrap(), [stop(), anew(), start()]);
+    let FromGuest::Failed { reason, .. } = world.guest.answer(&ToGuest::Prepare { id }) else {
+        panic!("it is refused")
+    };
+    assert!(reason.contains("has had a seed"), "{reason}");
 }
 
 #[test]
@@ -167,8 +207,8 @@ fn clock_and_card_are_set_where_they_are_off() {
     let off =
         Identity { time: "2026-03-01T00:00:00.5Z".parse().unwrap(), mac: Some(Mac::of_qemu([9, 9, 9])), ..identity() };
     let runs = world.seed_as(&seed(1), off).unwrap();
-    let clock = "date --utc --set=2026-03-01T00:00:00.5Z".to_owned();
-    let card = "ip link set dev ens3 address 52:54:00:09:09:09".to_owned();
+    let clock = "clock 2026-03-01T00:00:00.5Z".to_owned();
+    let card = "card 2 52:54:00:09:09:09".to_owned();
     assert_eq!(runs, [stop(), clock, card, start()]);
 }
 
@@ -189,7 +229,7 @@ fn a_machine_that_slept_has_its_runtime_connect_anew() {
     let renewed = Seed { join_token: Secret::generate(), ..first };
     let runs = world.seed_as(&renewed, awake).unwrap();
     let told = format!("systemctl kill --kill-whom=main --signal=HUP {RUNTIME_UNIT}");
-    assert_eq!(runs, ["date --utc --set=2026-03-01T00:00:00Z".to_owned(), start(), told]);
+    assert_eq!(runs, ["clock 2026-03-01T00:00:00Z".to_owned(), start(), told]);
 }
 
 #[test]
@@ -207,7 +247,7 @@ fn another_incarnation_takes_the_place_of_the_old_one_and_never_the_other_way_ro
     let mut world = World::new();
     let (old, new) = (seed(1), seed(2));
     world.seed(&old).unwrap();
-    assert_eq!(world.seed(&new).unwrap(), [stop(), start()]);
+    assert_eq!(world.seed(&new).unwrap(), [stop(), anew(), start()]);
     let reason = world.seed(&old).unwrap_err();
     assert_eq!(reason, "this machine is past incarnation 1 of agent `web`");
     assert_eq!(world.written_seed(), new);
@@ -304,6 +344,7 @@ fn the_state_tells_of_the_unit_and_of_cloud_init_where_there_is_one() {
     assert_eq!((plain.runtime.state.as_str(), plain.runtime.restarts), ("active", 2));
     assert_eq!(plain.runtime.journal, ["the runtime has started"]);
     assert_eq!(plain.cloud_init, None);
+    assert_eq!(plain.system.as_deref(), Some("running"));
     let run = world.root.path().join("run/cloud-init");
     fs::create_dir_all(&run).unwrap();
     fs::write(run.join("status.json"), r#"{"v1": {"stage": "init"}}"#).unwrap();

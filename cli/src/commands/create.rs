@@ -1,7 +1,7 @@
 use clap::Args;
 use hyper::Method;
 use vm_agent_schemas::api::{Changed, CreateRequest};
-use vm_agent_schemas::fleet::{AgentEntry, DriverName, Fleet, PowerState, resolve_entry};
+use vm_agent_schemas::fleet::{AgentEntry, DriverName, Fleet, Package, PowerState, UserName, resolve_entry};
 use vm_agent_schemas::names::{AgentName, ProfileName};
 use vm_agent_schemas::units::ByteSize;
 
@@ -62,6 +62,18 @@ pub(super) struct MachineArgs {
     /// A label (can be repeated)
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
+    /// A package of its distribution, there before anything runs in it (can be repeated)
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<Package>,
+    /// The user that everything in it runs as
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
+    /// Let that user become root in it
+    #[arg(long)]
+    sudo: bool,
+    /// Begin as a copy of a machine like it that has booted already
+    #[arg(long)]
+    warm: bool,
 }
 
 impl MachineArgs {
@@ -75,6 +87,10 @@ impl MachineArgs {
             memory: self.memory,
             disk: self.disk,
             labels: self.labels.into_iter().collect(),
+            packages: self.packages.into_iter().collect(),
+            user: self.user,
+            sudo: self.sudo.then_some(true),
+            warm: self.warm.then_some(true),
             ..AgentEntry::default()
         }
     }

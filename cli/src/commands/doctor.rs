@@ -96,7 +96,10 @@ mod tests {
         let versions = Versions { client: Version::new(1, 16, 3), daemon: Some(Version::new(1, 13, 1)) };
         let health = Health { versions: Some(versions), trouble: None, lacks: versions.common().lacks() };
         let told = &of_multipass(&health)[0];
-        assert!(told.ok && told.detail.starts_with("version 1.16.3, its daemon 1.13.1; without a forced stop"), "{told:?}");
+        assert!(
+            told.ok && told.detail.starts_with("version 1.16.3, its daemon 1.13.1; without a forced stop"),
+            "{told:?}"
+        );
         let versions = Versions { daemon: None, ..versions };
         let trouble = Some("its daemon does not answer; start it".to_owned());
         let told = &of_multipass(&Health { versions: Some(versions), trouble, lacks: Vec::new() })[0];

@@ -40,9 +40,9 @@ mod task;
 mod token;
 mod up;
 mod validate;
+mod verify;
 mod version;
 mod why;
-mod verify;
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -157,6 +157,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Message(args) => message::run(context, args).await,
         Command::Dead(args) => dead::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Verify(args) => verify::run(context, args).await,
         Command::Rotate(args) => rotate::run(context, args).await,
         Command::Audit(args) => audit::run(context, args).await,
         Command::Image(args) => image::run(context, args).await,
@@ -166,7 +167,6 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Controller(args) => controller::run(context, args).await,
         Command::Runtime(_) => unreachable!("it was begun before any thread was"),
     }
-        Command::Verify(args) => verify::run(context, args).await,
 }
 
 /// A document of this program's own making.

@@ -40,9 +40,19 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let incoming = arguments.iter().any(|argument| argument == "-incoming");
+    if let Some(ram) = after("-object", "mem-path=")
+        && fs::metadata(&ram).is_err()
+    {
+        fs::write(ram, "what is in its memory").expect("the folder can be written");
+    }
     let layer = after("-blockdev", "file.filename=").expect("there is a disk");
-    let saving =
-        Saving { status: if incoming { "completed" } else { "none" }, is_halted: incoming, added: None, layer };
+    let saving = Saving {
+        status: if incoming { "completed" } else { "none" },
+        is_halted: incoming,
+        pauses: false,
+        added: None,
+        layer,
+    };
     let saving = Arc::new(Mutex::new(saving));
     let machine = Machine { name, nonce: Arc::default(), is_off: Arc::default(), saving, boot_id: BootId::generate() };
     let channel = listen(&after("-chardev", "path=").expect("there is a channel"));
@@ -73,6 +83,8 @@ struct Machine {
 struct Saving {
     status: &'static str,
     is_halted: bool,
+    /// Whether it stands still before the rest of its memory is written.
+    pauses: bool,
     /// The layer that was opened last.
     added: Option<String>,
     /// The one that is written to.
@@ -83,6 +95,11 @@ impl Saving {
     /// What becomes of it by a command, and what that is answered; nothing for a command that is not about it.
     fn obey(&mut self, command: &Value) -> Option<Value> {
         match command["execute"].as_str()? {
+            "migrate-set-capabilities" => {
+                let asked = command["arguments"]["capabilities"].as_array().into_iter().flatten();
+                self.pauses |= asked.into_iter().any(|it| it["capability"] == "pause-before-switchover");
+            }
+            "migrate" if !self.pauses => (self.status, self.is_halted) = ("completed", true),
             "migrate" => (self.status, self.is_halted) = ("pre-switchover", true),
             "migrate-continue" => self.status = "completed",
             "migrate_cancel" if self.status == "pre-switchover" => self.status = "cancelled",
@@ -130,6 +147,7 @@ impl Machine {
                     let _ = fs::write("token", seed.seed.join_token.expose());
                     FromGuest::Done { id: seed.id }
                 }
+                ToGuest::Prepare { id } => FromGuest::Done { id },
                 ToGuest::Challenge { id, .. } if self.name == "refusing" => {
                     FromGuest::Failed { id, reason: "there is no room for it".into() }
                 }
@@ -144,7 +162,8 @@ impl Machine {
                 ToGuest::Status { id } => {
                     let [state, detail, result] = ["active", "running", "success"].map(String::from);
                     let runtime = UnitState { state, detail, result, restarts: 0, journal: vec!["up".into()] };
-                    FromGuest::State(State { id, runtime, provision: None, cloud_init: None })
+                    let system = Some("running".to_owned());
+                    FromGuest::State(State { id, system, runtime, provision: None, cloud_init: None })
                 }
             };
             let _ = writer.write_all(&line(&answer));

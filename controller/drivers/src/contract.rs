@@ -134,6 +134,8 @@ pub const CHECKS: &[Check] = checks![
     what_rests_on_a_deleted_snapshot_stays_whole,
     snapshots_and_restores_given_up_anywhere_are_finished_by_the_next,
     a_suspended_instance_goes_on_and_a_stopped_one_does_not,
+    instances_that_start_warm_are_others_and_do_without_each_other,
+    a_warm_create_given_up_anywhere_is_finished_by_the_next,
 ];
 
 /// An order for an instance of this name with a nonce of its own, for tests.
@@ -160,6 +162,7 @@ pub fn an_order(name: &str) -> CreateOrder {
         seed,
         mounts: Mounts::new(),
         provision: Provision::default(),
+        warm: false,
     }
 }
 
@@ -430,6 +433,46 @@ async fn a_crashed_instance_shows_as_failed_and_can_be_started(subject: Subject<
 async fn a_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
     for polls in subject.world.give_up_points() {
         let order = subject.order("web");
+        let over = give_up_after(polls, subject.driver.create(&order)).await;
+        ok("creating after a create that was given up", subject.driver.create(&order).await);
+        subject.expect(&order, InstanceState::Running).await;
+        let all = subject.listed().await;
+        assert_eq!(all.len(), 1, "given up after {polls} polls, there should be one instance, and there are {all:?}");
+        ok("destroying", subject.driver.destroy(&order.target()).await);
+        if over {
+            return;
+        }
+    }
+}
+
+async fn instances_that_start_warm_are_others_and_do_without_each_other(subject: Subject<'_>) {
+    let driver = subject.driver;
+    if !driver.capabilities().warm {
+        return;
+    }
+    let orders: Vec<_> = ["one", "two", "three"].map(|name| CreateOrder { warm: true, ..subject.order(name) }).into();
+    all(orders.iter().map(|order| driver.create(order))).await;
+    for order in &orders {
+        subject.expect(order, InstanceState::Running).await;
+        if let Some(nonce) = ok("proving", driver.prove(&order.instance).await) {
+            assert_eq!(nonce, order.seed.nonce, "`{}` should show its own nonce", order.instance);
+        }
+    }
+    assert_eq!(subject.listed().await.len(), orders.len(), "each create should make one instance, and nothing else");
+    let [one, two, three] = &orders[..] else { return };
+    ok("destroying one", driver.destroy(&one.target()).await);
+    ok("stopping another", driver.stop(&two.target()).await);
+    ok("starting it", driver.start(&two.target(), &two.seed, &two.mounts).await);
+    subject.expect(two, InstanceState::Running).await;
+    subject.expect(three, InstanceState::Running).await;
+}
+
+async fn a_warm_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>) {
+    if !subject.driver.capabilities().warm {
+        return;
+    }
+    for polls in subject.world.give_up_points() {
+        let order = CreateOrder { warm: true, ..subject.order("web") };
         let over = give_up_after(polls, subject.driver.create(&order)).await;
         ok("creating after a create that was given up", subject.driver.create(&order).await);
         subject.expect(&order, InstanceState::Running).await;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitStatus;
 
+use rustix::process::{Pid, setpriority_process};
 use tokio::process::{Child, Command};
 
 use crate::hold::Hold;
@@ -35,6 +36,17 @@ impl Launched {
         match &mut self.child {
             Some(child) => child.wait().await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Has the process give way to all others.
+    pub(crate) fn step_back(&self) {
+        /// The lowest that there is.
+        const LOWEST: i32 = 19;
+        let pid = self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        // What can't be is no reason to do without it.
+        if let Some(pid) = pid {
+            let _ = setpriority_process(Some(pid), LOWEST);
         }
     }
 

@@ -126,12 +126,6 @@ pub trait Driver: Send + Sync {
 
     /// Reads the nonce back from inside the instance; nothing where the driver can't.
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError>;
-}
-
-/// An instance to act on, and what shows that it is the right one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The instance's name.
 
     /// Whether the instances are machines: what runs in one is kept apart from this host and from the others.
     fn isolates(&self) -> bool {
@@ -150,6 +144,12 @@ pub struct Target {
     async fn reseed(&self, _target: &Target, _seed: &Seed) -> Result<(), DriverError> {
         Err(self.unsupported("give a machine that runs another seed"))
     }
+}
+
+/// An instance to act on, and what shows that it is the right one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The instance's name.
     pub instance: InstanceName,
     /// The nonce of its claim.
     pub nonce: Nonce,
@@ -181,6 +181,9 @@ pub struct CreateOrder {
     /// What it gets besides the runtime. A driver that makes no machine refuses any as
     /// [`DriverError::Unsupported`].
     pub provision: Provision,
+    /// Whether one that is made from an image begins as a copy of a machine like it that has booted already, where the
+    /// driver has [`Capabilities::warm`]. It is another machine all the same.
+    pub warm: bool,
 }
 
 /// What an instance is made from.

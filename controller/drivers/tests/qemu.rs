@@ -277,3 +277,94 @@ async fn a_real_machine_goes_on_from_its_memory_as_itself_as_another_and_as_its_
 fn order_like(order: &CreateOrder, name: &str) -> CreateOrder {
     CreateOrder { sizes: order.sizes, ..an_order(name) }
 }
+
+/// Whether a file has these bytes in it.
+fn holds(file: &Path, bytes: &str) -> bool {
+    let found = std::process::Command::new("grep").args(["-qaF", "-e", bytes, "--"]).arg(file).status().unwrap();
+    assert!(matches!(found.code(), Some(0 | 1)), "{}: {found}", file.display());
+    found.success()
+}
+
+/// What a machine is in the eyes of the guest program.
+async fn machine_id(ground: &Ground, order: &CreateOrder) -> String {
+    assert_eq!(ground.qemu.prove(&order.instance).await.unwrap(), Some(order.seed.nonce.clone()));
+    let text = fs::read(ground.qemu.folder(&order.instance).join("machine.json")).unwrap();
+    let machine: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    machine["machineId"].as_str().unwrap().to_owned()
+}
+
+/// The processor time that a machine has taken, in seconds.
+fn processor_time(ground: &Ground, order: &CreateOrder) -> f64 {
+    let pid = ground.pid(&order.instance).unwrap().as_raw_nonzero();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let ticks: f64 =
+        stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).map(|it| it.parse::<f64>().unwrap()).sum();
+    ticks / 100.0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_that_start_warm_are_others_and_machines_like_any() {
+    let Some(ground) = Ground::new().await else { return };
+    let (qemu, warm) = (&ground.qemu, ground.root.path().join("warm"));
+    let order = |name: &str| CreateOrder {
+        base: Base::Image(ground.image()),
+        sizes: ground.sizes(false),
+        warm: true,
+        ..an_order(name)
+    };
+    let kept = || {
+        let found = fs::read_dir(&warm).into_iter().flatten().map(|entry| entry.unwrap().path());
+        found.filter(|path| !path.file_name().unwrap().to_str().unwrap().starts_with('.')).collect::<Vec<_>>()
+    };
+    // Two at once need one: it is made once.
+    let (one, two, three) = (order("one"), order("two"), order("three"));
+    let (first, second) =
+        tokio::join!(timed("the first", qemu.create(&one)), timed("at once with it", qemu.create(&two)));
+    let ((), ()) = (first, second);
+    let [place] = &kept()[..] else { panic!("{:?}", kept()) };
+    timed("the next", qemu.create(&three)).await;
+    eprintln!("processor time: {:.2} s", processor_time(&ground, &three));
+    let mut ids = Vec::new();
+    for order in [&one, &two, &three] {
+        ids.push(machine_id(&ground, order).await);
+    }
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 3);
+
+    // Nobody is in what they began as; and what is looked for would be found.
+    assert!(holds(&place.join("ram"), "vm-agent-runtime"));
+    for file in ["ram", "memory", "disk.qcow2", "seed.img"] {
+        for order in [&one, &two, &three] {
+            assert!(!holds(&place.join(file), order.seed.nonce.as_str()), "{file}");
+            assert!(!holds(&place.join(file), order.seed.join_token.expose()), "{file}");
+        }
+    }
+
+    // They are like any other: suspended and gone on, kept and gone back to, copied, booted.
+    let target = three.target();
+    timed("suspend", qemu.suspend(&target)).await;
+    timed("going on", qemu.start(&target, &three.seed, &three.mounts)).await;
+    assert_eq!(qemu.prove(&three.instance).await.unwrap(), Some(three.seed.nonce.clone()));
+    let name = "point".parse().unwrap();
+    timed("snapshot", qemu.snapshot(&target, &name)).await;
+    let clone = CreateOrder { base: Base::Snapshot(target.clone(), name), sizes: three.sizes, ..an_order("copy") };
+    timed("clone", qemu.create(&clone)).await;
+    assert_eq!(qemu.prove(&clone.instance).await.unwrap(), Some(clone.seed.nonce.clone()));
+    timed("destroy", qemu.destroy(&clone.target())).await;
+
+    // What can't be loaded any more is given up, and the machine boots.
+    fs::write(place.join("memory"), "no memory").unwrap();
+    let four = order("four");
+    timed("with nothing to begin as", qemu.create(&four)).await;
+    assert_eq!(qemu.prove(&four.instance).await.unwrap(), Some(four.seed.nonce.clone()));
+    assert_eq!(kept(), Vec::<PathBuf>::new());
+    // What began as it does not need it.
+    qemu.stop(&one.target()).await.unwrap();
+    timed("a boot of one that began warm", qemu.start(&one.target(), &one.seed, &one.mounts)).await;
+    assert_eq!(machine_id(&ground, &one).await.len(), 32);
+    for order in [&one, &two, &three, &four] {
+        qemu.destroy(&order.target()).await.unwrap();
+    }
+    assert_eq!(qemu.list().await.unwrap(), []);
+}

@@ -277,7 +277,7 @@ async fn what_goes_wrong_with_a_start_is_a_sentence_and_the_machine_is_stopped()
     let cases = [
         ("broken", vec!["QEMU ended at once", "broken on purpose"]),
         ("locked", vec!["another QEMU has its disk open"]),
-        ("refusing", vec!["could not take its seed: there is no room for it"]),
+        ("refusing", vec!["could not do as it was told: there is no room for it"]),
         ("falling", vec!["QEMU ended while the machine booted", "fell over"]),
     ];
     for (name, words) in cases {
@@ -451,4 +451,99 @@ async fn however_often_a_machine_sleeps_its_disk_has_few_layers() {
     assert!(files(&ground, "disk") <= 18, "{} layers", files(&ground, "disk"));
     assert_eq!(ground.noted(&order.instance).await, Look::Content("kept".to_owned()));
     ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+impl Ground {
+    fn warm(&self, name: &str) -> CreateOrder {
+        CreateOrder { warm: true, ..self.order(name) }
+    }
+
+    /// What is kept of warm starts, and what is half made or half deleted there.
+    fn kept(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let found = fs::read_dir(self.root.path().join("warm")).into_iter().flatten();
+        let paths = found.map(|entry| entry.unwrap().path());
+        paths.partition(|path| path.file_name().unwrap().len() == 64)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_machines_at_once_begin_as_one_that_is_made_once() {
+    let ground = Ground::new();
+    let names = (1..20).map(|number| format!("web-{number}")).chain(["web".to_owned()]);
+    let orders: Vec<_> = names.map(|name| ground.warm(&name)).collect();
+    let creates: Vec<_> = orders
+        .iter()
+        .map(|order| {
+            let (qemu, order) = (ground.qemu.clone(), order.clone());
+            tokio::spawn(async move { qemu.create(&order).await })
+        })
+        .collect();
+    for create in creates {
+        create.await.unwrap().unwrap();
+    }
+    let (kept, others) = ground.kept();
+    assert_eq!((kept.len(), others), (1, Vec::new()));
+    let state = |order: &CreateOrder| {
+        let machine = fs::read(ground.qemu.folder(&order.instance).join("machine.json")).unwrap();
+        let machine: serde_json::Value = serde_json::from_slice(&machine).unwrap();
+        (machine["machineId"].to_string(), machine["mac"].to_string())
+    };
+    let ids: std::collections::BTreeSet<_> = orders.iter().map(state).collect();
+    assert_eq!(ids.len(), 20);
+    // Nothing of it is left in a machine's folder but the layer that its disk lies over.
+    assert_eq!((files(&ground, "saved-"), ground.qemu.list().await.unwrap().len()), (0, 20));
+    // Other sizes are another kind of machine.
+    let larger = CreateOrder { sizes: ground.sizes(true), ..ground.warm("large") };
+    ground.qemu.create(&larger).await.unwrap();
+    assert_eq!(ground.kept().0.len(), 2);
+    for order in orders.iter().chain([&larger]) {
+        ground.qemu.destroy(&order.target()).await.unwrap();
+    }
+    assert_eq!(ground.kept().0.len(), 2, "it is there for those to come");
+}
+
+#[tokio::test]
+async fn what_a_dead_controller_left_of_a_warm_start_is_ended_and_deleted() {
+    let mut ground = Ground::new();
+    let order = ground.warm("web");
+    ground.qemu.create(&order).await.unwrap();
+    let left = ground.root.path().join("warm/.making-warm-0123456789ab.x/warm-0123456789ab");
+    fs::create_dir_all(&left).unwrap();
+    let mut machine: serde_json::Value =
+        serde_json::from_slice(&fs::read(ground.file("machine.json")).unwrap()).unwrap();
+    machine["nonce"] = "AAAAAAAAAAAAAAAAAAAAAA".into();
+    fs::write(left.join("machine.json"), machine.to_string()).unwrap();
+    let mut running =
+        Command::new("sleep").arg("1000").env(INSTANCE_VARIABLE, "AAAAAAAAAAAAAAAAAAAAAA").spawn().unwrap();
+    ground.another_life();
+    ground.qemu.list().await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || running.wait().unwrap()).await.unwrap();
+    assert!(!ended.success());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !ground.kept().1.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", ground.kept());
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ground.kept().0.len(), 1, "what is whole stays");
+    assert_eq!(ground.state().await, InstanceState::Running);
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_warm_start_that_is_damaged_is_given_up_and_the_machine_boots() {
+    let ground = Ground::new();
+    let first = ground.warm("web");
+    ground.qemu.create(&first).await.unwrap();
+    let kept = ground.kept().0.remove(0);
+    fs::remove_file(kept.join("memory")).unwrap();
+    let next = ground.warm("db");
+    ground.qemu.create(&next).await.unwrap();
+    assert_eq!(ground.kept(), (Vec::new(), Vec::new()));
+    let disk = |order: &CreateOrder| {
+        let machine = fs::read(ground.qemu.folder(&order.instance).join("machine.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&machine).unwrap()["disk"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(disk(&next), "disk.qcow2", "it lies over the image");
+    ground.qemu.destroy(&next.target()).await.unwrap();
+    ground.qemu.destroy(&first.target()).await.unwrap();
 }

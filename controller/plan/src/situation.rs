@@ -114,9 +114,15 @@ impl<'a> Situation<'a> {
 
     /// What the spec asks for that the agent's driver can't do.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
-        let asks = self.wanted.is_some_and(|agent| !agent.spec.mounts.is_empty());
-        let can = self.view.is_none_or(|view| view.capabilities.mounts);
-        (asks && !can && self.policy(DriftField::Mounts) == DriftPolicy::Correct).then_some("mount folders of the host")
+        let (agent, can) = (self.wanted?, &self.view?.capabilities);
+        let mounts = !agent.spec.mounts.is_empty() && self.policy(DriftField::Mounts) == DriftPolicy::Correct;
+        // How a machine began that is there is nobody's concern any more.
+        let warm = agent.spec.warm && agent.clone_of.is_none() && self.claim.is_none();
+        match () {
+            () if mounts && !can.mounts => Some("mount folders of the host"),
+            () if warm && !can.warm => Some("start machines warm"),
+            () => None,
+        }
     }
 
     pub(crate) fn under(&self) -> Under {

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use url::Url;
 
 use super::diagnostic::{Finding, nearest};
+use super::file::DriverName;
 use super::provision::Provision;
 use super::resolve::{AgentSpec, TaskSpec};
 use crate::names::TaskName;
@@ -68,6 +69,9 @@ pub(super) fn check_agent(spec: &AgentSpec, path: &[String], found: &mut Vec<Fin
     }
     check_services(spec, &mut findings);
     check_provision(spec, &mut findings);
+    if spec.warm && spec.driver == Some(DriverName::Local) {
+        findings.add(&["warm"], "driver `local` makes no machine that could begin as a copy of another");
+    }
     check_places(spec, &mut findings);
     check_size(spec, &mut findings);
     for (name, task) in &spec.tasks {

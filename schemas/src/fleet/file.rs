@@ -286,6 +286,14 @@ pub struct AgentEntry {
     ))]
     pub snapshots: SnapshotPlan,
 
+    /// Whether the machine begins as a copy of one like it that has booted and has its packages already: then it is
+    /// there within seconds. It is another machine all the same, with keys, addresses and random numbers of its own.
+    /// What is copied is made when it is first needed, and anew when it is a week old or what it is made of has
+    /// changed. A machine that is there stays as it is whatever is written here. Not every driver can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true, extend("default" = false, "x-cost" = "live"))]
+    pub warm: Option<bool>,
+
     /// What to do about each kind of drift: `correct` it, `warn` of it, or `ignore` it. What is not named
     /// is corrected. Merged with that of the layers below, kind by kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -296,10 +304,6 @@ pub struct AgentEntry {
     #[schemars(skip)]
     #[doc(hidden)]
     pub health: Planned,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    #[doc(hidden)]
-    pub warm: Planned,
 }
 
 /// What makes instances.

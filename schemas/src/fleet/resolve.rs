@@ -141,6 +141,8 @@ pub struct AgentSpec {
     pub ttl: Option<Span>,
     /// Which snapshots are taken by themselves.
     pub snapshots: SnapshotPlan,
+    /// Whether the machine begins as a copy of one like it that has booted already.
+    pub warm: bool,
     /// What to do about drift that is not to be corrected.
     pub drift: BTreeMap<DriftField, DriftPolicy>,
 }
@@ -194,6 +196,7 @@ impl Default for AgentSpec {
             idle: None,
             ttl: None,
             snapshots: SnapshotPlan::default(),
+            warm: false,
             drift: BTreeMap::new(),
         }
     }
@@ -255,13 +258,15 @@ pub enum Field {
     Ttl,
     /// Which snapshots are taken by themselves.
     Snapshots,
+    /// Whether the machine begins as a copy of one like it.
+    Warm,
     /// Drift policies.
     Drift,
 }
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -288,6 +293,7 @@ impl Field {
         Self::Idle,
         Self::Ttl,
         Self::Snapshots,
+        Self::Warm,
         Self::Drift,
     ];
 
@@ -321,6 +327,7 @@ impl Field {
             Self::Idle => "idle",
             Self::Ttl => "ttl",
             Self::Snapshots => "snapshots",
+            Self::Warm => "warm",
             Self::Drift => "drift",
         }
     }
@@ -517,6 +524,7 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Idle, lay(&mut spec.idle, layer.idle.map(Some)));
         set(Field::Ttl, lay(&mut spec.ttl, layer.ttl.map(Some)));
         set(Field::Snapshots, spec.snapshots.lay(&layer.snapshots));
+        set(Field::Warm, lay(&mut spec.warm, layer.warm));
         set(Field::Drift, merge(&mut spec.drift, &layer.drift, |policy| *policy));
     }
     DeclaredAgent { spec, origins, clone_of: None }

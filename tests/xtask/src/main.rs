@@ -54,6 +54,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         criterion: Vec<OsString>,
     },
+    /// Measure how long agents take whose machines start warm, with real machines
+    Warm,
     /// Build the runtime for guests: one small static program, in target/dist/TARGET/vm-agent-runtime
     Dist {
         /// What to build it for, as Rust names targets
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Mutants { only, limit } => mutants::run(only.as_deref(), limit),
         Command::Schemas { check } => schemas(check),
         Command::Bench { criterion } => bench(&criterion),
+        Command::Warm => warm(),
         Command::Dist { target, jobs } => dist::build(&target, jobs),
         Command::Load { args } => load(&args),
     };
@@ -132,6 +135,12 @@ fn bench(criterion: &[OsString]) -> Result<(), String> {
     let mut command = cargo(&["bench", "--locked", "--workspace", "--bench", "*", "--"]);
     command.args(criterion);
     run::run(command)
+}
+
+fn warm() -> Result<(), String> {
+    dist::build(dist::TARGET, None)?;
+    run::run(cargo(&["build", "--release", "--locked", "--package", "vm-agent-cli", "--bin", "vm-agent"]))?;
+    run::run(cargo(&["bench", "--locked", "--package", "vm-agent-tests", "--bench", "warm"]))
 }
 
 fn load(args: &[OsString]) -> Result<(), String> {

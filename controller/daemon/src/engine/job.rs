@@ -138,6 +138,7 @@ pub fn prepare(
                 seed,
                 mounts: agent.spec.mounts.clone(),
                 provision: Provision::of(&agent.spec),
+                warm: agent.spec.warm,
             };
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             (claim, Work::Create(Box::new(order)), enroll)
@@ -679,10 +680,10 @@ mod tests {
             next_key: None,
             public_key: "key".into(),
             machine_id: Digest::of(b"machine"),
+            verified: false,
         });
         let next = prepared(&mut records, StepAction::Create);
         assert_ne!(next.claim.nonce, first.claim.nonce);
-            verified: false,
         assert!(next.enroll.is_some());
     }
 

@@ -134,6 +134,7 @@ impl Fake {
             suspend: false,
             snapshots: SnapshotSupport::None,
             clone_from_snapshot: false,
+            warm: false,
             labels: false,
             mounts: true,
             uses_host: true,
@@ -639,28 +640,6 @@ impl Driver for Fake {
         let found = found.ok_or_else(|| DriverError::Missing { instance: instance.clone() })?;
         Ok(found.nonce.clone().filter(|_| world.nonces != NonceSight::Hidden))
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::{Path, PathBuf};
-    use std::time::Duration;
-
-    use vm_agent_schemas::fleet::Mount;
-
-    use super::*;
-    use crate::contract::{self, Look, an_order};
-
-    fn a_fake() -> Fake {
-        Fake::new(DriverName::Multipass, Fake::capabilities_default())
-    }
-
-    /// A fake on a host of its own.
-    struct Ground {
-        fake: Fake,
-        host: tempfile::TempDir,
-    }
-
 
     async fn challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
         let Some(hook) = self.state().on_challenge.clone() else {
@@ -683,6 +662,28 @@ mod tests {
         hook(seed);
         Ok(())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::time::Duration;
+
+    use vm_agent_schemas::fleet::Mount;
+
+    use super::*;
+    use crate::contract::{self, Look, an_order};
+
+    fn a_fake() -> Fake {
+        Fake::new(DriverName::Multipass, Fake::capabilities_default())
+    }
+
+    /// A fake on a host of its own.
+    struct Ground {
+        fake: Fake,
+        host: tempfile::TempDir,
+    }
+
     impl Ground {
         fn new(capabilities: Capabilities, sight: NonceSight) -> Self {
             let fake = Fake::new(DriverName::Qemu, capabilities);
@@ -725,7 +726,8 @@ mod tests {
         let (suspend, clone_from_snapshot) = (true, true);
         let base = Fake::capabilities_default();
         let down = Capabilities { snapshots: SnapshotSupport::Down, clone_from_snapshot, ..base.clone() };
-        let live = Capabilities { snapshots: SnapshotSupport::Live, clone_from_snapshot, suspend, ..base.clone() };
+        let live =
+            Capabilities { snapshots: SnapshotSupport::Live, clone_from_snapshot, suspend, warm: true, ..base.clone() };
         for capabilities in [base, running, sizeless, mountless, down, live] {
             for sight in [NonceSight::Listed, NonceSight::Proved, NonceSight::Hidden] {
                 for check in contract::CHECKS {

@@ -240,6 +240,14 @@ impl Images {
         blocking(move || get(&root, &digest)?.ok_or(ImageError::Missing { digest })).await
     }
 
+    /// An image, if it is here.
+    ///
+    /// # Errors
+    /// When it is not, or can't be told.
+    pub async fn at_hand(&self, reference: &ImageReference) -> Result<Image, ImageError> {
+        self.get(&self.digest(reference).await?).await
+    }
+
     /// An image: the one that is here, or else it is downloaded, copied or built.
     ///
     /// # Errors

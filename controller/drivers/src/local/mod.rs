@@ -153,6 +153,7 @@ impl Driver for Local {
             suspend: false,
             snapshots: SnapshotSupport::None,
             clone_from_snapshot: false,
+            warm: false,
             labels: false,
             mounts: true,
             // Its processes take what they take of the host: there are no sizes to count.
@@ -240,13 +241,13 @@ impl Driver for Local {
         removed.map_err(|error| act.failed(&error))
     }
 
-    async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
-        let folder = folder(&self.root, instance);
-        match blocking(move || folder.owner()).await {
     fn isolates(&self) -> bool {
         false
     }
 
+    async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {
+        let folder = folder(&self.root, instance);
+        match blocking(move || folder.owner()).await {
             Ok(Owner::Claim(nonce)) => Ok(Some(nonce)),
             Ok(Owner::Unclear) => Ok(None),
             Ok(Owner::Nobody) => Err(DriverError::Missing { instance: instance.clone() }),

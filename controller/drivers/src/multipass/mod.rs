@@ -415,6 +415,7 @@ impl Driver for Multipass {
             suspend: true,
             snapshots: if has_snapshots { SnapshotSupport::Down } else { SnapshotSupport::None },
             clone_from_snapshot: false,
+            warm: false,
             labels: false,
             mounts: true,
             uses_host: true,

@@ -7,6 +7,7 @@ use vm_agent_schemas::guest::CHANNEL_NAME;
 
 use super::host::{Acceleration, Host};
 use super::machine::{CHANNEL, MONITOR, Machine, PID, SEED_DISK};
+use super::snapshots::RAM;
 
 /// How much of the console is kept, in bytes. In QEMU's memory: a guest that writes without end fills no
 /// disk of the host.
@@ -36,9 +37,18 @@ pub(super) struct Kernel<'a> {
 pub(super) const DISK_DEVICE: &str = "disk0";
 pub(super) const NETWORK: &str = "net0";
 
+/// What a machine is run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// For itself.
+    Own,
+    /// To be copied: what it has in its memory is to be a file in the end.
+    Copies,
+}
+
 /// The arguments of a machine's QEMU. One that goes on from a memory has it as its stdin, and stands still once it
 /// is loaded. All else has to be as it was when the memory was saved.
-pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Host) -> Vec<String> {
+pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Host, used: Use) -> Vec<String> {
     let mut arguments = Arguments::default();
     // The name shows in the host's list of processes.
     arguments.pair("-name", format!("{0},process=vm-agent-{0}", machine.name));
@@ -51,7 +61,7 @@ pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Ho
     if host.sandbox {
         arguments.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     }
-    processor(&mut arguments, machine, host.acceleration);
+    processor(&mut arguments, machine, host.acceleration, used);
     if let Some(Kernel { kernel, initrd }) = kernel {
         arguments.pair("-kernel", as_text(kernel));
         arguments.pair("-initrd", as_text(initrd));
@@ -68,15 +78,36 @@ pub(super) fn arguments(machine: &Machine, kernel: Option<Kernel<'_>>, host: &Ho
     arguments.pair("-device", format!("virtserialport,chardev=channel,name={CHANNEL_NAME}"));
     arguments.pair("-qmp", format!("unix:{MONITOR},server=on,wait=off"));
     arguments.pair("-pidfile", PID);
-    if machine.resume.is_some() {
-        arguments.pair("-incoming", "fd:0");
+    if let Some(resume) = &machine.resume {
+        // One that begins with a file has to be told so before it loads the rest.
+        let incoming = if resume.memory.warm.is_some() { "defer" } else { LOADED_FROM };
+        arguments.pair("-incoming", incoming);
         arguments.flag("-S");
     }
     arguments.0
 }
 
-fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceleration) {
-    arguments.pair("-machine", "pc");
+/// Where a machine loads its memory from: its stdin.
+pub(super) const LOADED_FROM: &str = "fd:0";
+
+/// The name of a machine's memory, which is also the one that it has where nobody gives it any.
+const MEMORY_NAME: &str = "pc.ram";
+
+fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceleration, used: Use) {
+    let kibibytes = machine.sizes.memory.bytes() / 1024;
+    let warm = machine.resume.as_ref().filter(|resume| resume.memory.warm.is_some());
+    // What a copy changes in its memory is its own, and what it does not it shares with all others.
+    let file = match used {
+        Use::Copies => Some((RAM.to_owned(), "on")),
+        Use::Own => warm.map(|resume| (format!("{}/{RAM}", resume.from), "off")),
+    };
+    if let Some((file, share)) = &file {
+        let memory = format!("memory-backend-file,id={MEMORY_NAME},x-use-canonical-path-for-ramblock-id=off");
+        arguments.pair("-object", format!("{memory},size={kibibytes}k,mem-path={file},share={share}"));
+        arguments.pair("-machine", format!("pc,memory-backend={MEMORY_NAME}"));
+    } else {
+        arguments.pair("-machine", "pc");
+    }
     // By this a guest that boots again tells that it is still the machine that its seed was given to.
     arguments.pair("-uuid", machine.machine_id.hyphenated());
     // Tells a guest's kernel that it goes on as a copy, and has it draw new randomness.
@@ -89,7 +120,7 @@ fn processor(arguments: &mut Arguments, machine: &Machine, acceleration: Acceler
     arguments.pair("-accel", accelerator);
     arguments.pair("-cpu", cpu);
     arguments.pair("-smp", machine.sizes.cpus.to_string());
-    arguments.pair("-m", format!("{}k", machine.sizes.memory.bytes() / 1024));
+    arguments.pair("-m", format!("{kibibytes}k"));
 }
 
 fn disks(arguments: &mut Arguments, machine: &Machine) {
@@ -124,6 +155,8 @@ impl Arguments {
 mod tests {
     use super::*;
     use crate::contract::an_order;
+    use crate::qemu::layers::Layer;
+    use crate::qemu::machine::{Memory, Resume};
     use vm_agent_schemas::ids::Digest;
 
     fn machine() -> Machine {
@@ -136,7 +169,7 @@ mod tests {
     fn shown(kernel: Option<Kernel<'_>>, acceleration: Acceleration, sandbox: bool) -> String {
         let host = Host { version: "7.2.0".into(), acceleration, reason: String::new(), sandbox };
         let mut text = String::new();
-        for argument in arguments(&machine(), kernel, &host) {
+        for argument in arguments(&machine(), kernel, &host, Use::Own) {
             let begins = argument.starts_with('-');
             text.push_str(if text.is_empty() {
                 ""
@@ -184,6 +217,30 @@ mod tests {
         -device virtserialport,chardev=channel,name=vm-agent.0
         -qmp unix:qmp.sock,server=on,wait=off
         -pidfile qemu.pid
+        ");
+    }
+
+    #[test]
+    fn the_memory_of_a_machine_that_is_copied_is_a_file_which_its_copies_read_and_never_write() {
+        let host =
+            Host { version: "7.2.0".into(), acceleration: Acceleration::Kvm, reason: String::new(), sandbox: true };
+        let about_memory = |machine: &Machine, used| {
+            let all = arguments(machine, None, &host, used);
+            let pairs = all.windows(2).filter(|pair| ["-object", "-machine", "-m", "-incoming"].contains(&&*pair[0]));
+            pairs.map(|pair| pair.join(" ")).collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!(about_memory(&machine(), Use::Copies), @"
+        -object memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=1048576k,mem-path=ram,share=on
+        -machine pc,memory-backend=pc.ram
+        -m 1048576k
+        ");
+        let memory = Memory { warm: Some(Digest::of(b"key")), ..Memory::of(&machine(), &host) };
+        let resume = Resume { from: "saved-1".into(), over: Layer::first(), memory };
+        insta::assert_snapshot!(about_memory(&Machine { resume: Some(resume), ..machine() }, Use::Own), @"
+        -object memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=1048576k,mem-path=saved-1/ram,share=off
+        -machine pc,memory-backend=pc.ram
+        -m 1048576k
+        -incoming defer
         ");
     }
 

@@ -7,15 +7,18 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::process::Command;
 use vm_agent_schemas::guest::{Entropy, FromGuest, Identity, SeedRequest, State, ToGuest};
+use vm_agent_schemas::ids::RequestId;
 use vm_agent_schemas::layout::INSTANCE_VARIABLE;
 use vm_agent_schemas::wire::Seed;
 
 use super::channel::{Channel, First};
-use super::command::{CONSOLE, CONSOLE_KEPT, NETWORK};
-use super::machine::{CHANNEL, CONSOLE_LOG, MONITOR, Machine};
+use super::command::{CONSOLE, CONSOLE_KEPT, LOADED_FROM, NETWORK};
+use super::machine::{CHANNEL, CONSOLE_LOG, MONITOR, Machine, Whose};
 use super::qmp::{Migration, Qmp, QmpError};
+use super::saved::{SaveError, leave_out_ram};
 use super::snapshots::MEMORY;
 use crate::DriverError;
 use crate::folder::Folder;
@@ -38,6 +41,10 @@ const PROVISION_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How often that is asked for. The answer costs an emulated guest some tenths of a second.
 const PROVISION_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long what still starts in a machine that is to be copied is waited for, and how often it is looked.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+
 /// How many lines are told of what could not be brought about.
 const PROVISION_LINES: usize = 8;
 
@@ -59,7 +66,7 @@ pub(super) enum LaunchError {
     Fell { status: ExitStatus, said: String },
     #[error("the guest program did not come up within {} s{}", limit.as_secs(), shown(.seen))]
     NoGuest { limit: Duration, seen: String },
-    #[error("the guest program could not take its seed: {0}")]
+    #[error("the guest program could not do as it was told: {0}")]
     Refused(String),
     #[error("the machine did not get what it is to have besides the runtime: {0}")]
     Unprovisioned(String),
@@ -67,6 +74,10 @@ pub(super) enum LaunchError {
     Unfurnished(#[source] DriverError),
     #[error("its memory can't be loaded: {0}")]
     Unloadable(String),
+    #[error(transparent)]
+    Unsaved(#[from] SaveError),
+    #[error("it could not be made a while ago: {0}")]
+    FailedBefore(String),
     #[error(transparent)]
     Monitor(#[from] QmpError),
     #[error("the channel to the machine was lost")]
@@ -77,15 +88,18 @@ pub(super) enum LaunchError {
 
 impl LaunchError {
     /// Whether a machine that does not go on from its memory for this reason may boot.
-    pub(super) const fn is_of_the_memory(&self) -> bool {
+    pub(super) const fn is_of_the_memory(&self, is_nobodys: bool) -> bool {
         match self {
             Self::Ended { .. } | Self::Fell { .. } | Self::Unloadable(_) | Self::NoGuest { .. } => true,
+            // What was ready to be copied takes any seed, or is not what it was made for.
+            Self::Refused(_) => is_nobodys,
             Self::Spawn { .. }
             | Self::Locked
             | Self::Silent
-            | Self::Refused(_)
             | Self::Unprovisioned(_)
             | Self::Unfurnished(_)
+            | Self::Unsaved(_)
+            | Self::FailedBefore(_)
             | Self::Monitor(_)
             | Self::Channel(_)
             | Self::Io(_) => false,
@@ -114,7 +128,7 @@ pub(super) async fn launch(
             if Qmp::connect(folder.path(), MONITOR).await.is_ok() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(3)).await;
         }
     };
     tokio::select! {
@@ -128,13 +142,17 @@ pub(super) async fn launch(
     Ok(launched)
 }
 
-/// Waits until a machine has its memory, and has it go on. One that becomes another is without a network until it is
-/// told to have one again.
-pub(super) async fn loaded(launched: &mut Launched, folder: &Folder, becomes_another: bool) -> Result<(), LaunchError> {
+/// Waits until a machine has its memory, and has it go on. One that has been another is without a network until it is
+/// told to have one again; what was nobody's has nothing to say there.
+pub(super) async fn loaded(launched: &mut Launched, folder: &Folder, whose: Whose) -> Result<(), LaunchError> {
     /// A look costs nothing, and the memory is there in some tenths of a second.
     const PAUSE: Duration = Duration::from_millis(5);
     let load = async {
         let mut qmp = Qmp::connect(folder.path(), MONITOR).await?;
+        if whose == Whose::Nobodys {
+            leave_out_ram(&mut qmp, true).await?;
+            qmp.execute("migrate-incoming", json!({"uri": LOADED_FROM})).await?;
+        }
         loop {
             match qmp.migration().await? {
                 Migration::Completed => break,
@@ -142,7 +160,11 @@ pub(super) async fn loaded(launched: &mut Launched, folder: &Folder, becomes_ano
                 Migration::UnderWay | Migration::Pausing => tokio::time::sleep(PAUSE).await,
             }
         }
-        if becomes_another {
+        if whose == Whose::Nobodys {
+            // The next that is saved is its own, as a whole.
+            leave_out_ram(&mut qmp, false).await?;
+        }
+        if whose == Whose::Anothers {
             qmp.set_link(NETWORK, false).await?;
         }
         Ok(qmp.go_on().await?)
@@ -151,7 +173,14 @@ pub(super) async fn loaded(launched: &mut Launched, folder: &Folder, becomes_ano
         loaded = tokio::time::timeout(UP_LIMIT, load) => loaded,
         status = launched.ended() => return Err(fell(folder, status?)),
     };
-    loaded.unwrap_or(Err(LaunchError::Silent))
+    match loaded.unwrap_or(Err(LaunchError::Silent)) {
+        // What can't be loaded ends QEMU, and its end says why.
+        Err(error @ LaunchError::Monitor(_)) => match tokio::time::timeout(END_LIMIT, launched.ended()).await {
+            Ok(status) => Err(fell(folder, status?)),
+            Err(_) => Err(error),
+        },
+        loaded => loaded,
+    }
 }
 
 /// Opens QEMU's log and locks it. QEMU has it as its output, and with that the lock, from its first moment to
@@ -214,7 +243,7 @@ pub(super) async fn seed(
     limit: Duration,
 ) -> Result<(), LaunchError> {
     let mut channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
-    let request = |id| {
+    let answer = ask(launched, folder, &mut channel, first, limit, |id| {
         let identity = Identity {
             hostname: machine.name.clone(),
             machine_id: machine.machine_id.clone(),
@@ -223,7 +252,49 @@ pub(super) async fn seed(
             entropy: Entropy::generate(),
         };
         ToGuest::Seed(Box::new(SeedRequest { id, seed: seed.clone(), identity }))
-    };
+    });
+    answer.await.map(drop)
+}
+
+/// Waits until a machine has booted and is ready to be copied: its runtime is there and waits for a seed, and it has
+/// what it is to have besides.
+pub(super) async fn prepared(
+    launched: &mut Launched,
+    folder: &Folder,
+    has_more: bool,
+    limit: Duration,
+) -> Result<(), LaunchError> {
+    let mut channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
+    let prepare = |id| ToGuest::Prepare { id };
+    ask(launched, folder, &mut channel, First::WhenReady, limit, prepare).await?;
+    if has_more {
+        drop(channel);
+        provisioned(launched, folder).await?;
+        channel = Channel::connect(folder.path(), CHANNEL).await.map_err(LaunchError::Channel)?;
+    }
+    // What still starts would go on starting in every copy.
+    let deadline = tokio::time::Instant::now() + SETTLE_LIMIT;
+    while tokio::time::Instant::now() < deadline {
+        let answer = ask(launched, folder, &mut channel, First::Now, STATE_LIMIT, |id| ToGuest::Status { id }).await?;
+        let FromGuest::State(state) = answer else { break };
+        let boots = state.system.is_some_and(|system| ["initializing", "starting"].contains(&system.as_str()));
+        if !boots && state.runtime.state == "active" {
+            break;
+        }
+        tokio::time::sleep(SETTLE_PAUSE).await;
+    }
+    ask(launched, folder, &mut channel, First::Now, limit, prepare).await.map(drop)
+}
+
+/// Has the guest program do something, and gives what it answered, unless it could not.
+async fn ask(
+    launched: &mut Launched,
+    folder: &Folder,
+    channel: &mut Channel,
+    first: First,
+    limit: Duration,
+    request: impl Fn(RequestId) -> ToGuest,
+) -> Result<FromGuest, LaunchError> {
     let answer = tokio::select! {
         answer = tokio::time::timeout(limit, channel.ask(first, request)) => answer,
         status = launched.ended() => return Err(fell(folder, status?)),
@@ -234,8 +305,8 @@ pub(super) async fn seed(
             Err(_) => Err(LaunchError::Channel(error)),
         },
         Ok(Ok(FromGuest::Failed { reason, .. })) => Err(LaunchError::Refused(reason)),
-        Ok(Ok(_)) => Ok(()),
-        Err(_) => Err(LaunchError::NoGuest { limit, seen: seen(&mut channel, folder).await }),
+        Ok(Ok(answer)) => Ok(answer),
+        Err(_) => Err(LaunchError::NoGuest { limit, seen: seen(channel, folder).await }),
     }
 }
 

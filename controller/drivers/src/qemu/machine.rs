@@ -85,13 +85,36 @@ pub(super) struct Memory {
     pub(super) acceleration: String,
     /// Whose memory it is. In another incarnation the machine has to become another first.
     pub(super) nonce: Nonce,
+    /// The warm start that it is of: it is nobody's memory then, and begins with a file that all its machines share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) warm: Option<Digest>,
+}
+
+/// Whose a memory is that a machine goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Its own.
+    Own,
+    /// That of another machine, or of another incarnation.
+    Anothers,
+    /// Nobody's: it was saved to be copied.
+    Nobodys,
 }
 
 impl Memory {
     /// That of a machine on this host.
     pub(super) fn of(machine: &Machine, host: &Host) -> Self {
         let acceleration = host.acceleration.as_str().to_owned();
-        Self { qemu: host.version.clone(), acceleration, nonce: machine.nonce.clone() }
+        Self { qemu: host.version.clone(), acceleration, nonce: machine.nonce.clone(), warm: None }
+    }
+
+    /// Whose it is to a machine.
+    pub(super) fn whose(&self, machine: &Machine) -> Whose {
+        match &self.warm {
+            Some(_) => Whose::Nobodys,
+            None if self.nonce == machine.nonce => Whose::Own,
+            None => Whose::Anothers,
+        }
     }
 
     /// What keeps it from being loaded on this host.
@@ -111,14 +134,23 @@ const fn yes() -> bool {
 
 impl Machine {
     pub(super) fn new(name: &InstanceName, seed: &Seed, sizes: Sizes, image: Digest) -> Self {
+        Self::of(name, seed.nonce.clone(), seed.incarnation, sizes, image)
+    }
+
+    /// One that is no agent's, and never will be.
+    pub(super) fn of_nobody(name: &InstanceName, sizes: Sizes, image: Digest) -> Self {
+        Self::of(name, Nonce::generate(), Incarnation::default().next(), sizes, image)
+    }
+
+    fn of(name: &InstanceName, nonce: Nonce, incarnation: Incarnation, sizes: Sizes, image: Digest) -> Self {
         // Of the nonce, so that no two machines on a network have the same.
-        let digest = ring::digest::digest(&ring::digest::SHA256, seed.nonce.as_str().as_bytes());
+        let digest = ring::digest::digest(&ring::digest::SHA256, nonce.as_str().as_bytes());
         let mac = Mac::of_qemu(std::array::from_fn(|at| digest.as_ref()[at]));
         let machine_id = MachineId::generate();
         Self {
             name: name.clone(),
-            nonce: seed.nonce.clone(),
-            incarnation: seed.incarnation,
+            nonce,
+            incarnation,
             sizes,
             image,
             mac,

@@ -14,6 +14,7 @@
 //!                       stopped        it is not up: it was stopped, or its start is not over
 //! <machines>/.making-<instance>.*      being made; renamed when whole
 //! <machines>/.gone-<instance>.*        being deleted; the name is free already
+//! <machines>/../warm/                  what machines start warm from
 //! ```
 //!
 //! A machine is Running when the lock is held and `stopped` is not there; `stopped` goes when the guest has
@@ -39,6 +40,7 @@ mod qmp;
 mod saved;
 mod snapshots;
 mod start;
+mod warm;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -61,6 +63,7 @@ pub use self::host::{Acceleration, Host};
 use self::machine::{CHANNEL, FILES, MACHINE_FILE, MONITOR, Machine, folder};
 pub use self::programs::{Missing, Programs};
 use self::qmp::{Qmp, RunState};
+use self::warm::Warm;
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
 use crate::images::{ImageReference, Images, ignore_progress};
@@ -95,6 +98,7 @@ pub struct Qemu {
     seed_disk: SeedDisk,
     host: Arc<OnceCell<Host>>,
     holds: Holds,
+    warm: Warm,
 }
 
 /// A machine that is held, and was shown to be the one that is meant.
@@ -106,13 +110,15 @@ struct Held<'a> {
 }
 
 impl Qemu {
-    /// A driver that keeps its machines below `root`, which is made when first needed.
+    /// A driver that keeps its machines below `root`, and what they start warm from beside it, in `warm`. Both are
+    /// made when first needed.
     #[must_use]
     pub fn new(root: PathBuf, programs: Programs, images: Images, seed_disk: SeedDisk) -> Self {
         // QEMU is started in the machine's folder, where a relative path would mean another file. Only a
         // process without a working folder has no absolute paths; then they stay as they are.
         let root = std::path::absolute(&root).unwrap_or(root);
-        Self { root, programs, images, seed_disk, host: Arc::default(), holds: Holds::default() }
+        let warm = Warm::new(root.with_file_name("warm"));
+        Self { root, programs, images, seed_disk, host: Arc::default(), holds: Holds::default(), warm }
     }
 
     /// The folder of an instance, whether or not it is there.
@@ -231,7 +237,11 @@ impl Qemu {
             Base::Snapshot(source, name) => return self.make_clone(order, &folder, source, name).await.map(|()| true),
         };
         let reference: ImageReference = image.parse().map_err(|error| act.failed(&error))?;
+        let name = image;
         let image = self.images.obtain(&reference, &ignore_progress).await.map_err(|error| act.failed(&error))?;
+        if order.warm && self.make_warm(hold, act, order, name, &image).await? {
+            return Ok(true);
+        }
         let machine = Machine::new(&order.instance, &order.seed, order.sizes, image.digest().clone());
         let machine = Machine { provision: order.provision.clone(), ..machine };
         // While the image is in use by this call it is not deleted; after it, the folder shows its use.
@@ -256,6 +266,7 @@ impl Driver for Qemu {
             suspend: true,
             snapshots: SnapshotSupport::Live,
             clone_from_snapshot: true,
+            warm: true,
             labels: false,
             mounts: false,
             uses_host: true,
@@ -288,6 +299,7 @@ impl Driver for Qemu {
     }
 
     async fn list(&self) -> Result<Vec<Instance>, DriverError> {
+        self.tend_warm();
         let root = self.root.clone();
         let found = blocking(move || folders(&root, FILES)).await;
         let found =
@@ -422,7 +434,6 @@ impl Driver for Qemu {
             _ => None,
         })
     }
-}
 
     async fn challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
         self.lay_challenge(target, challenge).await
@@ -435,6 +446,7 @@ impl Driver for Qemu {
         }
         self.seed_anew(&held, seed).await
     }
+}
 
 impl Held<'_> {
     /// Does something short with the folder, in a thread that may wait.

@@ -128,9 +128,28 @@ pub(super) async fn begin(qmp: &mut Qmp, file: &File) -> Result<(), SaveError> {
     }
 }
 
+/// Whether QEMU leaves out of a memory what is a file of its own, when it saves or loads one.
+pub(super) async fn leave_out_ram(qmp: &mut Qmp, leaves_out: bool) -> Result<(), QmpError> {
+    let ignoring = json!({"capabilities": [{"capability": "x-ignore-shared", "state": leaves_out}]});
+    qmp.execute("migrate-set-capabilities", ignoring).await.map(drop)
+}
+
+/// Has a machine stand still for ever, and writes what makes up its state besides the file that is its memory.
+pub(super) async fn freeze(qmp: &mut Qmp, file: &File) -> Result<(), SaveError> {
+    qmp.execute("stop", Value::Null).await?;
+    leave_out_ram(qmp, true).await?;
+    qmp.hand_over(FILE_NAME, file).await?;
+    qmp.execute("migrate", json!({"uri": format!("fd:{FILE_NAME}")})).await?;
+    written(qmp).await
+}
+
 /// Writes the rest of the memory of a machine that stands still, which goes on standing still.
 pub(super) async fn finish(qmp: &mut Qmp) -> Result<(), SaveError> {
     qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
+    written(qmp).await
+}
+
+async fn written(qmp: &mut Qmp) -> Result<(), SaveError> {
     let begun = Instant::now();
     loop {
         match qmp.migration().await? {

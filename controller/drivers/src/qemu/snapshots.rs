@@ -39,34 +39,36 @@ const SNAPSHOTS: &str = "snapshots";
 const SNAPSHOT_FILE: &str = "snapshot.json";
 /// A machine's memory.
 pub(super) const MEMORY: &str = "memory";
+/// What a machine had in its memory, where that is a file of its own: [`MEMORY`] is all the rest then.
+pub(super) const RAM: &str = "ram";
 /// Start of the name of a folder with what a machine goes on from.
 const SAVED: &str = "saved-";
 /// Start of the name of a snapshot that is being made.
-const MAKING: &str = ".making-";
+pub(super) const MAKING: &str = ".making-";
 /// Start of the name of one that is being deleted.
-const GONE: &str = ".gone-";
+pub(super) const GONE: &str = ".gone-";
 
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Snapshot {
+pub(super) struct Snapshot {
     /// The layer that was the machine's disk.
-    disk: Layer,
+    pub(super) disk: Layer,
     /// The machine's sizes.
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
     /// What its memory takes to be loaded, of a machine that ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    memory: Option<Memory>,
+    pub(super) memory: Option<Memory>,
 }
 
 impl Snapshot {
-    fn read(place: &Path) -> io::Result<Self> {
+    pub(super) fn read(place: &Path) -> io::Result<Self> {
         let path = place.join(SNAPSHOT_FILE);
         fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)).map_err(at(&path))
     }
 
     /// Puts it under its name, with what lies beside it already.
-    fn publish(&self, making: &Path, place: &Path) -> io::Result<()> {
+    pub(super) fn publish(&self, making: &Path, place: &Path) -> io::Result<()> {
         fs::write(making.join(SNAPSHOT_FILE), serde_json::to_vec_pretty(self)?).map_err(at(making))?;
         for entry in fs::read_dir(making).map_err(at(making))? {
             File::open(entry?.path())?.sync_all()?;
@@ -116,7 +118,7 @@ fn sweep(folder: &Folder) -> io::Result<()> {
     layers::sweep(folder.path(), &used)
 }
 
-fn folders(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+pub(super) fn folders(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     let found = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         found => found.map_err(at(path))?,
@@ -126,17 +128,20 @@ fn folders(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
 }
 
 /// Gives a folder its own names for a memory and the volume that goes with it.
-fn share_memory(from: &Path, with: &Path) -> io::Result<()> {
+pub(super) fn share_memory(from: &Path, with: &Path) -> io::Result<()> {
     private_dirs(with)?;
-    for name in [MEMORY, SEED_DISK] {
+    for name in [MEMORY, SEED_DISK, RAM] {
         let to = with.join(name);
-        fs::hard_link(from.join(name), &to).map_err(at(&to))?;
+        match fs::hard_link(from.join(name), &to) {
+            Err(error) if name == RAM && error.kind() == io::ErrorKind::NotFound => {}
+            shared => shared.map_err(at(&to))?,
+        }
     }
     Ok(())
 }
 
 /// A name for a folder with what a machine goes on from.
-fn new_saved() -> String {
+pub(super) fn new_saved() -> String {
     format!("{SAVED}{}", Uuid::new_v4().simple())
 }
 

@@ -10,11 +10,11 @@ use vm_agent_schemas::observe::InstanceState;
 use vm_agent_schemas::wire::Seed;
 
 use super::channel::First;
-use super::command::{Kernel, NETWORK, arguments};
+use super::command::{Kernel, NETWORK, Use, arguments};
 use super::host::Acceleration;
 use super::launch::{LaunchError, launch, loaded, provisioned, seed};
 use super::layers::{self, LAYERS_MAX};
-use super::machine::{MONITOR, Machine, Resume, SEED_DISK};
+use super::machine::{MONITOR, Machine, Resume, SEED_DISK, Whose};
 use super::qmp::{Qmp, RunState};
 use super::{Held, Qemu, bring_down, disk, powered_off, saved, snapshots};
 use crate::DriverError;
@@ -23,7 +23,7 @@ use crate::images::Image;
 
 /// How long a machine may take from its start to the word that it has its seed: an emulated processor is
 /// some ten times slower, and a host under load slower still.
-const fn boot_limit(acceleration: Acceleration) -> Duration {
+pub(super) const fn boot_limit(acceleration: Acceleration) -> Duration {
     match acceleration {
         Acceleration::Kvm | Acceleration::Hvf => Duration::from_secs(120),
         Acceleration::Emulation => Duration::from_secs(420),
@@ -50,11 +50,15 @@ impl Qemu {
         if let Some(resume) = machine.resume.clone() {
             let Err(error) = self.resume(held, &mut machine, &resume, &image, new).await else { return Ok(()) };
             bring_down(held, Duration::ZERO).await?;
-            if !error.is_of_the_memory() {
+            let warm = resume.memory.warm.as_ref();
+            if !error.is_of_the_memory(warm.is_some()) {
                 return Err(act.failed(&error));
             }
             let error = act.failed(&error);
             tracing::warn!(instance = %held.folder.instance(), %error, "a machine can't go on from its memory, and boots");
+            if let Some(key) = warm {
+                self.give_up_warm(key).await;
+            }
             self.furnish(held, &machine, &image).await?;
             machine.resume = None;
             held.write(machine.clone()).await.map_err(|error| act.failed(&error))?;
@@ -77,7 +81,7 @@ impl Qemu {
             hold.blocking(move || remove(&disk)).await?;
         }
         self.furnish(held, machine, image).await.map_err(LaunchError::Unfurnished)?;
-        let arguments = arguments(machine, kernel(&image.kernel()), host);
+        let arguments = arguments(machine, kernel(&image.kernel()), host, Use::Own);
         let mut launched = launch(hold, &self.programs.system, arguments, folder, machine).await?;
         seed(&mut launched, folder, machine, new, First::WhenReady, boot_limit(host.acceleration)).await?;
         if !machine.provisioned {
@@ -107,12 +111,12 @@ impl Qemu {
             return Err(LaunchError::Unloadable(obstacle));
         }
         self.furnish(held, machine, image).await.map_err(LaunchError::Unfurnished)?;
-        let arguments = arguments(machine, kernel(&image.kernel()), host);
+        let arguments = arguments(machine, kernel(&image.kernel()), host, Use::Own);
         let mut launched = launch(hold, &self.programs.system, arguments, folder, machine).await?;
-        let is_another = resume.memory.nonce != machine.nonce;
-        loaded(&mut launched, folder, is_another).await?;
+        let whose = resume.memory.whose(machine);
+        loaded(&mut launched, folder, whose).await?;
         seed(&mut launched, folder, machine, new, First::Now, RESUME_LIMIT).await?;
-        if is_another {
+        if whose == Whose::Anothers {
             Qmp::connect(folder.path(), MONITOR).await?.set_link(NETWORK, true).await?;
         }
         machine.resume = None;
@@ -154,7 +158,7 @@ impl Qemu {
 
     /// Gives the machine's folder what is not there yet: its disk, and the volume with the present runtime. A machine
     /// that goes on from a memory has the disk and the volume of that.
-    async fn furnish(&self, held: &Held<'_>, machine: &Machine, image: &Image) -> Result<(), DriverError> {
+    pub(super) async fn furnish(&self, held: &Held<'_>, machine: &Machine, image: &Image) -> Result<(), DriverError> {
         let (act, hold, folder) = (held.act, &held.hold, &held.folder);
         let (disk, size) = (folder.file(machine.disk.file()), machine.sizes.disk.bytes());
         let img = &self.programs.img;
@@ -186,7 +190,7 @@ impl Qemu {
 }
 
 /// The kernel of an image, for a command line.
-fn kernel(files: &Option<(PathBuf, PathBuf)>) -> Option<Kernel<'_>> {
+pub(super) fn kernel(files: &Option<(PathBuf, PathBuf)>) -> Option<Kernel<'_>> {
     files.as_ref().map(|(kernel, initrd)| Kernel { kernel, initrd })
 }
 

@@ -88,6 +88,21 @@ fn other_mounts_need_a_restart_where_it_runs_and_nothing_more_than_its_next_star
 }
 
 #[test]
+fn a_warm_start_is_asked_of_a_driver_that_can_and_is_no_concern_of_a_machine_that_is_there() {
+    let mut inputs = world::inputs_of("agents: {web: {warm: true}}");
+    assert_eq!(words(&steps(&inputs, "web")), "(create)");
+    let what = WaitsFor::Unsupported { what: "start machines warm".into() };
+    assert_eq!(agent(&inputs, "web").waits_for, [what]);
+    inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.warm = true;
+    assert_eq!(words(&steps(&inputs, "web")), "create");
+
+    let mut running = settled("agents: {web: {}}");
+    world::edit(&mut running, "agents: {web: {warm: true}}");
+    let web = agent(&running, "web");
+    assert_eq!((web.sync, &web.drift[..], &web.waits_for[..]), (Sync::Synced, &[][..], &[][..]));
+}
+
+#[test]
 fn mounts_on_a_driver_that_has_none_are_told_and_keep_the_machine_down() {
     let mut inputs = world::inputs_of("agents: {web: {mounts: {src: /a}}}");
     inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = false;

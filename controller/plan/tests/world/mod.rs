@@ -39,6 +39,7 @@ pub fn capabilities() -> Capabilities {
         suspend: false,
         snapshots: SnapshotSupport::Live,
         clone_from_snapshot: false,
+        warm: false,
         labels: false,
         mounts: true,
         uses_host: true,

@@ -98,7 +98,7 @@ limits: {parallelism: 0x}
         fleet.yaml:6:5: agents.web.zone: there is no key `zone` here
          6 |     zone: b
            |     ^
-        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, snapshots, drift
+        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, snapshots, warm, drift
         fleet.yaml:7:1: memory: there is no key `memory` here
          7 | memory: 1G
            | ^
@@ -932,7 +932,7 @@ agents:
     slots: 2
     ports: {web: 8080}
   db: {<<: *small, cpus: 3}
-  vm: {driver: qemu, image: /disk, packages: [git], user: dev, sudo: true, cloudInit: {runcmd: [[ls, "-l"]]}}
+  vm: {driver: qemu, image: /disk, packages: [git], user: dev, sudo: true, warm: true, cloudInit: {runcmd: [[ls, "-l"]]}}
   cache:
     <<: [*small, {disk: 9G}]
     labels: {team: a}
@@ -1031,6 +1031,7 @@ webhooks: [{url: 'https://example.com', events: [TaskEnded], secret: {env: S}}]
             "packages",
             "user",
             "sudo",
+            "warm",
             "cloudInit",
             "profile",
             "A_B",
