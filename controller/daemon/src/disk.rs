@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_hub::Record;
-use vm_agent_plan::Mode;
+use vm_agent_plan::{Mode, Shared};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::fleet;
 use vm_agent_schemas::ids::{Life, Revision};
@@ -46,13 +46,13 @@ pub fn read(
         claims: store::claims::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
         credentials: store::credentials::all(conn)?.into_iter().map(|c| (c.agent.clone(), c)).collect(),
         operations: store::operations::open_operations(conn)?.into_iter().map(|o| (o.agent.clone(), o)).collect(),
-        tasks: BTreeMap::new(),
+        tasks: Shared::default(),
         work: BTreeMap::new(),
         pooled: BTreeMap::new(),
-        snapshots: BTreeMap::new(),
+        snapshots: Shared::default(),
         errands: BTreeMap::new(),
         approvals: store::approvals::all(conn)?.into_iter().map(|approval| (approval.id, approval.agent)).collect(),
-        incarnations: store::claims::incarnations(conn)?,
+        incarnations: store::claims::incarnations(conn)?.into(),
         mode: store::meta::get(conn, MODE_KEY)?.map_or(Mode::Up, |text| mode_of(&text)),
         backoffs: store::backoffs::all(conn)?.into_iter().map(|b| (b.agent.clone(), b)).collect(),
         pause: store::meta::get_json(conn, PAUSE_KEY)?.flatten(),

@@ -78,7 +78,14 @@ async fn pass(core: &Arc<Core>, looked: &mut Duration) -> Result<Box<Act>, Store
         let looking = Instant::now();
         let inputs = core.inputs().await;
         let now = inputs.now;
-        let turn = turn(&inputs, &core.ledger.records(), &core.hub_address, &mut jitter);
+        // Not among what must answer at once: for a large fleet it takes milliseconds.
+        let decider = Arc::clone(core);
+        let decide = move || {
+            let turn = turn(&inputs, &decider.ledger.records(), &decider.hub_address, &mut jitter);
+            (inputs, turn)
+        };
+        let decided = tokio::task::spawn_blocking(decide).await;
+        let (inputs, turn) = decided.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()));
         *looked += looking.elapsed();
         let mut act = match turn {
             Turn::Act(act) => act,

@@ -14,6 +14,8 @@ use vm_agent_schemas::plan::Fuse;
 use vm_agent_schemas::snapshot::{Errand, Snapshot};
 use vm_agent_schemas::wire::{ServiceReport, TaskOutcome};
 
+use crate::shared::Shared;
+
 /// What a plan is made from. Same inputs, same plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
@@ -26,7 +28,7 @@ pub struct Inputs {
     /// What people said beside the file. Those that no longer hold are ignored.
     pub overrides: Vec<Override>,
     /// What is ours.
-    pub claims: BTreeMap<AgentName, Claim>,
+    pub claims: Shared<BTreeMap<AgentName, Claim>>,
     /// What is under way: one operation for each agent at most.
     pub operations: BTreeMap<AgentName, Operation>,
     /// The drivers that are installed, and what each of them sees.
@@ -38,11 +40,11 @@ pub struct Inputs {
     pub runtimes: BTreeMap<DriverName, String>,
     /// The tasks of the file that were accepted, in the order in which they were: of each wording of each on
     /// each machine the latest [`RUNS_KNOWN`](crate::RUNS_KNOWN).
-    pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    pub tasks: Shared<BTreeMap<AgentName, Vec<FileTask>>>,
     /// Agents with tasks by hand that are not over.
     pub work: BTreeSet<AgentName>,
     /// The snapshots of each agent's machine.
-    pub snapshots: BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>,
+    pub snapshots: Shared<BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>>,
     /// What is to be done with each agent's snapshots and is not over, in order.
     pub errands: BTreeMap<AgentName, Vec<Errand>>,
     /// What people said yes to, and the agent that each yes is about.
@@ -199,14 +201,14 @@ impl Inputs {
             revision: None,
             accepted_at: None,
             overrides: Vec::new(),
-            claims: BTreeMap::new(),
+            claims: Shared::default(),
             operations: BTreeMap::new(),
             drivers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             runtimes: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Shared::default(),
             work: BTreeSet::new(),
-            snapshots: BTreeMap::new(),
+            snapshots: Shared::default(),
             errands: BTreeMap::new(),
             approvals: BTreeMap::new(),
             unjoined: BTreeSet::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use vm_agent_hub::Record;
-use vm_agent_plan::{FileTask, Inputs, Learnt, Mode, note_run};
+use vm_agent_plan::{FileTask, Inputs, Learnt, Mode, Shared, note_run};
 use vm_agent_schemas::api::FleetSource;
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::NewEvent;
@@ -43,25 +43,25 @@ pub struct Records {
     /// What people said beside the file.
     pub overrides: Vec<Override>,
     /// What is ours.
-    pub claims: BTreeMap<AgentName, Claim>,
+    pub claims: Shared<BTreeMap<AgentName, Claim>>,
     /// Who may speak as which agent.
-    pub credentials: BTreeMap<AgentName, Credential>,
+    pub credentials: Shared<BTreeMap<AgentName, Credential>>,
     /// What is under way.
     pub operations: BTreeMap<AgentName, Operation>,
     /// The tasks of the file that were ever accepted.
-    pub tasks: BTreeMap<AgentName, Vec<FileTask>>,
+    pub tasks: Shared<BTreeMap<AgentName, Vec<FileTask>>>,
     /// Tasks by hand that are not over, by the agents that do them.
     pub work: BTreeMap<AgentName, BTreeSet<TaskId>>,
     /// Tasks of a pool that are not over and have no agent.
     pub pooled: BTreeMap<TaskId, Selector>,
     /// The snapshots of each agent's machine.
-    pub snapshots: BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>,
+    pub snapshots: Shared<BTreeMap<AgentName, BTreeMap<SnapshotName, Snapshot>>>,
     /// What is to be done with each agent's snapshots and is not over, in order.
     pub errands: BTreeMap<AgentName, Vec<Errand>>,
     /// What people said yes to, and the agent that each yes is about.
     pub approvals: BTreeMap<Digest, AgentName>,
     /// The latest incarnation of every name that ever had a claim.
-    pub incarnations: BTreeMap<AgentName, Incarnation>,
+    pub incarnations: Shared<BTreeMap<AgentName, Incarnation>>,
     /// Whether the fleet is to run at all.
     pub mode: Mode,
     /// What failed, and when it may be tried again.
@@ -177,16 +177,16 @@ impl Records {
             watched: Watched::default(),
             owner: None,
             overrides: Vec::new(),
-            claims: BTreeMap::new(),
-            credentials: BTreeMap::new(),
+            claims: Shared::default(),
+            credentials: Shared::default(),
             operations: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Shared::default(),
             work: BTreeMap::new(),
             pooled: BTreeMap::new(),
-            snapshots: BTreeMap::new(),
+            snapshots: Shared::default(),
             errands: BTreeMap::new(),
             approvals: BTreeMap::new(),
-            incarnations: BTreeMap::new(),
+            incarnations: Shared::default(),
             mode: Mode::Up,
             backoffs: BTreeMap::new(),
             pause: None,
