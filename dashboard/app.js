@@ -220,8 +220,10 @@ const WAITS = {
   unsupported: ({ what }) => `another driver, or no such wish: its driver can't ${what}`,
   protected: () => "the end of its protection: protect: true refuses every deletion",
   pruneNever: (_, name) => ["a person: with prune: never it is not deleted; use ", command(`vm-agent destroy ${name}`)],
-  foreignInstance: ({ instance }) =>
-    `somebody to rename or delete instance ${instance}, which has this agent's name and is not ours`,
+  foreignInstance: ({ instance }) => [
+    `somebody to rename or delete instance ${instance}, which has this agent's name and is not ours, or to take it over: `,
+    command(`vm-agent import ${instance}`),
+  ],
   tombstone: ({ instance }) => `somebody to purge the deleted instance ${instance}, which still holds the name`,
   proof: () => "proof that the instance is ours: its runtime has never said so",
   snapshot: (it) => [`snapshot ${it.name} of agent ${it.agent}, which is being taken`],

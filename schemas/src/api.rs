@@ -14,8 +14,8 @@ use crate::fleet::{AgentEntry, DeclaredAgent, Diagnostic, DriverName, PowerState
 use crate::ids::{Digest, Epoch, Incarnation, Life, MessageId, Revision, Secret, TaskId};
 use crate::intent::{Override, Pause};
 use crate::message::{Message, Post};
-use crate::names::{AgentName, FleetName, SnapshotName};
-use crate::observe::{Capabilities, InstanceState};
+use crate::names::{AgentName, FleetName, InstanceName, SnapshotName};
+use crate::observe::{Capabilities, Description, InstanceState};
 use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Rest, Sync, WaitsFor};
 use crate::selector::Selector;
 use crate::snapshot::{Errand, Snapshot};
@@ -95,6 +95,7 @@ kinds! {
     Snapshot => "Snapshot",
     List<Snapshot> => "SnapshotList",
     Errand => "Errand",
+    List<InstanceInfo> => "InstanceList",
     Verification => "Verification",
     Version => "Version",
     Alive => "Alive",
@@ -369,6 +370,43 @@ pub struct CloneRequest {
     /// Change nothing, and answer as if.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// Asks for an instance that others made to become an agent's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImportRequest {
+    /// The driver whose instance it is.
+    pub driver: DriverName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// Why, for everybody who sees it.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// An instance, ours or not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceInfo {
+    /// The driver that it is one of.
+    pub driver: DriverName,
+    /// Its name there.
+    pub name: InstanceName,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// The agent whose it is; nothing for one that is not ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentName>,
+    /// What the driver tells of it.
+    #[serde(flatten)]
+    pub description: Description,
+    /// Why the driver tells nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Asks for an agent to start, stop, be let alone or go.

@@ -109,6 +109,10 @@ event_kinds! {
     SnapshotFailed = "SnapshotFailed",
     /// A machine went back to a snapshot.
     Restored = "Restored",
+    /// Somebody wants an instance taken over that others made.
+    Imported = "Imported",
+    /// Somebody let an agent go, and its instance stays.
+    Released = "Released",
     /// An agent has nothing to do, and its machine is to stop.
     AgentAsleep = "AgentAsleep",
     /// There is work for an agent that was asleep.
@@ -121,12 +125,12 @@ event_kinds! {
     RuntimeLost = "RuntimeLost",
     /// Somebody who said to be a runtime was refused.
     RuntimeRefused = "RuntimeRefused",
+    /// A runtime was found to run elsewhere than in the machine that it spoke for.
+    IsolationBroken = "IsolationBroken",
     /// A task was accepted.
     TaskAccepted = "TaskAccepted",
     /// A task began.
     TaskStarted = "TaskStarted",
-    /// A runtime was found to run elsewhere than in the machine that it spoke for.
-    IsolationBroken = "IsolationBroken",
     /// An attempt of a task ended, and another one follows.
     TaskRetried = "TaskRetried",
     /// A task ended.

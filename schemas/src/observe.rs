@@ -32,6 +32,21 @@ pub struct Instance {
     pub snapshots: Option<BTreeSet<SnapshotName>>,
 }
 
+/// What a driver tells of an instance that somebody thinks of taking over.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Description {
+    /// What it was made from, in the driver's own terms, where the driver still knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The sizes that it was given, where the driver can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<Sizes>,
+    /// The folders of the host in it, by the path that they have there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mounts: BTreeMap<String, Mount>,
+}
+
 /// What an instance is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -201,6 +216,8 @@ impl Claim {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct History {
+    /// Somebody else made it, and it is to be taken over: until it is, nothing else is done with it.
+    pub adopting: bool,
     /// The way back to a snapshot that it is on: until it is there, nothing else is done with it.
     pub restoring: Option<Restoring>,
     /// The last way back that it went: what was done in the machine meanwhile is undone.

@@ -626,7 +626,8 @@ impl fmt::Display for WaitsFor {
             Self::PruneNever => f.write_str("a person: with `prune: never` it is not deleted; use `destroy`"),
             Self::ForeignInstance { instance } => write!(
                 f,
-                "somebody to rename or delete instance `{instance}`, which has this agent's name and is not ours"
+                "somebody to rename or delete instance `{instance}`, which has this agent's name and is not ours, or to \
+                 take it over with `vm-agent import`"
             ),
             Self::Tombstone { instance } => {
                 write!(f, "somebody to purge the deleted instance `{instance}`, which still holds the name")

@@ -103,7 +103,7 @@ pub(super) fn check(spec: &AgentEntry) -> Result<(), CommandError> {
         .map_err(|problems| CommandError::new(Exit::USAGE, problems.join("\n")))
 }
 
-fn driver(text: &str) -> Result<DriverName, String> {
+pub(super) fn driver(text: &str) -> Result<DriverName, String> {
     word(text, "multipass, qemu, incus or local")
 }
 

@@ -15,9 +15,11 @@ mod drift;
 mod events;
 mod exec;
 mod explain;
+mod export;
 mod forward;
 mod history;
 mod image;
+mod import;
 mod init;
 mod list;
 mod logs;
@@ -99,16 +101,19 @@ pub(crate) enum Command {
     Snapshot(snapshot::SnapshotArgs),
     Restore(snapshot::RestoreArgs),
     Clone(snapshot::CloneArgs),
+    Import(import::ImportArgs),
+    Release(import::ReleaseArgs),
+    Export(export::ExportArgs),
     Message(message::MessageArgs),
     Dead(dead::DeadArgs),
     Token(token::TokenArgs),
     Rotate(rotate::RotateArgs),
+    Verify(verify::VerifyArgs),
     Audit(audit::AuditArgs),
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Schema(schema::SchemaArgs),
     Version(version::VersionArgs),
-    Verify(verify::VerifyArgs),
     Controller(controller::ControllerArgs),
     #[command(hide = true)]
     Runtime(runtime::RuntimeArgs),
@@ -154,11 +159,14 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> CommandResul
         Command::Snapshot(args) => snapshot::run(context, args).await,
         Command::Restore(args) => snapshot::restore(context, args).await,
         Command::Clone(args) => snapshot::clone(context, args).await,
+        Command::Import(args) => import::run(context, args).await,
+        Command::Release(args) => import::release(context, args).await,
+        Command::Export(args) => export::run(context, args).await,
         Command::Message(args) => message::run(context, args).await,
         Command::Dead(args) => dead::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
-        Command::Verify(args) => verify::run(context, args).await,
         Command::Rotate(args) => rotate::run(context, args).await,
+        Command::Verify(args) => verify::run(context, args).await,
         Command::Audit(args) => audit::run(context, args).await,
         Command::Image(args) => image::run(context, args).await,
         Command::Doctor(args) => doctor::run(context, args).await,

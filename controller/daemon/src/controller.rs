@@ -3,6 +3,7 @@
 mod credentials;
 mod exec;
 mod file;
+mod instances;
 mod isolation;
 mod messages;
 mod snapshots;

@@ -32,7 +32,7 @@ use vm_agent_schemas::fleet::{DriverName, Mount, Provision};
 use vm_agent_schemas::guest::Witness;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{Capabilities, Instance, Sizes};
+use vm_agent_schemas::observe::{Capabilities, Description, Instance, Sizes};
 use vm_agent_schemas::wire::Seed;
 
 /// What makes instances.
@@ -118,6 +118,12 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// What can be told of an instance, ours or not, when somebody thinks of taking it over. It may take long, and
+    /// ask the machine itself.
+    async fn describe(&self, _instance: &InstanceName) -> Result<Description, DriverError> {
+        Err(self.unsupported("take over machines that it did not make"))
+    }
+
     /// The address of this host in a network of the driver's own, where its machines find it; nothing where there is
     /// no such network, or not yet. It is looked up at each call.
     fn network(&self) -> Option<IpAddr> {
@@ -194,6 +200,8 @@ pub enum Base {
     /// A snapshot of another instance. The new one is as that was, but for who it is: it has this order's seed,
     /// and a machine id, addresses and random numbers of its own.
     Snapshot(Target, SnapshotName),
+    /// The instance of that name, which is there and nobody's: it is taken over as it is, with all that is in it.
+    Existing,
 }
 
 /// Folders of the host in an instance, by the path that they have there: absolute, or below the work

@@ -82,6 +82,9 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
         moves.wait(driver);
         return moves;
     }
+    if takes_over(situation, &mut moves) {
+        return moves;
+    }
     let restart = situation.wanted.map(|agent| agent.spec.restart).unwrap_or_default();
     let decision = decide(situation.want, situation.seen, situation.link, situation.under(), restart);
     if alone(situation, decision, guard, &mut moves) {
@@ -113,6 +116,27 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
     ask_first(situation, guard, &mut moves);
     hold(situation, windows, &mut moves);
     moves
+}
+
+/// What is done about an instance of somebody else's that is to become the agent's. Answers whether it is such a
+/// one, and nobody is at it: then nothing else is done, and it is never deleted.
+fn takes_over(situation: &Situation<'_>, moves: &mut Moves) -> bool {
+    let Some(claim) = situation.claim.filter(|claim| claim.history.adopting) else { return false };
+    if situation.operation.is_some() || situation.seen == Seen::Unknown {
+        return false;
+    }
+    match situation.seen {
+        _ if situation.wanted.is_none() => {
+            moves.push(StepAction::Forget, "it was never taken over, and is no longer wanted", Cost::Live);
+        }
+        Seen::Absent | Seen::Deleted => {
+            let what = format!("instance `{}`, which is to be taken over, is gone", claim.instance);
+            moves.wait(WaitsFor::Problem { what });
+        }
+        _ => moves.push(StepAction::Create, "it is taken over", Cost::Live),
+    }
+    moves.asked();
+    true
 }
 
 /// What is done or waited for so that nothing else can be done beside it. Answers whether that is so.

@@ -69,6 +69,8 @@ pub struct Learnt {
     pub points: BTreeSet<Point>,
     /// When it went back to the snapshot that it was on its way to.
     pub restored: Option<Timestamp>,
+    /// Whether it has been taken over from whoever made it.
+    pub adopted: bool,
 }
 
 impl Learnt {
@@ -87,6 +89,7 @@ impl Learnt {
             scheduled: None,
             points: BTreeSet::new(),
             restored: None,
+            adopted: false,
         }
     }
 
@@ -108,6 +111,7 @@ impl Learnt {
             history.schedules.extend(schedules.iter().map(|name| (name.clone(), *at)));
         }
         history.points.extend(&self.points);
+        history.adopting &= !self.adopted;
         if let Some(until) = self.restored
             && let Some(way) = history.restoring.take()
         {

@@ -10,7 +10,7 @@ use vm_agent_drivers::{Base, CreateOrder, DriverError, Mounts, Target};
 use vm_agent_plan::{DriverView, Learnt, Listing, Observed, after_failure, configuration_for};
 use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
-use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, Provision};
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent};
 use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Nonce, OperationId, Secret};
 use vm_agent_schemas::names::{InstanceName, InvalidName, SnapshotName};
 use vm_agent_schemas::observe::{
@@ -131,15 +131,10 @@ pub fn prepare(
             let agent = wanted?;
             let claim = claim_for_create(step, agent, known.ok(), records, now)?;
             let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
-            let order = CreateOrder {
-                instance: claim.instance.clone(),
-                base: base(agent, records)?,
-                sizes: Sizes::of(&agent.spec),
-                seed,
-                mounts: agent.spec.mounts.clone(),
-                provision: Provision::of(&agent.spec),
-                warm: agent.spec.warm,
-            };
+            let (instance, birth) = (claim.instance.clone(), claim.birth.clone());
+            let base = if claim.history.adopting { Base::Existing } else { base(agent, records)? };
+            let Birth { sizes, mounts, provision, .. } = birth;
+            let order = CreateOrder { instance, base, sizes, seed, mounts, provision, warm: agent.spec.warm };
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
             (claim, Work::Create(Box::new(order)), enroll)
         }
@@ -245,6 +240,8 @@ fn claim_for_create(
     };
     let joined = records.credentials.get(&step.agent).is_some_and(|credential| credential.binding.is_some());
     Ok(match known {
+        // What it was made from, and how, is as it was found.
+        Some(claim) if claim.history.adopting => claim.clone(),
         Some(claim) if claim.proof == Proof::Pending && !joined => {
             Claim { birth: Birth::of(&agent.spec), created_at: now, ..claim.clone() }
         }
@@ -471,6 +468,10 @@ fn has_reached(job: &Job, called: &Called, seen: &Look<'_>) -> bool {
         // The driver itself says that what is there is not ours.
         _ if matches!(called, Called::Failed(DriverError::Foreign { .. })) => false,
         (_, Look::Unknown) => done,
+        // That it runs shows nothing: it may have run before.
+        (Action::Create, Look::There(observed)) if job.claim.history.adopting => {
+            done || observed.instance.nonce.as_ref() == Some(&job.claim.nonce)
+        }
         (Action::Destroy, Look::Gone | Look::Foreign) => true,
         (_, Look::Gone | Look::Foreign) => false,
         (Action::Create | Action::Start, Look::There(observed)) => match observed.instance.state {
@@ -523,6 +524,7 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
         learnt.sizes = job.resized_to();
         learnt.mounts = job.mounted().cloned();
         learnt.restored = (job.operation.action == Action::Restore).then_some(now);
+        learnt.adopted = job.operation.action == Action::Create;
     }
     learnt
 }

@@ -24,20 +24,22 @@
 //! - [`errand`]: what is to be done with snapshots
 //! - [`life`]: how a life begins
 //! - [`intent`]: what people say
+//! - [`adopt`]: instances that others made, taken over and let go
 //! - [`directory`]: what of the declared agents tasks and messages go by
 //! - [`file`]: how a fleet file gets into force, and what becomes of a change of it
 //! - [`reach`]: what a fleet lets guests do to the host
 //! - [`notices`]: what the hub tells
 //! - [`tasks`]: tasks by hand
 
+pub mod adopt;
 pub mod clock;
 pub mod directory;
 pub mod errand;
 pub mod file;
 pub mod intent;
+pub mod isolation;
 pub mod job;
 pub mod life;
-pub mod isolation;
 pub mod memory;
 pub mod notices;
 pub mod pass;

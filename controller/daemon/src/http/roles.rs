@@ -10,6 +10,8 @@ pub(super) fn required(method: &Method, path: &str) -> Role {
     match (method.is_safe(), segments.as_slice()) {
         // Tokens and the audit tell of others; the end of the controller is everybody's.
         (_, ["tokens" | "audit", ..]) | (false, ["down"]) => Role::Admin,
+        // Whose the host's machines are.
+        (false, ["agents", _, "import" | "release"]) => Role::Admin,
         // A process in an agent, though it is a GET as every WebSocket.
         (_, ["agents", _, "exec"]) => Role::Exec,
         (false, ["agents", _, "task"] | ["tasks" | "messages", ..]) => Role::Exec,
@@ -41,7 +43,7 @@ mod tests {
             assert_eq!(required(&Method::POST, path), Role::Lifecycle, "{path}");
         }
         assert_eq!(required(&Method::DELETE, "/agents/web"), Role::Lifecycle);
-        for path in ["/down", "/tokens", "/tokens/1/rotate"] {
+        for path in ["/down", "/tokens", "/tokens/1/rotate", "/agents/web/import", "/agents/web/release"] {
             assert_eq!(required(&Method::POST, path), Role::Admin, "{path}");
         }
         assert_eq!(required(&Method::GET, "/tokens"), Role::Admin);

@@ -22,7 +22,9 @@ use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::guest::Witness;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{
+    Capabilities, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -407,6 +409,9 @@ impl State {
 
     /// Makes the instance of an order unless it is there. It is Starting until it is brought up.
     fn make(&mut self, order: &CreateOrder, sizes: Option<Sizes>) -> Result<Effect, DriverError> {
+        if order.base == Base::Existing {
+            return self.adopt(order);
+        }
         match self.ours(&order.target()) {
             Err(DriverError::Missing { .. }) => {
                 let (name, nonce) = (order.instance.clone(), Some(order.seed.nonce.clone()));
@@ -417,6 +422,16 @@ impl State {
             }
             found => found.map(|_| Effect::None),
         }
+    }
+
+    /// An instance that nobody has claimed gets the nonce, and is brought up anew.
+    fn adopt(&mut self, order: &CreateOrder) -> Result<Effect, DriverError> {
+        let found = self.instances.get_mut(&order.instance);
+        if let Some(found) = found.filter(|found| found.nonce.is_none() && found.state != InstanceState::Deleted) {
+            found.nonce = Some(order.seed.nonce.clone());
+            found.state = InstanceState::Starting;
+        }
+        self.ours(&order.target()).map(|_| Effect::None)
     }
 
     fn bring_up(&mut self, call: Call, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<Effect, DriverError> {
@@ -436,6 +451,17 @@ impl State {
         Err(DriverError::Failed { action: call.verb(), instance: name, reason: problem })
     }
 
+    /// Nothing happens to an instance, which has to run for what is asked of it.
+    fn running(&mut self, call: Call, target: &Target) -> Result<Effect, DriverError> {
+        match self.ours(target)?.state {
+            InstanceState::Running => Ok(Effect::None),
+            _ => {
+                let (action, instance) = (call.verb(), target.instance.clone());
+                Err(DriverError::Failed { action, instance, reason: "it does not run".to_owned() })
+            }
+        }
+    }
+
     fn take(&mut self, instance: &InstanceName) -> Option<Instance> {
         self.mounts.remove(instance);
         self.snapshots.remove(instance);
@@ -447,17 +473,6 @@ impl State {
         let effect = went_down(found);
         found.state = InstanceState::Stopped;
         Ok(effect)
-    }
-
-    /// Nothing happens to an instance, which has to run for what is asked of it.
-    fn running(&mut self, call: Call, target: &Target) -> Result<Effect, DriverError> {
-        match self.ours(target)?.state {
-            InstanceState::Running => Ok(Effect::None),
-            _ => {
-                let (action, instance) = (call.verb(), target.instance.clone());
-                Err(DriverError::Failed { action, instance, reason: "it does not run".to_owned() })
-            }
-        }
     }
 
     /// The snapshots of an instance that is there.
@@ -537,6 +552,15 @@ impl Driver for Fake {
         };
         let start = |world: &mut State| world.bring_up(Call::Create, &order.target(), &order.seed, &order.mounts);
         self.call(Call::Create, Some(&order.instance), &[&make, &start]).await
+    }
+
+    async fn describe(&self, instance: &InstanceName) -> Result<Description, DriverError> {
+        self.call(Call::List, None, &[]).await?;
+        let world = self.state();
+        let found = world.instances.get(instance);
+        let found = found.ok_or_else(|| DriverError::Missing { instance: instance.clone() })?;
+        let mounts = world.mounts.get(instance).cloned().unwrap_or_default();
+        Ok(Description { image: None, sizes: found.sizes, mounts })
     }
 
     async fn start(&self, target: &Target, seed: &Seed, mounts: &Mounts) -> Result<(), DriverError> {

@@ -46,7 +46,7 @@ use self::folder::{FILES, folder, make, pid, write_seed};
 pub use self::launch::RuntimeProgram;
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
-use crate::{Act, CreateOrder, Driver, DriverError, Mounts, Target, process};
+use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target, process};
 
 /// How long a runtime that was asked to end may take to end its tasks and write down what they came
 /// to. Then it is killed. The runtime gives its tasks less than this.
@@ -194,6 +194,9 @@ impl Driver for Local {
         let act = Act("create", &order.instance);
         if let Some((_, what)) = order.provision.obstacle(Some(DriverName::Local), "") {
             return Err(DriverError::Unsupported { driver: DriverName::Local, what: format!("do that: {what}") });
+        }
+        if order.base == Base::Existing {
+            return Err(self.unsupported("take over machines that it did not make"));
         }
         self.sweep_leftovers();
         let hold = self.holds.hold(&order.instance).await;

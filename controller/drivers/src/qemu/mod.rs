@@ -235,6 +235,7 @@ impl Qemu {
         let image = match &order.base {
             Base::Image(image) => image,
             Base::Snapshot(source, name) => return self.make_clone(order, &folder, source, name).await.map(|()| true),
+            Base::Existing => return Err(self.unsupported("take over machines that it did not make")),
         };
         let reference: ImageReference = image.parse().map_err(|error| act.failed(&error))?;
         let name = image;

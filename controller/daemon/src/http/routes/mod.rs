@@ -3,6 +3,7 @@
 mod agents;
 mod controller;
 mod fleet;
+mod instances;
 mod messages;
 mod snapshots;
 mod tasks;
@@ -28,6 +29,7 @@ pub(super) fn all() -> ApiRouter<Controller> {
     ApiRouter::new()
         .merge(agents::routes())
         .merge(fleet::routes())
+        .merge(instances::routes())
         .merge(snapshots::routes())
         .merge(tasks::routes())
         .merge(messages::routes())
