@@ -27,7 +27,7 @@ pub(crate) async fn run(context: &mut Context, args: VerifyArgs) -> CommandResul
     let names = args.targets.resolve(&client).await?;
     let format = args.output.output;
     each(context, format, names, async |context, name| {
-        let asked = client.post::<Verification>(&format!("/agents/{name}/verify"), &()).await;
+        let asked = client.ask::<Verification>(&format!("/agents/{name}/verify")).await;
         let asked = about(&client, &name, asked).await?;
         let Verification { agent, verdict, message, remediation, .. } = &asked.content;
         let told = format!("{agent}: {message}\n");
