@@ -100,6 +100,14 @@ pub(super) fn mounts(said: &[u8], instance: &str) -> Result<BTreeMap<String, Pat
     Ok(mounts.into_iter().flatten().filter_map(mount).collect())
 }
 
+/// Reads of the same what the instance was made from, as far as Multipass still knows.
+pub(super) fn image(said: &[u8], instance: &str) -> Option<String> {
+    let answer = document(said, "info")?;
+    let release = answer["info"].get(instance)?["image_release"].as_str()?;
+    // `24.04 LTS` is the image `24.04`.
+    release.split_whitespace().next().map(str::to_owned)
+}
+
 /// Reads `version --format json`.
 pub(super) fn versions(said: &[u8]) -> Result<Versions, Unreadable> {
     let answer = document(said, "multipass").ok_or_else(|| unreadable("version", "its version", said))?;
@@ -268,6 +276,7 @@ mod tests {
         let info = include_bytes!("fixtures/info.json");
         assert_eq!(mounts(info, "one").unwrap(), BTreeMap::from([("/mnt/m".to_owned(), "/srv/mp/t/mnt".into())]));
         assert!(mounts(info, "two").is_err());
+        assert_eq!((image(info, "one").as_deref(), image(info, "two")), (Some("24.04"), None));
     }
 
     #[test]

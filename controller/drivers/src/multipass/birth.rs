@@ -160,7 +160,7 @@ impl Multipass {
         tried.why = Some(fault.to_string());
         match after(fault.trouble(), fault.is_clients()) {
             After::GoesOn => Ok(()),
-            After::Daemon => Err(self.trouble(held.act, fault).await),
+            After::Daemon => Err(self.trouble(held.act, &fault)),
             After::Look => self.is_over(held).await,
             After::Fail => {
                 self.is_over(held).await?;
@@ -168,7 +168,7 @@ impl Multipass {
                     return Ok(());
                 }
                 self.forget(held).await?;
-                Err(self.trouble(held.act, fault).await)
+                Err(self.trouble(held.act, &fault))
             }
         }
     }
@@ -193,7 +193,7 @@ impl Multipass {
         tried.why = Some(fault.to_string());
         match after(fault.trouble(), fault.is_clients()) {
             After::GoesOn => Ok(()),
-            After::Daemon => Err(self.trouble(held.act, fault).await),
+            After::Daemon => Err(self.trouble(held.act, &fault)),
             After::Look | After::Fail => self.is_over(held).await,
         }
     }
@@ -203,7 +203,7 @@ impl Multipass {
         let _turn = self.lanes.change(format!("recover {}", held.name())).await;
         let called = self.call(&["recover", held.name()], None, super::SHORT_LIMIT).await;
         match called {
-            Err(fault) => Err(self.trouble(held.act, fault).await),
+            Err(fault) => Err(self.trouble(held.act, &fault)),
             Ok(_) => Ok(()),
         }
     }
@@ -221,7 +221,7 @@ impl Multipass {
     /// and was watched from when its name was free: it is taken back.
     async fn give_up(&self, held: &mut Held<'_>, tried: &Tried) -> DriverError {
         let why = tried.why.clone().unwrap_or_else(|| "its guest does not answer".to_owned());
-        if !(tried.launched && !held.record.is_known) {
+        if !tried.launched || held.record.is_known {
             return held
                 .failed(&format!("{why}; it was stopped by force and started again, and still is not to be reached"));
         }
@@ -263,14 +263,17 @@ impl Multipass {
         if installed.as_deref() != Some(digest.as_str()) {
             let put = guest.install(&kit, &digest).await;
             if let Err(fault) = put {
-                return Err(self.trouble(held.act, fault).await);
+                return Err(self.trouble(held.act, &fault));
             }
+        }
+        if held.record.adopting {
+            self.keep_machine_id(held).await?;
         }
         self.mount(held, mounts).await?;
         match guest.seed(seed, &held.record.machine_id).await {
             Ok(FromGuest::Failed { reason, .. }) => return Err(held.failed(&reason)),
             Ok(_) => {}
-            Err(fault) => return Err(self.trouble(held.act, fault).await),
+            Err(fault) => return Err(self.trouble(held.act, &fault)),
         }
         if !held.record.provisioned {
             if held.record.provision.takes_time() {
@@ -278,7 +281,7 @@ impl Multipass {
             }
             held.record.provisioned = true;
         }
-        held.record.power = Power::Up;
+        (held.record.power, held.record.adopting) = (Power::Up, false);
         self.remember(held).await
     }
 
@@ -286,17 +289,18 @@ impl Multipass {
     /// it last.
     async fn recognise(&self, held: &mut Held<'_>) -> Result<Option<String>, DriverError> {
         let guest = self.guest(held.act.1);
+        if held.record.adopting {
+            self.brand(held).await?;
+        }
         let mut shown = guest.shown().await;
         if matches!(&shown, Ok(shown) if shown.birth.is_none()) && !held.record.is_known {
             // It may be so early that it has not been written down yet.
-            if let Err(fault) = guest.settled(SETTLE_LIMIT).await {
-                return Err(self.trouble(held.act, fault).await);
-            }
+            guest.settled(SETTLE_LIMIT).await.map_err(|fault| self.trouble(held.act, &fault))?;
             shown = guest.shown().await;
         }
         let shown = match shown {
             Ok(shown) => shown,
-            Err(fault) => return Err(self.trouble(held.act, fault).await),
+            Err(fault) => return Err(self.trouble(held.act, &fault)),
         };
         let is_ours = shown.birth.as_ref() == Some(&held.record.birth);
         if held.record.is_known != is_ours {
@@ -314,7 +318,7 @@ impl Multipass {
         let why = match watched {
             Ok(Ok(Ok(()))) => return Ok(()),
             Ok(Ok(Err(why))) => why,
-            Ok(Err(fault)) => return Err(self.trouble(held.act, fault).await),
+            Ok(Err(fault)) => return Err(self.trouble(held.act, &fault)),
             Err(_) => format!("it is not there after {} min: {}", PROVISION_LIMIT.as_secs() / 60, last_lines(&last)),
         };
         self.purge(held).await?;

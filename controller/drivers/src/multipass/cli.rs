@@ -17,6 +17,8 @@ use crate::tool::find;
 
 /// The variable that names the command, over the one on the `PATH`.
 const VARIABLE: &str = "VM_AGENT_MULTIPASS";
+/// Where it lies when it was installed as a snap, and by its installer for macOS.
+const USUAL: [&str; 2] = ["/snap/bin/multipass", "/usr/local/bin/multipass"];
 /// What the command's own variables begin with. By those it finds its daemon.
 const OWN_VARIABLES: &str = "MULTIPASS_";
 /// Where the command keeps the certificate that its daemon knows it by, if not below `HOME`.
@@ -63,9 +65,9 @@ impl Program {
     #[must_use]
     pub fn find() -> Option<Self> {
         let named = std::env::var_os(VARIABLE).filter(|named| !named.is_empty()).map(PathBuf::from);
-        // A snap's programs are not on the path of a service.
-        let snap = || Some(PathBuf::from("/snap/bin/multipass")).filter(|path| path.exists());
-        named.or_else(|| find("multipass")).or_else(snap).map(Self::new)
+        // A service has a shorter path than a terminal.
+        let usual = || USUAL.iter().map(PathBuf::from).find(|path| path.exists());
+        named.or_else(|| find("multipass")).or_else(usual).map(Self::new)
     }
 
     /// The command in this file.

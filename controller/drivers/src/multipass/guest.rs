@@ -15,9 +15,8 @@ use vm_agent_schemas::wire::Seed;
 use super::Fault;
 use super::cli::{Program, Said};
 use super::trouble::Trouble;
+use crate::provisioning::BIRTH_FILE;
 
-/// The file that shows which instance this is. cloud-init writes it at birth, and nobody after that.
-pub(super) const BIRTH_FILE: &str = "/etc/vm-agent/birth";
 /// What was installed; the digest of it in the file `installed`.
 const SHARE: &str = "/usr/local/lib/vm-agent";
 /// What answers requests.
@@ -75,6 +74,15 @@ impl Guest<'_> {
     pub(super) async fn install(self, archive: &[u8], digest: &Digest) -> Result<(), Fault> {
         let script = install_script(digest.as_str());
         self.heard(&script, Some(archive), INSTALL_LIMIT, "done").await.map(drop)
+    }
+
+    /// Has it say from now on that it was made with this nonce, unless it says something already.
+    pub(super) async fn brand(self, birth: &Nonce) -> Result<(), Fault> {
+        let folder = BIRTH_FILE.rsplit_once('/').map_or("/", |(folder, _)| folder);
+        let script = format!(
+            "set -e\numask 077\nmkdir -p -m 755 {folder}\n[ -s {BIRTH_FILE} ] || echo {birth} >{BIRTH_FILE}\necho '{MARK} branded'"
+        );
+        self.heard(&script, None, WORD_LIMIT, "branded").await.map(drop)
     }
 
     /// Makes folders of the user's, with those on the way to them.

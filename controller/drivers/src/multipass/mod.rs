@@ -24,11 +24,13 @@ mod birth;
 mod cli;
 mod doctor;
 mod guest;
+mod inside;
 mod lanes;
 mod mounts;
 mod power;
 mod record;
 mod sight;
+mod sizes;
 mod snapshots;
 mod trouble;
 
@@ -41,10 +43,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use vm_agent_schemas::fleet::{DEFAULT_IMAGE, DriverName, Provision};
-use vm_agent_schemas::guest::{FromGuest, MachineId, ToGuest};
-use vm_agent_schemas::ids::Nonce;
+use vm_agent_schemas::guest::{FromGuest, MachineId, ToGuest, Witness};
+use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{
+    Capabilities, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -58,6 +62,7 @@ use self::lanes::Lanes;
 use self::power::missing;
 use self::record::{Power, Record, Records};
 use self::sight::{LIST_LIMIT, Seen, Sight};
+use self::sizes::Audit;
 use self::trouble::{Trouble, sentence};
 use crate::hold::{Hold, Holds, blocking};
 use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
@@ -73,18 +78,21 @@ const SUSPEND_LIMIT: Duration = Duration::from_secs(300);
 /// How long a machine may take to show its nonce.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long machines may take to come up.
+/// How long machines may take to come up, and how long what is known of them is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// A launch, download and cloud-init included.
     pub launch: Duration,
     /// A start, until the machine lets its daemon in.
     pub start: Duration,
+    /// From one look at the sizes of an instance to the next, at another's.
+    pub audit: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { launch: Duration::from_secs(900), start: Duration::from_secs(300) }
+        let (launch, start) = (Duration::from_secs(900), Duration::from_secs(300));
+        Self { launch, start, audit: Duration::from_secs(600) }
     }
 }
 
@@ -101,6 +109,7 @@ pub struct Multipass {
     lanes: Arc<Lanes>,
     holds: Holds,
     limits: Limits,
+    audit: Arc<Audit>,
 }
 
 /// An instance that is held, with what is remembered of it.
@@ -166,10 +175,11 @@ impl Multipass {
             lanes: Lanes::new(cpus),
             holds: Holds::default(),
             limits: Limits::default(),
+            audit: Arc::default(),
         }
     }
 
-    /// The same with other limits: whole seconds.
+    /// The same with other limits: whole seconds for what machines may take.
     #[must_use]
     pub const fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -230,16 +240,16 @@ impl Multipass {
     }
 
     /// What a call on an instance failed by.
-    async fn trouble(&self, act: Act<'_>, fault: Fault) -> DriverError {
-        match (&fault, fault.trouble()) {
-            (_, trouble) if trouble.is_of_daemon() => self.unavailable(Some(act), &fault),
-            (Fault::Call(CallError::Spawn { .. }), _) => self.unavailable(Some(act), &fault),
+    fn trouble(&self, act: Act<'_>, fault: &Fault) -> DriverError {
+        match (fault, fault.trouble()) {
+            (_, trouble) if trouble.is_of_daemon() => self.unavailable(Some(act), fault),
+            (Fault::Call(CallError::Spawn { .. }), _) => self.unavailable(Some(act), fault),
             (Fault::Call(CallError::Late { .. }), _) => {
                 let busy =
                     self.lanes.busy().map(|busy| format!("; its daemon is busy with `{busy}`")).unwrap_or_default();
                 act.failed(&io::Error::other(format!("{fault}{busy}")))
             }
-            _ => act.failed(&fault),
+            _ => act.failed(fault),
         }
     }
 
@@ -362,6 +372,7 @@ impl Record {
             provisioned: false,
             is_known: false,
             power: Power::Down,
+            adopting: false,
             has_mounts: false,
             snapshots: std::collections::BTreeMap::new(),
         }
@@ -370,9 +381,13 @@ impl Record {
 
 /// The image of an order, as an argument; nothing for the one that Multipass takes by itself.
 fn image(order: &CreateOrder) -> Result<Option<String>, DriverError> {
-    let Base::Image(image) = &order.base else {
-        let what = "make a machine from a snapshot of another: Multipass copies only what a machine is now";
-        return Err(DriverError::Unsupported { driver: DriverName::Multipass, what: what.to_owned() });
+    let image = match &order.base {
+        Base::Image(image) => image,
+        Base::Existing => return Ok(None),
+        Base::Snapshot(..) => {
+            let what = "make a machine from a snapshot of another: Multipass copies only what a machine is now";
+            return Err(DriverError::Unsupported { driver: DriverName::Multipass, what: what.to_owned() });
+        }
     };
     match image.trim() {
         DEFAULT_IMAGE | "" => Ok(None),
@@ -422,7 +437,7 @@ impl Driver for Multipass {
             calls_outlive_controller: true,
             // So many that come up, and one that is changed meanwhile.
             lanes: self.lanes.width() + 1,
-            host_address: doctor::bridge(),
+            host_address: doctor::host_address(version),
             deadlines: Deadlines {
                 // As long as a list may take, and a second one where the first says that there is nothing.
                 list: Span::from_secs(2 * LIST_LIMIT.as_secs() + 30),
@@ -445,7 +460,7 @@ impl Driver for Multipass {
     }
 
     fn network(&self) -> Option<IpAddr> {
-        doctor::bridge()
+        doctor::bridge(self.sight.versions().map(|versions| versions.common()))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, DriverError> {
@@ -456,6 +471,7 @@ impl Driver for Multipass {
         };
         self.note_the_gone(&seen).await.map_err(unreadable)?;
         let records = self.records.all().map_err(unreadable)?;
+        self.audit_sizes(&records);
         let (snapshots, now) = (self.sight.snapshots(&self.program).await, Timestamp::now());
         // Names that no instance of ours can have are nobody's business.
         let named = seen.iter().filter_map(|(name, state)| Some((name.parse::<InstanceName>().ok()?, *state)));
@@ -473,6 +489,15 @@ impl Driver for Multipass {
         image(order)?;
         check_name(&order.instance)?;
         mounts::check(&order.instance, &order.mounts)?;
+        if order.base == Base::Existing {
+            let mut held = self.hold_existing(order).await?;
+            let taken_over = self.bring_up(&mut held, None, &order.seed, &order.mounts).await;
+            if held.record.adopting && matches!(taken_over, Err(DriverError::Foreign { .. })) {
+                // It says that it is another controller's.
+                self.forget(&held).await?;
+            }
+            return taken_over;
+        }
         let mut held = self.hold_for(order).await?;
         self.bring_up(&mut held, Some(order), &order.seed, &order.mounts).await
     }
@@ -548,6 +573,20 @@ impl Driver for Multipass {
     async fn suspend(&self, target: &Target) -> Result<(), DriverError> {
         let mut held = self.hold("suspend", target).await?;
         self.put_to_sleep(&mut held).await
+    }
+
+    async fn describe(&self, instance: &InstanceName) -> Result<Description, DriverError> {
+        self.description(instance).await
+    }
+
+    async fn challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
+        self.lay_challenge(target, challenge).await
+    }
+
+    async fn reseed(&self, target: &Target, seed: &Seed) -> Result<(), DriverError> {
+        let held = self.hold("seed", target).await?;
+        check_seed(&held, target, seed)?;
+        self.seed_anew(&held, seed).await
     }
 
     async fn prove(&self, instance: &InstanceName) -> Result<Option<Nonce>, DriverError> {

@@ -65,7 +65,7 @@ impl Multipass {
                 if let Err(fault) = self.call(&["umount", &target], None, SHORT_LIMIT).await
                     && !fault.to_string().contains("is not mounted")
                 {
-                    return Err(self.trouble(held.act, fault).await);
+                    return Err(self.trouble(held.act, &fault));
                 }
             }
         }
@@ -89,9 +89,7 @@ impl Multipass {
         if !below.is_empty() {
             // By the runtime's user: Multipass would make them its own.
             let user = held.record.provision.user().to_owned();
-            if let Err(fault) = self.guest(held.act.1).make_folders(&user, &below).await {
-                return Err(self.trouble(held.act, fault).await);
-            }
+            self.guest(held.act.1).make_folders(&user, &below).await.map_err(|fault| self.trouble(held.act, &fault))?;
         }
         let there = self.mounted(held).await?;
         for (place, source) in wanted(mounts) {
@@ -108,7 +106,7 @@ impl Multipass {
             if let Err(fault) = called
                 && !fault.to_string().contains("is already mounted")
             {
-                return Err(self.trouble(held.act, fault).await);
+                return Err(self.trouble(held.act, &fault));
             }
         }
         Ok(())
@@ -116,12 +114,8 @@ impl Multipass {
 
     /// The mounts that Multipass remembers of an instance.
     async fn mounted(&self, held: &Held<'_>) -> Result<BTreeMap<String, PathBuf>, DriverError> {
-        let arguments = ["info", held.name(), "--no-runtime-information", "--format", "json"];
-        let said = match self.call(&arguments, None, SHORT_LIMIT).await {
-            Ok(said) => said,
-            Err(fault) => return Err(self.trouble(held.act, fault).await),
-        };
-        answer::mounts(&said.stdout, held.name()).map_err(|error| held.act.failed(&error))
+        let info = self.info(held.act).await?;
+        answer::mounts(&info, held.name()).map_err(|error| held.act.failed(&error))
     }
 }
 

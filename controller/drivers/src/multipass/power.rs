@@ -94,7 +94,7 @@ impl Multipass {
                 tracing::warn!(instance = held.name(), %fault, "an instance does not go down when asked");
                 self.stop_by_force(held).await
             }
-            _ => Err(self.trouble(held.act, fault).await),
+            _ => Err(self.trouble(held.act, &fault)),
         }
     }
 
@@ -107,7 +107,7 @@ impl Multipass {
         self.recognise_if_possible(held).await?;
         let _turn = self.lanes.change(format!("stop --force {}", held.name())).await;
         match self.call(&["stop", "--force", held.name()], None, FORCE_LIMIT).await {
-            Err(fault) => Err(self.trouble(held.act, fault).await),
+            Err(fault) => Err(self.trouble(held.act, &fault)),
             Ok(_) => Ok(()),
         }
     }
@@ -121,9 +121,7 @@ impl Multipass {
         }
         for (verb, limit) in [("start", self.limits.start), ("stop", STOP_LIMIT)] {
             let _turn = self.lanes.change(format!("{verb} {}", held.name())).await;
-            if let Err(fault) = self.call(&[verb, held.name()], None, limit).await {
-                return Err(self.trouble(held.act, fault).await);
-            }
+            self.call(&[verb, held.name()], None, limit).await.map_err(|fault| self.trouble(held.act, &fault))?;
         }
         Ok(())
     }
@@ -150,9 +148,9 @@ impl Multipass {
                 State::Running | State::DelayedShutdown => {
                     asked = true;
                     let _turn = self.lanes.change(format!("suspend {}", held.name())).await;
-                    if let Err(fault) = self.call(&["suspend", held.name()], None, SUSPEND_LIMIT).await {
-                        return Err(self.trouble(held.act, fault).await);
-                    }
+                    self.call(&["suspend", held.name()], None, SUSPEND_LIMIT)
+                        .await
+                        .map_err(|fault| self.trouble(held.act, &fault))?;
                 }
             }
         }
@@ -171,7 +169,7 @@ impl Multipass {
             // One name a call, and nothing else: with a snapshot's name beside it, the whole instance goes.
             match self.call(&["delete", "--purge", held.name()], None, FORCE_LIMIT).await {
                 Err(fault) if fault.trouble() == Trouble::Missing => {}
-                Err(fault) => return Err(self.trouble(held.act, fault).await),
+                Err(fault) => return Err(self.trouble(held.act, &fault)),
                 Ok(_) => {}
             }
         }
@@ -198,7 +196,7 @@ impl Multipass {
         match self.call(&["set", &change], None, SHORT_LIMIT).await {
             Ok(_) => Ok(false),
             Err(fault) if fault.trouble() == Trouble::Busy => Ok(true),
-            Err(fault) if fault.trouble().is_of_daemon() => Err(self.trouble(held.act, fault).await),
+            Err(fault) if fault.trouble().is_of_daemon() => Err(self.trouble(held.act, &fault)),
             Err(_) => Ok(false),
         }
     }

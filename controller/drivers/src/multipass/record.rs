@@ -43,6 +43,9 @@ pub(super) struct Record {
     pub(super) is_known: bool,
     /// What it was last brought to.
     pub(super) power: Power,
+    /// Whether it was not made by us, and is just being taken over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) adopting: bool,
     /// Whether folders of the host may be mounted in it.
     pub(super) has_mounts: bool,
     /// The sizes that it had when each of its snapshots was taken: a restore brings them back.
@@ -173,7 +176,7 @@ fn read(root: &Path) -> io::Result<BTreeMap<InstanceName, Record>> {
         match serde_json::from_slice(&fs::read(&path).map_err(at(&path))?) {
             Ok(record) => drop(records.insert(name, record)),
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "what is remembered of an instance can't be read, so it is not ours")
+                tracing::error!(path = %path.display(), %error, "a record can't be read: its instance is not ours");
             }
         }
     }
@@ -210,6 +213,7 @@ pub(super) mod tests {
             provisioned: true,
             is_known: true,
             power: Power::Up,
+            adopting: false,
             has_mounts: false,
             snapshots: BTreeMap::new(),
         }

@@ -49,12 +49,16 @@ impl Sight {
             tracing::trace!(?begun, "a list is shared");
             return Ok(Arc::clone(seen));
         }
-        self.ready(program).await?;
+        if self.versions().is_none() {
+            self.learn(program).await?;
+        }
         let begun = Instant::now();
         let mut seen = self.once(program).await?;
         if seen.is_empty() && expects() {
-            *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.ready(program).await?;
+            if self.learn(program).await?.daemon.is_none() {
+                let said = "its daemon lists nothing, and does not say its version".to_owned();
+                return Err(Fault::Said { trouble: Trouble::Unreachable, code: Some(0), said });
+            }
             seen = self.once(program).await?;
         }
         let seen = Arc::new(seen);
@@ -77,17 +81,11 @@ impl Sight {
         }
     }
 
-    /// Sees to it that the versions are known, which they are of a daemon that answers.
-    pub(super) async fn ready(&self, program: &Program) -> Result<Versions, Fault> {
-        if let Some(known) = self.versions() {
-            return Ok(known);
-        }
+    /// Finds out the versions. They are kept once the daemon has said its own.
+    async fn learn(&self, program: &Program) -> Result<Versions, Fault> {
         let versions = look_up(program).await?;
-        if versions.daemon.is_none() {
-            let said = "its daemon does not answer".to_owned();
-            return Err(Fault::Said { trouble: Trouble::Unreachable, code: Some(0), said });
-        }
-        *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = Some(versions);
+        let known = versions.daemon.map(|_| versions);
+        *self.versions.lock().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(versions)
     }
 
