@@ -23,6 +23,15 @@ pub(crate) struct CreateArgs {
     /// Environment of everything that runs in it (can be repeated); not for secrets
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
+    /// A package of its distribution, there before anything runs in it (can be repeated)
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<Package>,
+    /// The user that everything in it runs as
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
+    /// Let that user become root in it
+    #[arg(long)]
+    sudo: bool,
     /// Whether it should run: running or stopped
     #[arg(long, value_name = "POWER", default_value = "running", value_parser = power)]
     power: PowerState,
@@ -62,15 +71,6 @@ pub(super) struct MachineArgs {
     /// A label (can be repeated)
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
-    /// A package of its distribution, there before anything runs in it (can be repeated)
-    #[arg(long = "package", value_name = "NAME")]
-    packages: Vec<Package>,
-    /// The user that everything in it runs as
-    #[arg(long, value_name = "NAME")]
-    user: Option<UserName>,
-    /// Let that user become root in it
-    #[arg(long)]
-    sudo: bool,
     /// Begin as a copy of a machine like it that has booted already
     #[arg(long)]
     warm: bool,
@@ -87,9 +87,6 @@ impl MachineArgs {
             memory: self.memory,
             disk: self.disk,
             labels: self.labels.into_iter().collect(),
-            packages: self.packages.into_iter().collect(),
-            user: self.user,
-            sudo: self.sudo.then_some(true),
             warm: self.warm.then_some(true),
             ..AgentEntry::default()
         }
@@ -118,7 +115,9 @@ fn word<T: serde::de::DeserializeOwned>(text: &str, known: &str) -> Result<T, St
 
 pub(crate) async fn run(context: &mut Context, args: CreateArgs) -> CommandResult {
     let env = args.env.into_iter().collect();
-    let spec = AgentEntry { power: Some(args.power), env, ..args.machine.into_entry() };
+    let (packages, sudo) = (args.packages.into_iter().collect(), args.sudo.then_some(true));
+    let spec =
+        AgentEntry { power: Some(args.power), env, packages, user: args.user, sudo, ..args.machine.into_entry() };
     check(&spec)?;
     let client = context.place.client().await?;
     let request = CreateRequest { spec, reason: args.reason, dry_run: args.dry_run };
