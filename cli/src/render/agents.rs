@@ -305,6 +305,7 @@ mod tests {
           protect: false (built-in)
           slots: 4 (built-in)
           sudo: false (built-in)
+          warm: false (built-in)
         Tasks
           0190c5a8-0000-7000-8000-000000000000 make test: ended with exit code 2
         Last events
