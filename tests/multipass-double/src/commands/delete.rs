@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::run::stop_one;
-use super::{Context, require};
+use super::{Context, either, require, without_names};
 use crate::args::Arguments;
 use crate::daemon::Serial;
 use crate::failure::{Done, Failure};
@@ -16,9 +16,7 @@ pub(super) fn delete(context: &mut Context, arguments: &Arguments) -> Done {
     if arguments.positional.is_empty() && !arguments.has("all") {
         return Err(Failure::usage("Name argument or --all is required"));
     }
-    if !arguments.positional.is_empty() && arguments.has("all") {
-        return Err(Failure::usage("Cannot specify name when --all option set"));
-    }
+    either(arguments)?;
     let purge = arguments.has("purge");
     let (snapshots, instances): (Vec<String>, Vec<String>) =
         arguments.positional.iter().cloned().partition(|name| name.contains('.'));
@@ -113,9 +111,7 @@ fn delete_snapshot(home: &Home, state: &mut State, name: &str) {
 
 /// `purge`: of everything that is deleted.
 pub(super) fn purge(context: &mut Context, arguments: &Arguments) -> Done {
-    if !arguments.positional.is_empty() {
-        return Err(Failure::usage("This command takes no arguments"));
-    }
+    without_names(arguments)?;
     let mut serial = context.daemon("purge")?;
     let deleted: Vec<String> =
         serial.state.instances.iter().filter(|(_, found)| found.deleted).map(|(name, _)| name.clone()).collect();
@@ -131,6 +127,7 @@ pub(super) fn recover(context: &mut Context, arguments: &Arguments) -> Done {
     if arguments.positional.is_empty() && !arguments.has("all") {
         return Err(Failure::usage("Name argument or --all is required"));
     }
+    either(arguments)?;
     let mut serial = context.daemon("recover")?;
     let names: Vec<String> = match arguments.has("all") {
         true => serial.state.instances.keys().cloned().collect(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, Format, format};
+use super::{Context, Format, format, without_names};
 use crate::args::Arguments;
 use crate::failure::{Done, Failure};
 use crate::instance;
@@ -16,9 +16,7 @@ use crate::state::{Instance, Phase, State};
 
 /// `list`: without `--no-ipv4` every machine that runs is asked, and holds the daemon up.
 pub(super) fn list(context: &mut Context, arguments: &Arguments) -> Done {
-    if !arguments.positional.is_empty() {
-        return Err(Failure::usage("This command takes no arguments"));
-    }
+    without_names(arguments)?;
     if arguments.has("snapshots") && arguments.has("no-ipv4") {
         return Err(Failure::usage("IP addresses are not applicable in conjunction with listing snapshots"));
     }

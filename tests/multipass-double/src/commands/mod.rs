@@ -223,6 +223,22 @@ fn timeout(arguments: &Arguments) -> Result<Option<u64>, Failure> {
     }
 }
 
+/// For a command that is for instances: either their names, or all.
+fn either(arguments: &Arguments) -> Done {
+    match arguments.has("all") && !arguments.positional.is_empty() {
+        true => Err(Failure::usage("Cannot specify name when --all option set")),
+        false => Ok(()),
+    }
+}
+
+/// For a command that is for nothing in particular.
+fn without_names(arguments: &Arguments) -> Done {
+    match arguments.positional.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::usage("This command takes no arguments")),
+    }
+}
+
 /// The names that a command is for: those given, all that are not deleted, or the primary one.
 fn names(arguments: &Arguments, state: &State) -> Vec<String> {
     let all = || state.instances.iter().filter(|(_, instance)| !instance.deleted).map(|(name, _)| name.clone());

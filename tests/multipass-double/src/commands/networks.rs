@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Context, Format, format};
+use super::{Context, Format, format, without_names};
 use crate::args::Arguments;
 use crate::failure::{Done, Failure};
 
@@ -12,9 +12,7 @@ pub(super) const NETWORKS: [&str; 2] = ["br0", "mpqemubr0"];
 /// `networks`: two bridges, one of them Multipass' own.
 pub(super) fn networks(context: &mut Context, arguments: &Arguments) -> Done {
     let format = format(arguments)?;
-    if !arguments.positional.is_empty() {
-        return Err(Failure::usage("This command takes no arguments"));
-    }
+    without_names(arguments)?;
     drop(context.daemon("networks")?);
     if !context.knobs.has("networks") {
         return Err(Failure::daemon("networks", "The networks feature is not implemented on this backend."));

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Context, lacking, names, require, timeout, whom};
+use super::{Context, either, lacking, names, require, timeout, whom};
 use crate::args::Arguments;
 use crate::daemon::{self, Serial};
 use crate::failure::{Done, Failure};
@@ -13,6 +13,7 @@ use crate::state::Phase;
 
 /// `start`: waits for SSH, outside of the daemon's one thread.
 pub(super) fn start(context: &mut Context, arguments: &Arguments) -> Done {
+    either(arguments)?;
     let limit = timeout(arguments)?;
     if let Some(seconds) = limit {
         context.screen.show(Event::Deadline(seconds, "Timed out waiting for instance to start.\n".to_owned()));
@@ -102,6 +103,7 @@ fn wait(context: &Context, name: &str, limit: std::time::Duration) -> Option<Str
 
 /// `stop`: one after the other, and nobody else is heard meanwhile.
 pub(super) fn stop(context: &mut Context, arguments: &Arguments) -> Done {
+    either(arguments)?;
     let time = arguments.value("time");
     if time.is_some_and(|time| time.is_empty() || !time.bytes().all(|digit| digit.is_ascii_digit())) {
         return Err(Failure::usage("Time must be in digit form"));
@@ -177,6 +179,7 @@ pub(super) fn stop_one(context: &Context, serial: &mut Serial, name: &str, force
 
 /// `restart`: only of what runs, as it goes by SSH.
 pub(super) fn restart(context: &mut Context, arguments: &Arguments) -> Done {
+    either(arguments)?;
     let limit = timeout(arguments)?;
     if let Some(seconds) = limit {
         context.screen.show(Event::Deadline(seconds, "Timed out waiting for instance to restart.\n".to_owned()));
@@ -224,6 +227,7 @@ fn restart_all(context: &mut Context, arguments: &Arguments, limit: Option<u64>)
 
 /// `suspend`: of what does not run, nothing, and without a word.
 pub(super) fn suspend(context: &mut Context, arguments: &Arguments) -> Done {
+    either(arguments)?;
     context.screen.spin(&format!("Suspending {}", whom(arguments)));
     let mut serial = context.spinning("suspend")?;
     let names = names(arguments, &serial.state);

@@ -15,7 +15,7 @@ pub(super) fn snapshot(context: &mut Context, arguments: &Arguments) -> Done {
     let name = match arguments.positional.as_slice() {
         [] => return Err(Failure::usage("Need the name of an instance to snapshot.")),
         [name] => name,
-        _ => return Err(Failure::usage("Too many arguments given")),
+        _ => return Err(Failure::usage("Too many arguments supplied")),
     };
     context.screen.spin("Taking snapshot");
     let taken = take(context, name, arguments).map_err(|failure| context.stilled(failure))?;

@@ -50,12 +50,15 @@ pub(super) fn transfer(context: &mut Context, arguments: &Arguments) -> Done {
     if streams > 1 {
         return Err(Failure::usage("Only one '-' allowed"));
     }
+    if streams == 1 && sources.len() > 1 {
+        return Err(Failure::usage("Only two arguments allowed when using '-'"));
+    }
     let from: Vec<(Option<&str>, &str)> = sources.iter().map(|source| end(source)).collect();
     let (into, path) = end(target);
     if into.is_some() && from.iter().any(|(name, _)| name.is_some()) {
         return Err(Failure::usage("Cannot specify an instance name for both source and destination"));
     }
-    if streams == 1 && (sources.len() > 1 || (target == "-" && from[0].0.is_none())) {
+    if streams == 1 && (target == "-" && from[0].0.is_none()) {
         return Err(Failure::usage("Source must be from inside an instance"));
     }
     if streams == 1 && target != "-" && into.is_none() {

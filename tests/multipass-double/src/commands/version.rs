@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::{Context, Format, format};
+use super::{Context, Format, format, without_names};
 use crate::args::Arguments;
 use crate::daemon;
 use crate::failure::{Done, Failure};
 
 /// `version`: always 0; without the daemon's version where nobody listens.
 pub(super) fn version(context: &mut Context, arguments: &Arguments) -> Done {
+    without_names(arguments)?;
     let format = format(arguments)?;
     let own = context.knobs.version.text();
     let theirs = daemon::reach(&context.home, &context.knobs, "version")
@@ -37,6 +38,7 @@ pub(super) fn version(context: &mut Context, arguments: &Arguments) -> Done {
 
 /// `aliases`: there are none.
 pub(super) fn aliases(context: &mut Context, arguments: &Arguments) -> Done {
+    without_names(arguments)?;
     match format(arguments)? {
         Format::Table => context.screen.out("No aliases defined.\n"),
         Format::Json => context.print_json(&json!({ "active-context": "default", "contexts": { "default": {} } })),
@@ -49,7 +51,9 @@ pub(super) fn aliases(context: &mut Context, arguments: &Arguments) -> Done {
 /// `authenticate`: no passphrase is ever set.
 pub(super) fn authenticate(context: &mut Context, arguments: &Arguments) -> Done {
     if arguments.positional.is_empty() {
-        return Err(Failure::usage("No passphrase given"));
+        // It asks, and nobody answers.
+        context.screen.out("Please enter passphrase: ");
+        return Err(Failure::usage("Failed to read value"));
     }
     daemon::reach(&context.home, &context.knobs, "authenticate")?;
     let text = "Passphrase is not set. Please `multipass set local.passphrase` with a trusted client.";

@@ -214,7 +214,7 @@ impl Units {
         service.kill_at = Some(now + service.unit.time("TimeoutStopSec", Duration::from_secs(90)));
         match service.unit.last("KillMode") {
             Some("mixed" | "process") => {
-                process::main(name).into_iter().for_each(|pid| process::signal(pid, Signal::TERM))
+                process::main(name).into_iter().for_each(|pid| process::signal(pid, Signal::TERM));
             }
             _ => process::below(keeper).into_iter().for_each(|pid| process::signal(pid, Signal::TERM)),
         }

@@ -166,6 +166,7 @@ fn bench_with_one_stopped() -> Bench {
 #[test]
 fn usage_and_help() {
     replay(&bench_of_recorder(Knobs::default()), "usage");
+    replay(&bench_of_recorder(Knobs::default()), "more-usage");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What goes wrong on request, and what is one at a time.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use crate::support::{Bench, Told, end, wait};
@@ -27,11 +28,10 @@ fn fault(command: &str, times: u32, what: Wrong) -> Fault {
 fn the_daemon_does_one_thing_at_a_time() {
     let bench = Bench::with_one(slow([("stop", 600)]));
     let stop = bench.begin("stop one");
-    wait("the stop to begin", || bench.double.count("stop") == 1);
-    std::thread::sleep(Duration::from_millis(100));
-    let begun = Instant::now();
+    let lock = File::open(bench.double.home().lock()).unwrap();
+    // Taken where it is free, and given back at once.
+    wait("the stop to begin", || lock.try_lock().map(|()| lock.unlock()).is_err());
     assert_eq!(bench.state("one").as_deref(), Some("Stopped"), "the list waited for the stop");
-    assert!(begun.elapsed() > Duration::from_millis(300));
     end(stop).well();
     let calls = bench.double.calls();
     let (stop, list) = (&calls[1], &calls[2]);
@@ -41,22 +41,19 @@ fn the_daemon_does_one_thing_at_a_time() {
 
 #[test]
 fn launches_prepare_and_boot_side_by_side_and_hold_nobody_up() {
-    let bench = Bench::with(slow([("launch.download", 700), ("launch.boot", 700)]));
-    let begun = Instant::now();
+    let bench = Bench::with(slow([("launch.download", 3000), ("launch.boot", 4000)]));
     let launches = ["a", "b", "c"].map(|name| bench.begin(&format!("launch noble -n {name}")));
-    bench.call("list --no-ipv4").well();
-    assert!(begun.elapsed() < Duration::from_millis(600));
+    wait("all to be prepared", || bench.double.state().preparing.len() == 3);
     assert_eq!(bench.state("a"), None, "nobody sees what is being prepared");
     let twice = bench.call("launch noble -n a").fails(2);
     assert_eq!(twice, "launch failed: instance \"a\" is being prepared\n");
-    assert_eq!(
-        bench.call("delete --purge a").fails(2),
-        "delete failed: The following errors occurred:\ninstance \"a\" does not exist\n"
-    );
+    let told = bench.call("delete --purge a").fails(2);
+    assert_eq!(told, "delete failed: The following errors occurred:\ninstance \"a\" does not exist\n");
+    let boots = |name| matches!(bench.state(name).as_deref(), Some("Starting" | "Unknown"));
+    wait("all to boot", || ["a", "b", "c"].into_iter().all(boots));
     for launch in launches {
         end(launch).well();
     }
-    assert!(begun.elapsed() < Duration::from_millis(3500), "they went on one after the other: {:?}", begun.elapsed());
     for name in ["a", "b", "c"] {
         assert_eq!(bench.state(name).as_deref(), Some("Running"));
     }
@@ -130,7 +127,7 @@ fn what_ran_is_resumed_after_a_daemon_that_was_asked_to_end_and_booted_after_one
 
 #[test]
 fn a_setting_of_the_daemon_ends_it_for_a_while() {
-    let bench = Bench::with_one(slow([("set.restart", 200)]));
+    let bench = Bench::with_one(slow([("set.restart", 1500)]));
     let machine = bench.double.machine("one");
     bench.call("set local.bridged-network=br0").well();
     assert_eq!(bench.call("list").fails(2), "list failed: cannot connect to the multipass socket\n");
@@ -143,7 +140,8 @@ fn a_setting_of_the_daemon_ends_it_for_a_while() {
 #[test]
 fn calls_fail_as_often_as_asked() {
     let wrong = Wrong::Fails { code: 2, stderr: "list failed: oops\n".to_owned(), stdout: "noise".to_owned() };
-    let late = Fault { after: 1, containing: Some("--snapshots".to_owned()), ..fault("*", 1, Wrong::Late { by: 300 }) };
+    let late =
+        Fault { after: 1, containing: Some("--snapshots".to_owned()), ..fault("*", 1, Wrong::Late { by: 1500 }) };
     let bench = Bench::with(faults(vec![fault("list", 2, wrong), late]));
     for _ in 0..2 {
         let told = bench.call("list");
@@ -156,7 +154,7 @@ fn calls_fail_as_often_as_asked() {
         begun.elapsed()
     };
     let times = [time(), time(), time()];
-    assert!(times[1] > Duration::from_millis(300) && times[0].max(times[2]) < times[1], "{times:?}");
+    assert!(times[1] > Duration::from_millis(1500) && times[0].max(times[2]) < times[1], "{times:?}");
 }
 
 #[test]
@@ -218,14 +216,14 @@ fn a_cloud_init_that_takes_too_long_leaves_a_machine_that_runs() {
 
 #[test]
 fn a_machine_that_stands_still_holds_up_whoever_asks_it() {
-    let bench = Bench::with_one(Knobs { limits: millis([("address", 400), ("ssh", 400)]), ..Knobs::default() });
+    let mut bench = Bench::with_one(Knobs::default());
     bench.double.freeze("one");
-    let begun = Instant::now();
+    // Nobody is asked for that.
     assert_eq!(bench.state("one").as_deref(), Some("Running"));
-    let quick = begun.elapsed();
-    assert!(quick < Duration::from_millis(400), "{quick:?}");
+    bench.double.set(Knobs { limits: millis([("address", 400), ("ssh", 400)]), ..Knobs::default() });
+    let begun = Instant::now();
     bench.call("list").well();
-    assert!(begun.elapsed() - quick > Duration::from_millis(400));
+    assert!(begun.elapsed() > Duration::from_millis(400));
     assert_eq!(
         bench.exec("one", "true").fails(2),
         "exec failed: ssh connection failed: 'Timeout connecting to the instance'\n"
