@@ -222,7 +222,8 @@ fn credentials_are_one_for_each_agent() {
     let joining = credential("web");
     credentials::put(&conn, &joining).unwrap();
     assert_eq!(credentials::get(&conn, &agent("web")).unwrap(), Some(joining.clone()));
-    let binding = Some(Binding { public_key: "key".into(), next_key: None, machine_id: Digest::of(b"machine"), verified: true });
+    let binding =
+        Some(Binding { public_key: "key".into(), next_key: None, machine_id: Digest::of(b"machine"), verified: true });
     let bound = Credential { join: None, binding, ..joining };
     credentials::put(&conn, &bound).unwrap();
     assert_eq!(credentials::all(&conn).unwrap(), [bound]);
