@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -474,6 +474,28 @@ async fn a_restore_brings_back_the_sizes_of_its_snapshot() {
     ground.multipass.restore(&there, &name, &next.seed, &Mounts::new()).await.unwrap();
     assert_eq!(ground.listed().await[0].sizes, Some(order.sizes));
     assert_eq!(ground.multipass.prove(&order.instance).await.unwrap(), Some(next.seed.nonce));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_a_machine_that_runs_is_gone_at_once_and_from_the_disk_when_it_is_down() {
+    let mut ground = Ground::new();
+    let (order, name) = (ground.created().await, "point".parse().unwrap());
+    let target = order.target();
+    ground.multipass.stop(&target).await.unwrap();
+    ground.multipass.snapshot(&target, &name).await.unwrap();
+    ground.multipass.start(&target, &order.seed, &order.mounts).await.unwrap();
+    for _ in 0..2 {
+        ground.multipass.delete_snapshot(&target, &name).await.unwrap();
+    }
+    assert_eq!(ground.listed().await[0].snapshots, Some(BTreeSet::new()));
+    // Its machine has the disk locked.
+    assert_eq!(ground.double().count("delete"), 0);
+    ground.another_life();
+    assert_eq!(ground.listed().await[0].snapshots, Some(BTreeSet::new()));
+    ground.multipass.stop(&target).await.unwrap();
+    assert_eq!(ground.said().last().map(String::as_str), Some("delete --purge web.point"));
+    ground.multipass.snapshot(&target, &name).await.unwrap();
+    assert_eq!(ground.listed().await[0].snapshots, Some(BTreeSet::from([name])));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,6 +34,7 @@ mod sizes;
 mod snapshots;
 mod trouble;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -374,7 +375,8 @@ impl Record {
             power: Power::Down,
             adopting: false,
             has_mounts: false,
-            snapshots: std::collections::BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            dropped: BTreeSet::new(),
         }
     }
 }
@@ -478,7 +480,10 @@ impl Driver for Multipass {
         let instance = |(name, state): (InstanceName, State)| {
             let record = records.get(&name);
             let (state, nonce) = self.show(&name, state, record, now);
-            let taken = snapshots.as_ref().map(|all| all.get(name.as_str()).cloned().unwrap_or_default());
+            let mut taken = snapshots.as_ref().map(|all| all.get(name.as_str()).cloned().unwrap_or_default());
+            if let (Some(taken), Some(record)) = (&mut taken, record) {
+                taken.retain(|snapshot| !record.dropped.contains(snapshot));
+            }
             let sizes = record.filter(|record| record.is_known).map(|record| record.sizes);
             Instance { name, state, nonce, sizes, snapshots: taken }
         };

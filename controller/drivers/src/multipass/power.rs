@@ -64,7 +64,15 @@ impl Multipass {
         loop {
             let state = self.state(held).await?;
             match down(state, lost_on_the_way) {
-                Down::Done => return Ok(()),
+                Down::Done => {
+                    if state == State::Stopped
+                        && let Err(error) = self.delete_dropped(held).await
+                    {
+                        // It is down all the same, and the next time it is they are tried again.
+                        tracing::warn!(instance = held.name(), %error, "deleted snapshots are still on a disk");
+                    }
+                    return Ok(());
+                }
                 Down::Ask if asked => {
                     return Err(held.failed("Multipass says that it is stopped, and lists it as running"));
                 }

@@ -1,7 +1,7 @@
 //! What the driver remembers of each of its instances, because Multipass keeps no notes: a file for each, written
 //! before what it announces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,9 @@ pub(super) struct Record {
     pub(super) has_mounts: bool,
     /// The sizes that it had when each of its snapshots was taken: a restore brings them back.
     pub(super) snapshots: BTreeMap<SnapshotName, Sizes>,
+    /// Those of its snapshots that are deleted, and still on its disk until it is down.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) dropped: BTreeSet<SnapshotName>,
 }
 
 /// What an instance was last brought to.
@@ -216,6 +219,7 @@ pub(super) mod tests {
             adopting: false,
             has_mounts: false,
             snapshots: BTreeMap::new(),
+            dropped: BTreeSet::new(),
         }
     }
 

@@ -25,6 +25,8 @@ impl Multipass {
         if state != State::Stopped {
             return Err(held.failed("Multipass takes snapshots only of what is stopped, and it is not"));
         }
+        // One of that name may be among them.
+        self.delete_dropped(held).await?;
         held.record.snapshots.insert(name.clone(), held.record.sizes);
         self.remember(held).await?;
         let called = {
@@ -40,24 +42,38 @@ impl Multipass {
         }
     }
 
-    /// Deletes a snapshot.
+    /// Deletes a snapshot. While its machine lives, that has the disk locked: then the snapshot is deleted as far as
+    /// anybody can see, and from the disk once the machine is down.
     pub(super) async fn drop_snapshot(&self, held: &mut Held<'_>, name: &SnapshotName) -> Result<(), DriverError> {
-        if self.state(held).await? != State::Stopped && !self.taken(held).await?.contains(name) {
+        let is_down = matches!(self.state(held).await?, State::Stopped | State::Suspended);
+        if !is_down && !self.taken(held).await?.contains(name) {
             return Ok(());
         }
-        let called = {
-            let _turn = self.lanes.change(format!("delete a snapshot of {}", held.name())).await;
-            // Never with the name of an instance beside it: that would delete the instance.
-            self.call(&["delete", "--purge", &snapshot_of(held, name)], None, DISK_LIMIT).await
-        };
+        held.record.snapshots.remove(name);
+        held.record.dropped.insert(name.clone());
+        self.remember(held).await?;
         self.sight.snapshots_changed();
-        match called {
-            Err(fault) if fault.trouble() != Trouble::Missing => Err(self.trouble(held.act, &fault)),
-            _ => {
-                held.record.snapshots.remove(name);
-                self.remember(held).await
+        if is_down { self.delete_dropped(held).await } else { Ok(()) }
+    }
+
+    /// Deletes from the disk of an instance that is down what nobody is to see any more.
+    pub(super) async fn delete_dropped(&self, held: &mut Held<'_>) -> Result<(), DriverError> {
+        while let Some(name) = held.record.dropped.first().cloned() {
+            let called = {
+                let _turn = self.lanes.change(format!("delete a snapshot of {}", held.name())).await;
+                // Never with the name of an instance beside it: that would delete the instance.
+                self.call(&["delete", "--purge", &snapshot_of(held, &name)], None, DISK_LIMIT).await
+            };
+            self.sight.snapshots_changed();
+            if let Err(fault) = called
+                && fault.trouble() != Trouble::Missing
+            {
+                return Err(self.trouble(held.act, &fault));
             }
+            held.record.dropped.remove(&name);
+            self.remember(held).await?;
         }
+        Ok(())
     }
 
     /// Puts the disk of an instance that is down back to a snapshot, and makes it the target's incarnation.
@@ -70,6 +86,7 @@ impl Multipass {
         if self.state(held).await? != State::Stopped {
             return Err(held.failed("Multipass goes back to a snapshot only with what is stopped, and it is not"));
         }
+        self.delete_dropped(held).await?;
         let called = {
             let _turn = self.lanes.change(format!("restore {}", held.name())).await;
             self.call(&["restore", "--destructive", &snapshot_of(held, name)], None, DISK_LIMIT).await
@@ -96,7 +113,9 @@ impl Multipass {
         self.sight.snapshots_changed();
         let known = self.sight.snapshots(&self.program).await;
         let known = known.ok_or_else(|| held.failed("the snapshots of Multipass can't be listed"))?;
-        Ok(known.get(held.name()).cloned().unwrap_or_default())
+        let mut taken = known.get(held.name()).cloned().unwrap_or_default();
+        taken.retain(|name| !held.record.dropped.contains(name));
+        Ok(taken)
     }
 }
 
