@@ -8,9 +8,13 @@ use vm_agent_schemas::names::InstanceName;
 
 use super::life::Life;
 
-/// How far the clock may be off: less is left to whatever keeps the time inside, and setting a clock is seen by
+/// How far the clock may be behind: less is left to whatever keeps the time inside, and setting a clock is seen by
 /// every program that reads it.
-const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+const BEHIND_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+
+/// How far the clock may be ahead. What is told was the time when it was said, and it may have waited until the
+/// machine was up: a clock that is ahead of it by as much as that may well be right.
+const AHEAD_TOLERANCE: SignedDuration = SignedDuration::from_mins(10);
 
 /// What a seed is to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub(super) struct Present {
     pub(super) hostname: Option<String>,
     /// The one that the next boot would have.
     pub(super) kept_hostname: Option<String>,
+    /// Which addresses names have, as the machine's own list of hosts says; empty where there is none.
+    pub(super) hosts: String,
     /// The machine id.
     pub(super) machine_id: Option<MachineId>,
     /// The cards that reach outside, with their addresses, in order of their names.
@@ -60,6 +66,8 @@ pub(super) struct Present {
 pub(super) enum Change {
     /// The host name is to be this one.
     Hostname(InstanceName),
+    /// The list of hosts is to be this one.
+    Hosts(String),
     /// The machine id is to be this one.
     MachineId(MachineId),
     /// The clock is to show this time.
@@ -72,6 +80,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hostname(name) => write!(f, "the host name becomes {name}"),
+            Self::Hosts(_) => f.write_str("the machine's own names get addresses"),
             Self::MachineId(id) => write!(f, "the machine id becomes {id}"),
             Self::Clock(time) => write!(f, "the clock is set to {time}"),
             Self::Mac(card, mac) => write!(f, "the address of {card} becomes {mac}"),
@@ -82,12 +91,17 @@ impl fmt::Display for Change {
 /// What has to change for a machine to have an identity, the clock first.
 pub(super) fn changes(identity: &Identity, present: &Present) -> Vec<Change> {
     let mut changes = Vec::new();
-    if identity.time.duration_since(present.now).abs() > CLOCK_TOLERANCE {
+    let behind = identity.time.duration_since(present.now);
+    if behind > BEHIND_TOLERANCE || -behind > AHEAD_TOLERANCE {
         changes.push(Change::Clock(identity.time));
     }
     let wanted = Some(identity.hostname.as_str());
     if present.hostname.as_deref() != wanted || present.kept_hostname.as_deref() != wanted {
         changes.push(Change::Hostname(identity.hostname.clone()));
+    }
+    let hosts = hosts(&present.hosts, &identity.hostname);
+    if present.hosts != hosts {
+        changes.push(Change::Hosts(hosts));
     }
     if present.machine_id.as_ref() != Some(&identity.machine_id) {
         changes.push(Change::MachineId(identity.machine_id.clone()));
@@ -99,6 +113,32 @@ pub(super) fn changes(identity: &Identity, present: &Present) -> Vec<Change> {
         changes.push(Change::Mac(first.clone(), mac.clone()));
     }
     changes
+}
+
+/// Where a machine says by itself which address its own name has, so that it does not take a name server to find it.
+/// Debian's installer uses this one for a machine that has no steady address.
+const OWN_ADDRESS: &str = "127.0.1.1";
+
+/// A list of hosts in which a machine finds itself. What others have written stays, also where it says so otherwise.
+fn hosts(present: &str, name: &InstanceName) -> String {
+    let name = name.as_str();
+    let names = |line: &str, name: &str| {
+        let content = line.split('#').next().unwrap_or_default();
+        content.split_whitespace().skip(1).any(|named| named == name)
+    };
+    let mut lines: Vec<String> = present
+        .lines()
+        .filter(|line| line.split_whitespace().next() != Some(OWN_ADDRESS) || names(line, name))
+        .map(str::to_owned)
+        .collect();
+    if !lines.iter().any(|line| names(line, "localhost")) {
+        lines.insert(0, "127.0.0.1 localhost".to_owned());
+        lines.insert(1, "::1 localhost ip6-localhost ip6-loopback".to_owned());
+    }
+    if !lines.iter().any(|line| names(line, name)) {
+        lines.push(format!("{OWN_ADDRESS} {name}"));
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
 #[cfg(test)]
@@ -150,6 +190,7 @@ mod tests {
         Present {
             hostname: Some("web".to_owned()),
             kept_hostname: Some("web".to_owned()),
+            hosts: "127.0.0.1 localhost\n127.0.1.1 web\n".to_owned(),
             machine_id: Some(identity.machine_id),
             cards: vec![("ens3".to_owned(), None), ("ens4".to_owned(), identity.mac)],
             now: identity.time,
@@ -160,7 +201,8 @@ mod tests {
     fn nothing_changes_where_nothing_differs() {
         assert_eq!(changes(&identity(), &settled()), []);
         let two_seconds = SignedDuration::from_secs(2);
-        for now in [identity().time + two_seconds, identity().time - two_seconds] {
+        let minutes = SignedDuration::from_mins(10);
+        for now in [identity().time + two_seconds, identity().time + minutes, identity().time - two_seconds] {
             assert_eq!(changes(&identity(), &Present { now, ..settled() }), []);
         }
     }
@@ -178,10 +220,27 @@ mod tests {
         assert_eq!(only(|present| present.kept_hostname = None), hostname);
         let machine_id = Change::MachineId(wanted.machine_id.clone());
         assert_eq!(only(|present| present.machine_id = None), [machine_id]);
-        let clock = Change::Clock(wanted.time);
-        assert_eq!(only(|present| present.now -= SignedDuration::from_millis(2001)), [clock]);
+        let clock = [Change::Clock(wanted.time)];
+        assert_eq!(only(|present| present.now -= SignedDuration::from_millis(2001)), clock);
+        assert_eq!(only(|present| present.now += SignedDuration::from_secs(601)), clock);
+        let hosts = Change::Hosts("127.0.0.1 localhost\n127.0.1.1 web\n".to_owned());
+        assert_eq!(only(|present| present.hosts = "127.0.0.1 localhost\n127.0.1.1 former\n".to_owned()), [hosts]);
         let mac = Change::Mac("ens3".to_owned(), wanted.mac.clone().unwrap());
         assert_eq!(only(|present| present.cards[1].1 = None), [mac]);
+    }
+
+    #[test]
+    fn a_machine_finds_itself_and_what_others_wrote_stays() {
+        let name = "web".parse().unwrap();
+        let fresh = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 web\n";
+        assert_eq!(hosts("", &name), fresh);
+        assert_eq!(hosts(fresh, &name), fresh);
+        let cloud = "# by cloud-init\n127.0.1.1 web.local web\n127.0.0.1 localhost\n";
+        assert_eq!(hosts(cloud, &name), cloud);
+        let own = "127.0.0.1 localhost # not web\n10.0.0.5 db\n";
+        assert_eq!(hosts(own, &name), format!("{own}127.0.1.1 web\n"));
+        let elsewhere = "127.0.0.1 localhost\n10.0.0.7 web\n";
+        assert_eq!(hosts(elsewhere, &name), elsewhere);
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl Facts<'_> {
         self.text("etc/hostname")
     }
 
+    /// The list of hosts; empty where there is none.
+    pub(super) fn hosts(&self) -> String {
+        fs::read_to_string(self.0.join("etc/hosts")).unwrap_or_default()
+    }
+
     /// The network cards with hardware behind them, with their addresses, in order of their names.
     pub(super) fn cards(&self) -> Vec<(String, Option<Mac>)> {
         let Ok(entries) = fs::read_dir(self.0.join("sys/class/net")) else { return Vec::new() };

@@ -63,6 +63,7 @@ impl<S: System> Ground<S> {
         Present {
             hostname: facts.hostname(),
             kept_hostname: facts.kept_hostname(),
+            hosts: facts.hosts(),
             machine_id: facts.machine_id(),
             cards: facts.cards(),
             now: self.system.now(),
@@ -76,6 +77,7 @@ impl<S: System> Ground<S> {
                 self.write("etc/hostname", format!("{name}\n").as_bytes())?;
                 self.write("proc/sys/kernel/hostname", name.as_str().as_bytes())
             }
+            Change::Hosts(hosts) => self.write("etc/hosts", hosts.as_bytes()),
             Change::MachineId(id) => self.write("etc/machine-id", format!("{id}\n").as_bytes()),
             Change::Clock(time) => {
                 self.system.set_time(*time).map_err(|error| format!("could not set the clock to {time}: {error}"))
