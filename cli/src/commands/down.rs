@@ -4,7 +4,8 @@ use std::time::Duration;
 use clap::Args;
 use vm_agent_schemas::api::{ControllerStatus, DownRequest, PlanView};
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::plan::Plan;
+use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::plan::{Plan, WaitsFor};
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
@@ -72,7 +73,8 @@ pub(crate) async fn run(context: &mut Context, args: DownArgs) -> CommandResult 
         _ = tokio::signal::ctrl_c() => return Err(detached()),
     }
     let verb = if args.destroy { "deleted" } else { "stopped" };
-    let agents: BTreeSet<_> = plan.steps.iter().map(|step| &step.agent).collect();
+    let agents: BTreeSet<_> =
+        plan.steps.iter().map(|step| &step.agent).chain(in_the_middle(&plan).map(|it| it.0)).collect();
     let machines = count(agents.len(), "machine");
     context.ui.print(format_args!("fleet `{}` is down: {machines} {verb}, controller ended", plan.fleet))?;
     Ok(Exit::SUCCESS)
@@ -85,10 +87,22 @@ fn what(plan: &Plan, destroy: bool) -> String {
         .iter()
         .map(|step| format!("{} {} {} ({})\n", step.action.symbol(), step.action, step.agent, render::toll(step)))
         .collect();
+    for (agent, reason) in in_the_middle(plan) {
+        let what = if destroy { "destroy" } else { "stop" };
+        text.push_str(&format!("{what} {agent} after {reason}\n"));
+    }
     if text.is_empty() {
         text.push_str(if destroy { "There are no machines to delete.\n" } else { "No machine runs.\n" });
     }
     text + "Then the controller ends."
+}
+
+/// Agents whose machines are in the middle of something that has to end first, and of what.
+fn in_the_middle(plan: &Plan) -> impl Iterator<Item = (&AgentName, &WaitsFor)> {
+    plan.agents.iter().filter_map(|agent| {
+        let busy = agent.waits_for.iter().find(|it| matches!(it, WaitsFor::Operation { .. }))?;
+        Some((&agent.name, busy))
+    })
 }
 
 /// Tells what happens until the controller has ended: its stream ends first, its lock last.

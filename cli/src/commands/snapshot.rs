@@ -17,7 +17,7 @@ use crate::client::{Client, Fetched};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
 use crate::select::{Targets, about};
-use crate::settle::{Goal, WaitArgs};
+use crate::settle::{Goal, WaitArgs, settle};
 use crate::ui::{Format, OutputArgs};
 
 /// How often it is asked how far something is. A snapshot takes seconds, and nobody is told of one errand alone.
@@ -71,7 +71,7 @@ enum SnapshotCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Let nothing delete these snapshots, be it a person or their schedule
+    /// Let nobody and no schedule delete these snapshots, unless with their whole machine
     Protect {
         #[command(flatten)]
         which: Which,
@@ -200,7 +200,7 @@ async fn protect(context: &mut Context, which: Which, protect: bool) -> CommandR
     each(context, Format::Table, snapshots, async |context, snapshot| {
         let path = format!("/agents/{name}/snapshots/{snapshot}");
         about(&client, &name, client.call::<Snapshot>(Method::PATCH, &path, &request).await).await?;
-        let told = if protect { "nothing deletes it" } else { "it may be deleted" };
+        let told = if protect { "only deleting its machine deletes it" } else { "it may be deleted" };
         context.ui.status(format_args!("{name}: snapshot {snapshot}: {told}"))
     })
     .await
@@ -219,6 +219,10 @@ pub(crate) async fn restore(context: &mut Context, args: RestoreArgs) -> Command
     let asked = client.post::<Errand>(&format!("/agents/{name}/restore"), &request).await;
     let asked = about(&client, &name, asked).await?;
     carry_through(context, &client, asked, dry_run, args.wait.limit(), args.output.output).await?;
+    if let Some(limit) = args.wait.limit().filter(|_| !dry_run) {
+        // It is over once the agent answers again, or rests as it is to.
+        settle(&mut context.ui, &client, &[(name, Goal::AsFile(None))].into(), limit).await?;
+    }
     Ok(Exit::SUCCESS)
 }
 

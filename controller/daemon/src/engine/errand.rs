@@ -160,13 +160,14 @@ pub fn clone_agent(
     new: &AgentName,
     request: CloneRequest,
 ) -> Result<Intent, Problem> {
-    let (source, claim) = (asked.agent, asked.claim(records)?);
+    let source = asked.agent;
+    let wanted = effective(&records.fleet, &records.overrides, asked.now).wanted;
+    let declared = wanted.get(source).ok_or_else(|| intent::unknown(source))?;
+    let claim = asked.claim(records)?;
     if !asked.capabilities.is_some_and(|capabilities| capabilities.clone_from_snapshot) {
         let reason = format!("driver {} of agent `{source}` makes no machine from a snapshot", claim.driver);
         return Err(Problem::new(ProblemCode::Conflict, reason));
     }
-    let wanted = effective(&records.fleet, &records.overrides, asked.now).wanted;
-    let declared = wanted.get(source).ok_or_else(|| intent::unknown(source))?;
     if wanted.contains_key(new) || records.claims.contains_key(new) {
         return Err(Problem::new(ProblemCode::Conflict, format!("there is an agent `{new}` already"))
             .remedy("take another name for the new one"));
