@@ -72,6 +72,10 @@ pub(super) fn check_agent(spec: &AgentSpec, path: &[String], found: &mut Vec<Fin
     if spec.warm && spec.driver == Some(DriverName::Local) {
         findings.add(&["warm"], "driver `local` makes no machine that could begin as a copy of another");
     }
+    if !spec.mounts.is_empty() && spec.driver == Some(DriverName::Qemu) {
+        findings
+            .add(&["mounts"], "driver `qemu` has no folders of the host in its machines; `vm-agent cp` copies them");
+    }
     check_places(spec, &mut findings);
     check_size(spec, &mut findings);
     for (name, task) in &spec.tasks {

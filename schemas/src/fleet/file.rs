@@ -128,7 +128,7 @@ pub struct AgentEntry {
     /// driver takes by itself: `qemu` builds a small Debian out of its packages, which it also knows as `debian`, and
     /// with cloud-init in it as `debian+cloud-init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(example = &"24.04", extend("default" = "default", "x-cost" = "birth"))]
+    #[schemars(example = &"debian", extend("default" = "default", "x-cost" = "birth"))]
     pub image: Option<String>,
 
     /// Virtual processors.

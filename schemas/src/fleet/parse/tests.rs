@@ -235,6 +235,11 @@ limits: {parallelism: 0x}
          4 |     packages: [git]
            |               ^
         ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\nmounts: {src: {source: /srv}}"), @"
+        fleet.yaml:4:13: agents.web.mounts: driver `qemu` has no folders of the host in its machines; `vm-agent cp` copies them
+         4 |     mounts: {src: {source: /srv}}
+           |             ^
+        ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\ncloudInit: {runcmd: [ls]}"), @"
         fleet.yaml:4:16: agents.web.cloudInit: there is no cloud-init in the image `default` of driver `qemu`; write `image: debian+cloud-init`, or another that has it
          4 |     cloudInit: {runcmd: [ls]}
