@@ -11,6 +11,9 @@ use vm_agent_schemas::api::ControllerFile;
 
 const LOCK: &str = "lock";
 const DATABASE: &str = "state.db";
+/// What is in a state folder before it has had a controller: the log of the one that is being started, and what
+/// commands have laid there for it.
+const BEFORE: [&str; 3] = ["controller.log", "images", "runtimes"];
 const CONTROLLER_FILE: &str = "controller.json";
 const SOCKET: &str = "api.sock";
 
@@ -37,8 +40,8 @@ pub enum StateDirError {
     },
     /// It is somebody else's folder: closing it to others might break what it is for.
     #[error(
-        "{} holds files that are not a controller's, and others may read it; name a folder that is \
-         empty or does not exist yet",
+        "{0} holds files that are not a controller's, and others may read it; name a folder that is \
+         empty or does not exist yet, or close this one to others: chmod 700 {0}",
         dir.display()
     )]
     Foreign {
@@ -206,8 +209,9 @@ fn make_private(dir: &Path) -> Result<(), StateDirError> {
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    let empty = fs::read_dir(dir).map_err(StateDirError::io("read", dir))?.next().is_none();
-    if !empty && !dir.join(LOCK).exists() && !dir.join(DATABASE).exists() {
+    let mut entries = fs::read_dir(dir).map_err(StateDirError::io("read", dir))?.flatten();
+    let is_ours = entries.all(|entry| BEFORE.iter().any(|name| entry.file_name() == *name));
+    if !is_ours && !dir.join(LOCK).exists() && !dir.join(DATABASE).exists() {
         return Err(StateDirError::Foreign { dir: dir.to_owned() });
     }
     fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(StateDirError::io("close to others", dir))
