@@ -11,7 +11,7 @@ pub use vm_agent_drivers::images::{
 };
 use vm_agent_drivers::local::{Local, RuntimeProgram};
 pub use vm_agent_drivers::multipass;
-use vm_agent_drivers::multipass::{Kit, Multipass};
+use vm_agent_drivers::multipass::{Kit, Limits, Multipass};
 use vm_agent_drivers::provisioning::Provisioning;
 pub use vm_agent_drivers::qemu::{Acceleration, Host, Missing, Programs};
 use vm_agent_drivers::qemu::{Qemu, SeedDisk};
@@ -22,7 +22,8 @@ pub(crate) fn drivers(state_dir: &Path, program: PathBuf) -> Vec<Arc<dyn Driver>
     let mut drivers: Vec<Arc<dyn Driver>> = Vec::new();
     if let Some(multipass) = multipass::Program::find() {
         let (records, runtimes) = (state_dir.join("multipass"), Runtimes::new(&program, state_dir));
-        drivers.push(Arc::new(Multipass::new(records, multipass, kit(runtimes))));
+        let multipass = Multipass::new(records, multipass, kit(runtimes)).with_limits(Limits::of_host());
+        drivers.push(Arc::new(multipass));
     }
     match qemu(state_dir, &program) {
         Ok(qemu) => drivers.push(Arc::new(qemu)),

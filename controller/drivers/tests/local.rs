@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +21,8 @@ use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::layout::{INSTANCE_VARIABLE, LOCK_FILE, LOG_FILE, SEED_FILE, WORK_DIR};
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::InstanceState;
+
+use self::support::example;
 
 /// A driver on a root of its own. Whatever happens to the test, nothing of it runs on.
 struct Ground {
@@ -91,10 +95,7 @@ impl World for Ground {
 }
 
 fn stand_in(options: &[&str]) -> RuntimeProgram {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join("examples/stand_in_runtime");
-    assert!(path.exists(), "build the examples of this crate: cargo build -p vm-agent-drivers --examples");
-    RuntimeProgram { path, args: options.iter().map(Into::into).collect() }
+    RuntimeProgram { path: example("stand_in_runtime"), args: options.iter().map(Into::into).collect() }
 }
 
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

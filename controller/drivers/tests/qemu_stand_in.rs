@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it shares with others")]
 
+mod support;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +25,8 @@ use vm_agent_schemas::observe::{InstanceState, Sizes};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
+use self::support::example;
+
 /// A driver on a root of its own, with one image. Whatever happens to the test, nothing of it runs on.
 struct Ground {
     root: TempDir,
@@ -30,17 +34,10 @@ struct Ground {
     qemu: Qemu,
 }
 
-fn stand_in() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join("examples/stand_in_qemu");
-    assert!(path.exists(), "build the examples of this crate: cargo build -p vm-agent-drivers --examples");
-    path
-}
-
 impl Ground {
     fn new() -> Self {
         let img = Programs::find().unwrap_or_else(|missing| panic!("{missing}")).img;
-        Self::with(Programs { system: stand_in(), img })
+        Self::with(Programs { system: example("stand_in_qemu"), img })
     }
 
     fn with(programs: Programs) -> Self {

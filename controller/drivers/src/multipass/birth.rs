@@ -152,9 +152,8 @@ impl Multipass {
         // The daemon gives each of its two waits as long as the whole.
         held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
         self.remember(held).await?;
-        let turn = self.lanes.start().await;
-        let called = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN).await;
-        drop(turn);
+        let call = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN);
+        let called = self.lanes.coming_up(call).await;
         tried.launched = true;
         let Err(fault) = called else { return self.came_up(held).await };
         tried.why = Some(fault.to_string());
@@ -186,9 +185,8 @@ impl Multipass {
         held.record.power = Power::Coming { until: later(Timestamp::now(), signed(later_than_limit)) };
         self.remember(held).await?;
         let timeout = limit.as_secs().to_string();
-        let turn = self.lanes.start().await;
-        let called = self.call(&["start", held.name(), "--timeout", &timeout], None, later_than_limit).await;
-        drop(turn);
+        let arguments = ["start", held.name(), "--timeout", &timeout];
+        let called = self.lanes.coming_up(self.call(&arguments, None, later_than_limit)).await;
         let Err(fault) = called else { return self.came_up(held).await };
         tried.why = Some(fault.to_string());
         match after(fault.trouble(), fault.is_clients()) {

@@ -15,7 +15,7 @@ const WIDEST: u32 = 4;
 
 /// The lanes of one daemon.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub struct Lanes {
     change: tokio::sync::Mutex<()>,
     /// What is being changed, for people who wait.
     busy: Mutex<Option<String>>,
@@ -32,7 +32,8 @@ pub(super) struct Change<'a> {
 
 impl Lanes {
     /// The lanes of a daemon on a host with so many processors.
-    pub(super) fn new(cpus: usize) -> Arc<Self> {
+    #[must_use]
+    pub fn new(cpus: usize) -> Arc<Self> {
         let width = width(cpus);
         Arc::new(Self {
             change: tokio::sync::Mutex::default(),
@@ -44,8 +45,16 @@ impl Lanes {
     }
 
     /// How many machines may come up at a time.
-    pub(super) const fn width(&self) -> u32 {
+    #[must_use]
+    pub const fn width(&self) -> u32 {
         self.width
+    }
+
+    /// How many steps may be under way: so many that come up, and as many that are up and still get what they are to
+    /// have, so that the former need not wait for the latter.
+    #[must_use]
+    pub const fn steps(&self) -> u32 {
+        2 * self.width
     }
 
     /// Waits until nothing else is changed.
@@ -60,8 +69,14 @@ impl Lanes {
         lock(&self.busy).clone()
     }
 
+    /// Has a machine come up by a call, once one more may.
+    pub async fn coming_up<T>(&self, call: impl Future<Output = T>) -> T {
+        let _turn = self.start().await;
+        call.await
+    }
+
     /// Waits until one more machine may come up.
-    pub(super) async fn start(&self) -> SemaphorePermit<'_> {
+    async fn start(&self) -> SemaphorePermit<'_> {
         let careful = lock(&self.stumbled).is_some_and(|at| at.elapsed() < CAREFUL);
         let permits = self.starts.acquire_many(if careful { self.width } else { 1 }).await;
         permits.expect("the semaphore is never closed")

@@ -59,7 +59,7 @@ pub use self::cli::Program;
 use self::cli::{CallError, Said};
 pub use self::doctor::{Health, health};
 use self::guest::Guest;
-use self::lanes::Lanes;
+pub use self::lanes::Lanes;
 use self::power::missing;
 use self::record::{Power, Record, Records};
 use self::sight::{LIST_LIMIT, Seen, Sight};
@@ -78,6 +78,8 @@ const FORCE_LIMIT: Duration = Duration::from_secs(60);
 const SUSPEND_LIMIT: Duration = Duration::from_secs(300);
 /// How long a machine may take to show its nonce.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
+/// The variable that says how long a launch may take, such as `30m`.
+const LAUNCH_VARIABLE: &str = "VM_AGENT_MULTIPASS_LAUNCH_LIMIT";
 
 /// How long machines may take to come up, and how long what is known of them is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +94,29 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let (launch, start) = (Duration::from_secs(900), Duration::from_secs(300));
-        Self { launch, start, audit: Duration::from_secs(600) }
+        Self::of_launch(Duration::from_secs(900))
+    }
+}
+
+impl Limits {
+    /// Those of this host: the usual ones, unless `VM_AGENT_MULTIPASS_LAUNCH_LIMIT` says how long a launch may take.
+    #[must_use]
+    pub fn of_host() -> Self {
+        let Ok(said) = std::env::var(LAUNCH_VARIABLE) else { return Self::default() };
+        match said.parse::<Span>().map(Span::get) {
+            // The command counts in seconds, and a start has a part of them.
+            Ok(launch) if launch >= Duration::from_secs(3) => Self::of_launch(launch),
+            _ => {
+                tracing::warn!("{LAUNCH_VARIABLE} is `{said}`, which is no duration from 3s on, such as `30m`");
+                Self::default()
+            }
+        }
+    }
+
+    /// A start takes no download and no cloud-init.
+    const fn of_launch(launch: Duration) -> Self {
+        let whole = Duration::from_secs(launch.as_secs());
+        Self { launch: whole, start: Duration::from_secs(whole.as_secs() / 3), audit: Duration::from_secs(600) }
     }
 }
 
@@ -140,6 +163,9 @@ enum Fault {
     Unreadable(#[from] Unreadable),
     #[error("{said}")]
     Said { trouble: Trouble, code: Option<i32>, said: String },
+    /// The same for all who waited for it.
+    #[error(transparent)]
+    Shared(Arc<Fault>),
 }
 
 impl Fault {
@@ -148,8 +174,9 @@ impl Fault {
         Self::Said { trouble: Trouble::of(said), code: said.code, said: sentence(said) }
     }
 
-    const fn trouble(&self) -> Trouble {
+    fn trouble(&self) -> Trouble {
         match self {
+            Self::Shared(fault) => fault.trouble(),
             Self::Call(CallError::Late { .. }) => Trouble::Late,
             Self::Call(_) | Self::Unreadable(_) => Trouble::Other,
             Self::Said { trouble, .. } => *trouble,
@@ -157,8 +184,12 @@ impl Fault {
     }
 
     /// Whether it is the command that gave up, and not its daemon.
-    const fn is_clients(&self) -> bool {
-        matches!(self, Self::Call(CallError::Late { .. }) | Self::Said { code: Some(5), .. })
+    fn is_clients(&self) -> bool {
+        match self {
+            Self::Shared(fault) => fault.is_clients(),
+            Self::Call(CallError::Late { .. }) | Self::Said { code: Some(5), .. } => true,
+            Self::Call(_) | Self::Unreadable(_) | Self::Said { .. } => false,
+        }
     }
 }
 
@@ -313,8 +344,7 @@ impl Multipass {
             }
             (_, Some(_)) => return Err(DriverError::Foreign { instance: order.instance.clone() }),
             (Some(record), None) if !is_ours => {
-                let held = Held { act, hold: hold.clone(), record };
-                if self.is_being_made(&held).await? {
+                if self.is_being_made(act, &record).await? {
                     return Err(DriverError::Foreign { instance: order.instance.clone() });
                 }
             }
@@ -340,6 +370,28 @@ impl Multipass {
         let Some(record) = record else { return (Power::Down.shows(state, false, now), None) };
         let held = self.holds.try_hold(name).is_none();
         (record.power.shows(state, held, now), record.is_known.then(|| record.nonce.clone()))
+    }
+
+    /// Instances of ours that are being made for calls that nobody waits for any more. Until their image is ready no
+    /// list of Multipass shows them.
+    async fn unseen(
+        &self,
+        seen: &Seen,
+        records: &BTreeMap<InstanceName, Record>,
+        now: Timestamp,
+    ) -> Result<Vec<Instance>, DriverError> {
+        let mut unseen = Vec::new();
+        for (name, record) in records {
+            let may_be_made = record.power.is_under_way(now) && !seen.contains_key(name.as_str());
+            if !may_be_made || self.holds.try_hold(name).is_none() {
+                continue;
+            }
+            if self.is_being_made(Act("look at", name), record).await? {
+                let (state, name) = (InstanceState::Starting, name.clone());
+                unseen.push(Instance { name, state, nonce: None, sizes: None, snapshots: None });
+            }
+        }
+        Ok(unseen)
     }
 
     /// Notes that names are free that instances of ours had: whoever has one of them after this is another.
@@ -436,17 +488,17 @@ impl Driver for Multipass {
             labels: false,
             mounts: true,
             uses_host: true,
-            calls_outlive_controller: true,
-            // So many that come up, and one that is changed meanwhile.
-            lanes: self.lanes.width() + 1,
+            // Calls do. But what a record says was begun is gone on with, and meanwhile shown as what it is.
+            calls_outlive_controller: false,
+            lanes: self.lanes.steps(),
             host_address: doctor::host_address(version),
             deadlines: Deadlines {
                 // As long as a list may take, and a second one where the first says that there is nothing.
                 list: Span::from_secs(2 * LIST_LIMIT.as_secs() + 30),
                 // A download, a boot and packages; and again, after it had to be ended by force.
-                create: Span::from_secs(45 * 60),
+                create: Span::from_secs((45 * 60).max(3 * self.limits.launch.as_secs())),
                 // A boot, one by force after it, and the way of the runtime into it.
-                start: Span::from_secs(15 * 60),
+                start: Span::from_secs((15 * 60).max(3 * self.limits.start.as_secs())),
                 // All that a machine that does not listen is given, for each that waits in the lane.
                 stop: Span::from_secs(15 * 60),
                 resize: Span::from_secs(15 * 60),
@@ -487,7 +539,8 @@ impl Driver for Multipass {
             let sizes = record.filter(|record| record.is_known).map(|record| record.sizes);
             Instance { name, state, nonce, sizes, snapshots: taken }
         };
-        Ok(named.map(instance).collect())
+        let unseen = self.unseen(&seen, &records, now).await?;
+        Ok(named.map(instance).chain(unseen).collect())
     }
 
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {

@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep};
 use vm_agent_schemas::names::InstanceName;
 
 use super::answer::State;
-use super::record::{Power, later};
+use super::record::{Power, Record, later};
 use super::trouble::Trouble;
 use super::{FORCE_LIMIT, Held, Multipass, SHORT_LIMIT, STOP_LIMIT, SUSPEND_LIMIT};
-use crate::DriverError;
+use crate::{Act, DriverError};
 
 /// How long a machine that is coming up may take until it can be stopped. Then it is stopped by force.
 const COMING_LIMIT: Duration = Duration::from_secs(90);
@@ -191,7 +191,9 @@ impl Multipass {
     /// Waits until nobody is making an instance any more that no listing shows. Its name is taken already, and once it
     /// is there it would be nobody's.
     pub(super) async fn until_nobody_makes_it(&self, held: &Held<'_>) -> Result<(), DriverError> {
-        while !self.look(held.act).await?.contains_key(held.name()) && self.is_being_made(held).await? {
+        while !self.look(held.act).await?.contains_key(held.name())
+            && self.is_being_made(held.act, &held.record).await?
+        {
             sleep(PAUSE * 4).await;
         }
         Ok(())
@@ -199,12 +201,12 @@ impl Multipass {
 
     /// Whether an instance is being made that no listing shows yet. It is asked for by way of a change that an instance
     /// which is not there can't have: the daemon refuses it, and tells why.
-    pub(super) async fn is_being_made(&self, held: &Held<'_>) -> Result<bool, DriverError> {
-        let change = format!("local.{}.cpus={}", held.name(), held.record.sizes.cpus);
+    pub(super) async fn is_being_made(&self, act: Act<'_>, record: &Record) -> Result<bool, DriverError> {
+        let change = format!("local.{}.cpus={}", act.1, record.sizes.cpus);
         match self.call(&["set", &change], None, SHORT_LIMIT).await {
             Ok(_) => Ok(false),
             Err(fault) if fault.trouble() == Trouble::Busy => Ok(true),
-            Err(fault) if fault.trouble().is_of_daemon() => Err(self.trouble(held.act, &fault)),
+            Err(fault) if fault.trouble().is_of_daemon() => Err(self.trouble(act, &fault)),
             Err(_) => Ok(false),
         }
     }

@@ -78,11 +78,13 @@ impl Power {
 
     /// What an instance is shown as that Multipass says is in this state. `held` is whether a call is at work on it.
     pub(super) fn shows(self, state: State, held: bool, now: Timestamp) -> InstanceState {
-        let under_way = self.is_under_way(now) || (held && matches!(self, Self::Coming { .. }));
+        let is_at_work = held && matches!(self, Self::Coming { .. });
         let unfinished = matches!(self, Self::Coming { until } if now < later(until, UNFINISHED));
         match state {
             State::Starting => InstanceState::Starting,
-            State::Running | State::DelayedShutdown | State::Unknown if under_way => InstanceState::Starting,
+            State::Running | State::DelayedShutdown if is_at_work => InstanceState::Starting,
+            // The daemon goes on with it, whether anybody waits for that or not.
+            State::Unknown if is_at_work || self.is_under_way(now) => InstanceState::Starting,
             // Its process lives. Whether its daemon can speak to it is not what counts, as long as it has its seed.
             State::Unknown if !matches!(self, Self::Coming { .. }) => InstanceState::Running,
             State::Unknown => InstanceState::Failed,
@@ -280,8 +282,8 @@ pub(super) mod tests {
             table.push_str(&format!("{state:?} -> {}\n", shown.join(", ")));
         }
         insta::assert_snapshot!(table, @"
-        Running -> down: Running, up: Running, under way: Starting, held: Starting, over: Failed, long over: Running
-        DelayedShutdown -> down: Running, up: Running, under way: Starting, held: Starting, over: Failed, long over: Running
+        Running -> down: Running, up: Running, under way: Failed, held: Starting, over: Failed, long over: Running
+        DelayedShutdown -> down: Running, up: Running, under way: Failed, held: Starting, over: Failed, long over: Running
         Unknown -> down: Running, up: Running, under way: Starting, held: Starting, over: Failed, long over: Failed
         Starting -> down: Starting, up: Starting, under way: Starting, held: Starting, over: Starting, long over: Starting
         Stopped -> down: Stopped, up: Failed, under way: Stopped, held: Stopped, over: Stopped, long over: Stopped

@@ -24,14 +24,16 @@ const LIST: [&str; 4] = ["list", "--no-ipv4", "--format", "json"];
 
 /// The instances of a host by their names, as Multipass sees them.
 pub(super) type Seen = Arc<BTreeMap<String, State>>;
+/// What a list came to, for all who wait for it.
+type Listed = Result<Seen, Arc<Fault>>;
 /// The snapshots of each instance that has any.
 pub(super) type Snapshots = Arc<BTreeMap<String, BTreeSet<SnapshotName>>>;
 
 /// What is seen of one daemon.
 #[derive(Debug, Default)]
 pub(super) struct Sight {
-    /// The last list, and when it was begun.
-    list: tokio::sync::Mutex<Option<(Instant, Seen)>>,
+    /// What came of the last list, and when it was begun.
+    list: tokio::sync::Mutex<Option<(Instant, Listed)>>,
     /// The last list of snapshots, and when it was begun.
     snapshots: tokio::sync::Mutex<Option<(Instant, Snapshots)>>,
     /// Snapshots may have changed since.
@@ -41,29 +43,34 @@ pub(super) struct Sight {
 
 impl Sight {
     /// A list that was begun after this was called. `expects` says whether there ought to be an instance: then an
-    /// empty list is believed only when it is said twice.
+    /// empty list is believed only when it is said twice. Who waits for a list shares what comes of it, also that it
+    /// failed: else each would wait in turn for a daemon that stalls.
     pub(super) async fn list(&self, program: &Program, expects: impl Fn() -> bool) -> Result<Seen, Fault> {
         let called = Instant::now();
         let mut last = self.list.lock().await;
-        if let Some((begun, seen)) = last.as_ref().filter(|(begun, _)| *begun >= called) {
+        if let Some((begun, found)) = last.as_ref().filter(|(begun, _)| *begun >= called) {
             tracing::trace!(?begun, "a list is shared");
-            return Ok(Arc::clone(seen));
+            return found.clone().map_err(Fault::Shared);
         }
+        let begun = Instant::now();
+        let found = self.credible(program, expects).await.map(Arc::new).map_err(Arc::new);
+        *last = Some((begun, found.clone()));
+        found.map_err(Fault::Shared)
+    }
+
+    async fn credible(&self, program: &Program, expects: impl Fn() -> bool) -> Result<BTreeMap<String, State>, Fault> {
         if self.versions().is_none() {
             self.learn(program).await?;
         }
-        let begun = Instant::now();
-        let mut seen = self.once(program).await?;
-        if seen.is_empty() && expects() {
-            if self.learn(program).await?.daemon.is_none() {
-                let said = "its daemon lists nothing, and does not say its version".to_owned();
-                return Err(Fault::Said { trouble: Trouble::Unreachable, code: Some(0), said });
-            }
-            seen = self.once(program).await?;
+        let seen = self.once(program).await?;
+        if !seen.is_empty() || !expects() {
+            return Ok(seen);
         }
-        let seen = Arc::new(seen);
-        *last = Some((begun, Arc::clone(&seen)));
-        Ok(seen)
+        if self.learn(program).await?.daemon.is_none() {
+            let said = "its daemon lists nothing, and does not say its version".to_owned();
+            return Err(Fault::Said { trouble: Trouble::Unreachable, code: Some(0), said });
+        }
+        self.once(program).await
     }
 
     async fn once(&self, program: &Program) -> Result<BTreeMap<String, State>, Fault> {
@@ -139,5 +146,32 @@ pub(super) async fn look_up(program: &Program) -> Result<Versions, Fault> {
         Ok(versions) => Ok(versions),
         Err(_) if said.code != Some(0) => Err(Fault::of(&said)),
         Err(unreadable) => Err(unreadable.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[tokio::test]
+    async fn who_waits_for_a_list_shares_that_it_failed() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("multipass");
+        let script =
+            "#!/bin/sh\n[ $1 = list ] || exit 1\ncd \"${0%/*}\"; echo >>lists; sleep 0.3; echo odd >&2; exit 2\n";
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let (sight, program) = (Sight::default(), Program::new(path));
+        let versions = "1.16.3".parse().unwrap();
+        *sight.versions.lock().unwrap() = Some(Versions { client: versions, daemon: Some(versions) });
+        let list = || async { sight.list(&program, || false).await.unwrap_err().to_string() };
+        let all = tokio::join!(list(), list(), list(), list(), list());
+        assert_eq!([all.0, all.1, all.2, all.3, all.4], ["odd"; 5]);
+        let lists = fs::read_to_string(place.path().join("lists")).unwrap().len();
+        assert!(lists <= 2, "{lists} lists were asked for");
+        assert_eq!(list().await, "odd", "and the next is asked for again");
+        assert_eq!(fs::read_to_string(place.path().join("lists")).unwrap().len(), lists + 1);
     }
 }
