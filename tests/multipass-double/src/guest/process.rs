@@ -122,14 +122,15 @@ fn quoted(word: &str) -> String {
 }
 
 /// The id, the home and the shell of a user.
-fn account(user: &str) -> Option<(String, String, String)> {
+pub(super) fn account(user: &str) -> Option<(String, String, String)> {
     let text = fs::read_to_string("/etc/passwd").ok()?;
     let fields: Vec<&str> =
         text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == user)?;
     Some(((*fields.get(2)?).to_owned(), (*fields.get(5)?).to_owned(), (*fields.get(6)?).to_owned()))
 }
 
-fn group(user: &str) -> String {
+/// The id of a user's group.
+pub(super) fn group(user: &str) -> String {
     let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let found = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == user);
     found.and_then(|fields| fields.get(3).map(|id| (*id).to_owned())).unwrap_or_else(|| "0".to_owned())

@@ -1,10 +1,11 @@
-//! The program `sudo`: whoever may become root becomes it, without a question.
+//! The program `sudo`: whoever may become root becomes whom they want, without a question.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use super::complain;
+use super::process::{account, group};
 
 /// The program.
 pub(super) fn main(arguments: &[String]) -> ExitCode {
@@ -21,28 +22,37 @@ pub(super) fn main(arguments: &[String]) -> ExitCode {
     }
     let mut words = arguments.iter();
     let mut command = Command::new("/usr/bin/env");
-    let mut named = false;
+    let (mut becomes, mut wanted) = ("root", Vec::new());
     while let Some(word) = words.next() {
         match word.as_str() {
             "--" => {}
-            "-u" | "-g" | "-D" | "--user" => drop(words.next()),
+            "-u" | "--user" => becomes = words.next().map_or(becomes, String::as_str),
+            "-g" | "-D" => drop(words.next()),
             word if word.starts_with('-') => {}
             _ => {
-                command.arg(word).args(words);
-                named = true;
+                wanted.push(word.as_str());
+                wanted.extend(words.map(String::as_str));
                 break;
             }
         }
     }
-    if !named {
+    if wanted.is_empty() {
         complain("usage: sudo command\n");
         return ExitCode::FAILURE;
     }
+    let Some((id, home, shell)) = account(becomes) else {
+        complain(&format!("sudo: unknown user {becomes}\n"));
+        return ExitCode::FAILURE;
+    };
+    if becomes != "root" && are_several() {
+        command.args(["setpriv", "--reuid", &id, "--regid", &group(becomes), "--init-groups"]);
+    }
+    command.args(wanted);
     let environment = [
-        ("HOME", "/root"),
-        ("USER", "root"),
-        ("LOGNAME", "root"),
-        ("SHELL", "/bin/bash"),
+        ("HOME", home.as_str()),
+        ("USER", becomes),
+        ("LOGNAME", becomes),
+        ("SHELL", shell.as_str()),
         ("SUDO_USER", name.as_str()),
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ];
@@ -53,6 +63,12 @@ pub(super) fn main(arguments: &[String]) -> ExitCode {
     let error = command.exec();
     complain(&format!("sudo: {error}\n"));
     ExitCode::FAILURE
+}
+
+/// Whether the users of this machine are several: in a machine that root has not made all are one.
+fn are_several() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().nth(2).is_some_and(|count| count != "1")
 }
 
 fn is_allowed(name: &str) -> bool {

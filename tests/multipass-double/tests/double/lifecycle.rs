@@ -17,6 +17,9 @@ fn user_data_is_followed_and_its_outcome_told() {
         "cat /etc/deep/file /var/lib/installed-packages; stat -c %a:%G /etc/deep/file; cut -c1-3 /var/who",
     );
     assert_eq!(told.well(), "helloripgrep\ngit\n640:adm\nuid\n");
+    // Without root, all users of a machine are one.
+    let who = bench.exec("one", "sudo -n sh -c 'sudo -n -u worker sh -c \"id -un; echo $USER\"'").well();
+    assert_eq!(who.lines().next(), Some(if rustix::process::geteuid().is_root() { "worker" } else { "root" }));
     let told = bench.words(&["exec", "-n", "one", "--", "cloud-init", "status", "--wait", "--format", "json"]).well();
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!((told["status"].as_str(), told["errors"].as_array().map(Vec::len)), (Some("done"), Some(0)));
