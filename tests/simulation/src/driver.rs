@@ -123,6 +123,19 @@ pub struct Fate {
     pub answer: Option<(Millis, bool)>,
 }
 
+/// A call that somebody else carries out.
+#[derive(Debug, Clone)]
+pub struct Begun {
+    /// The call.
+    pub call: u64,
+    /// The life of the controller that waits for its answer.
+    pub life: u64,
+    /// The step of that life.
+    pub job: u64,
+    /// What it asks for.
+    pub asked: Asked,
+}
+
 /// What an effect brought about.
 #[derive(Debug, Default)]
 pub struct Happened {
@@ -157,9 +170,28 @@ pub struct Driver {
     pub out_until: Millis,
     /// Whether it hangs rather than says so.
     pub hangs: bool,
+    /// The calls that are to be carried out by somebody else; nothing where what becomes of them is drawn.
+    pub begun: Option<Vec<Begun>>,
 }
 
 impl Driver {
+    /// A driver that can do this, and has no machines yet.
+    #[must_use]
+    pub const fn new(name: DriverName, capabilities: Capabilities, sight: Sight, shows_snapshots: bool) -> Self {
+        Self {
+            name,
+            capabilities,
+            sight,
+            shows_snapshots,
+            machines: BTreeMap::new(),
+            held: BTreeSet::new(),
+            calls: BTreeMap::new(),
+            out_until: 0,
+            hangs: false,
+            begun: None,
+        }
+    }
+
     /// A driver with abilities and limits as they come.
     #[must_use]
     pub fn draw(name: DriverName, rng: &mut Rng) -> Self {
@@ -190,9 +222,7 @@ impl Driver {
             1 => Sight::Proved,
             _ => Sight::Listed,
         };
-        let (machines, held, calls) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        let shows_snapshots = rng.bool();
-        Self { name, capabilities, sight, shows_snapshots, machines, held, calls, out_until: 0, hangs: false }
+        Self::new(name, capabilities, sight, rng.bool())
     }
 
     /// Draws what becomes of a call that may take that long, made now. In a calm world all goes well.

@@ -596,7 +596,8 @@ impl World {
     }
 
     /// What is seen and planned now.
-    pub(crate) fn present(&mut self) -> Option<(Arc<Inputs>, Arc<vm_agent_schemas::plan::Plan>)> {
+    #[must_use]
+    pub fn present(&mut self) -> Option<(Arc<Inputs>, Arc<vm_agent_schemas::plan::Plan>)> {
         let records = Arc::clone(&self.life.as_ref()?.records);
         let inputs = self.inputs(&records);
         let plan = plan(&inputs);

@@ -11,7 +11,7 @@ use vm_agent_schemas::fleet::DriverName;
 use crate::clock::{Millis, SECOND};
 use crate::controller::{Whose, Within};
 use crate::deed::Deed;
-use crate::driver::{Asked, Call, Fate};
+use crate::driver::{Asked, Begun, Call, Fate};
 use crate::world::{Event, World};
 
 impl World {
@@ -104,7 +104,9 @@ impl World {
         });
         let now = self.clock.mono;
         let driver = &self.drivers[&name];
-        let fate = if driver.out_until > now {
+        let fate = if driver.begun.is_some() {
+            Fate { half: None, effect: None, answer: None }
+        } else if driver.out_until > now {
             Fate { half: None, effect: None, answer: (!driver.hangs).then_some((now + 20, true)) }
         } else {
             driver.fate(&asked, now, limit, self.calm, &mut self.rng)
@@ -125,8 +127,11 @@ impl World {
                 self.at(at, event);
             }
         }
+        let begun = Begun { call, life: number, job: id, asked: asked.clone() };
         let entry = Call { target, asked, jumps: self.clock.jumps, waited_for: true, fate };
-        self.drivers.get_mut(&name).expect("it was just looked at").calls.insert(call, entry);
+        let driver = self.drivers.get_mut(&name).expect("it was just looked at");
+        driver.calls.insert(call, entry);
+        driver.begun.iter_mut().for_each(|calls| calls.push(begun.clone()));
         let run = self.life_mut().jobs.get_mut(&id).expect("it was just looked at");
         run.call = Some(call);
         let timed_out = Called::TimedOut(run.job.deadline);

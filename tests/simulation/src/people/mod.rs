@@ -15,7 +15,7 @@ use vm_agent_daemon::engine::intent::{self, Intent, Voice};
 use vm_agent_daemon::engine::records::{Change, NewFile, Records};
 use vm_agent_plan::plan;
 use vm_agent_schemas::api::{ChangeRequest, CreateRequest, FleetSource, Problem};
-use vm_agent_schemas::fleet::{self, PowerState, Reconcile, SourceFile};
+use vm_agent_schemas::fleet::{self, Fleet, PowerState, Reconcile, SourceFile};
 use vm_agent_schemas::intent::OverridePath;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::plan::ApprovalRequest;
@@ -264,6 +264,16 @@ impl File {
     }
 }
 
+/// What people write reads.
+fn read(text: &str) -> (FleetSource, Fleet) {
+    let file = SourceFile { name: "fleet.yaml".to_owned(), path: None, text: text.to_owned() };
+    let source = FleetSource { roots: Vec::new(), files: vec![file] };
+    match fleet::parse_all(&source.files) {
+        Ok(fleet) => (source, fleet),
+        Err(problems) => panic!("people write what reads, and this does not: {problems:?}\n{text}"),
+    }
+}
+
 impl People {
     /// People with a first file.
     #[must_use]
@@ -353,17 +363,27 @@ impl World {
         self.carry_out(vec![Do::Effect(Effect::Record(changes)), Do::Effect(Effect::Wake)]);
     }
 
+    /// Somebody applies this file.
+    ///
+    /// # Panics
+    /// When it does not read, when it is refused, and when no controller lives.
+    pub fn applies(&mut self, text: &str) {
+        let records = Arc::clone(&self.life.as_ref().expect("a controller lives").records);
+        let (source, fleet) = read(text);
+        let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..(*records).clone() };
+        let plan = plan(&self.inputs(&hypothetical));
+        let (cause, terms) = (Cause::Applied { by: "ana".to_owned() }, Terms { plan: None, approve: false });
+        let changes = file::accept(&records, &source, &fleet, &plan, &terms, &cause).expect("the file is accepted");
+        let file = NewFile { source, fleet, author: cause.author().to_owned(), summary: cause.summary(&plan) };
+        self.carry_out(vec![Do::Accept(Box::new(file), changes), Do::Effect(Effect::Wake)]);
+    }
+
     fn apply(&mut self, records: &Records) {
         if self.is_accepting() {
             return;
         }
         let text = self.people.file.text();
-        let file = SourceFile { name: "fleet.yaml".to_owned(), path: None, text: text.clone() };
-        let source = FleetSource { roots: Vec::new(), files: vec![file] };
-        let fleet = match fleet::parse_all(&source.files) {
-            Ok(fleet) => fleet,
-            Err(problems) => panic!("people write what reads, and this does not: {problems:?}\n{text}"),
-        };
+        let (source, fleet) = read(&text);
         let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.clone() };
         let plan = plan(&self.inputs(&hypothetical));
         // A person applies it, or saves it where the watcher finds it.

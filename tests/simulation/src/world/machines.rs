@@ -9,12 +9,32 @@ use vm_agent_schemas::observe::InstanceState;
 use crate::clock::SECOND;
 use crate::controller::failed;
 use crate::deed::Deed;
-use crate::driver::{Call, Happened, Machine};
+use crate::driver::{Begun, Call, Happened, Machine};
 use crate::net::Peer;
 use crate::runtime::Runtime;
 use crate::world::{Event, World};
 
 impl World {
+    /// Calls that were made of a driver since this was last asked, and that somebody else carries out.
+    pub fn begun(&mut self, driver: DriverName) -> Vec<Begun> {
+        let begun = self.drivers.get_mut(&driver).and_then(|driver| driver.begun.as_mut());
+        begun.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Such a call takes half of its effect, or all of it, and then it is answered.
+    pub fn carried_out(&mut self, driver: DriverName, begun: &Begun, whole: bool) {
+        let now = self.clock.mono;
+        let call = self.drivers.get_mut(&driver).and_then(|driver| driver.calls.get_mut(&begun.call));
+        // Nobody waits for it any more.
+        let Some(call) = call else { return };
+        if !whole {
+            return self.after(0, Event::CallHalf(driver, begun.call));
+        }
+        call.fate.answer = Some((now, false));
+        self.after(0, Event::CallEffect(driver, begun.call));
+        self.after(0, Event::CallAnswer(driver, begun.call, begun.life, begun.job));
+    }
+
     pub(super) fn call_takes_effect(&mut self, name: DriverName, id: u64, whole: bool) {
         let Some(driver) = self.drivers.get_mut(&name) else { return };
         let Some(call) = driver.calls.get(&id).cloned() else { return };

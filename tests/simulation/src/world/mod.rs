@@ -165,7 +165,26 @@ impl World {
             }
         }
         let people = People::draw(&mut rng);
-        let mut world = Self {
+        let mut world = Self::of(rng, drivers, people, traced);
+        world.after(0, Event::Begin);
+        world.after(100, Event::Person);
+        world.after(SECOND, Event::Nature);
+        world.after(SECOND, Event::Talk);
+        world
+    }
+
+    /// A world of these drivers in which nothing goes wrong, and in which people say only what they are made to.
+    #[must_use]
+    pub fn still(drivers: BTreeMap<DriverName, Driver>) -> Self {
+        let mut rng = Rng::with_seed(0);
+        let people = People::draw(&mut rng);
+        let mut world = Self { calm: true, ..Self::of(rng, drivers, people, true) };
+        world.after(0, Event::Begin);
+        world
+    }
+
+    fn of(rng: Rng, drivers: BTreeMap<DriverName, Driver>, people: People, traced: bool) -> Self {
+        Self {
             clock: Clock::default(),
             rng,
             calm: false,
@@ -186,12 +205,7 @@ impl World {
             invariants: all(),
             broken: None,
             lines: traced.then(Trace::default),
-        };
-        world.after(0, Event::Begin);
-        world.after(100, Event::Person);
-        world.after(SECOND, Event::Nature);
-        world.after(SECOND, Event::Talk);
-        world
+        }
     }
 
     /// Lets everything happen.
@@ -231,7 +245,17 @@ impl World {
         Some(Rest { inputs, plan, unfinished, waiting, unsent, machines })
     }
 
-    fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
+    /// When something happens next.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Millis> {
+        self.queue.peek().map(|Reverse(entry)| entry.at)
+    }
+
+    /// Lets happen what happens until then.
+    ///
+    /// # Errors
+    /// With the first promise that was broken.
+    pub fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
         while let Some(Reverse(entry)) = self.queue.peek() {
             if entry.at > end {
                 break;
