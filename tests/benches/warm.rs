@@ -1,8 +1,8 @@
 //! How long an agent takes from `apply` until it is Healthy and until its first task has ended, where its machine
 //! starts warm: alone, and many at once. With real machines, the real program and its command line.
 //!
-//! `VM_AGENT_WARM_AGENTS` says how many at once (20), `VM_AGENT_RUNTIME` and `VM_AGENT_TEST_IMAGES` where the runtime for
-//! machines and their images are.
+//! `VM_AGENT_WARM_AGENTS` says how many at once (20; 2 where the benchmark is only tried, as by `cargo test`),
+//! `VM_AGENT_RUNTIME` and `VM_AGENT_TEST_IMAGES` where the runtime for machines and their images are.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "its figures are for people")]
 
@@ -16,9 +16,6 @@ use vm_agent_drivers::qemu::{Host, Programs};
 use vm_agent_schemas::event::{Event, EventKind};
 use vm_agent_tests::e2e::Fleet;
 
-/// How many agents come one after the other.
-const ALONE: usize = 5;
-
 /// What tells a machine from its copies, a line each: as its programs see it.
 const MARKS: [(&str, &str); 6] = [
     ("machine id", "cat /etc/machine-id"),
@@ -30,7 +27,10 @@ const MARKS: [(&str, &str); 6] = [
 ];
 
 fn main() {
-    let many = std::env::var("VM_AGENT_WARM_AGENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    // What cargo says to a benchmark that is to be measured, and not merely tried.
+    let measured = std::env::args().any(|argument| argument == "--bench");
+    let (alone_count, usual) = if measured { (5, 20) } else { (1, 2) };
+    let many = std::env::var("VM_AGENT_WARM_AGENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let named = |variable: &str, usual: PathBuf| std::env::var_os(variable).map_or(usual, PathBuf::from);
     let runtime = named("VM_AGENT_RUNTIME", target.join("../dist/x86_64-unknown-linux-gnu/vm-agent-runtime"));
@@ -46,11 +46,11 @@ fn main() {
     let first = arrivals(&fleet, &agents);
     println!("the first of its kind, with what the others begin as: Healthy after {:.2} s", first[0].healthy);
     let mut alone = Vec::new();
-    for group in 1..=ALONE {
+    for group in 1..=alone_count {
         agents.push((group, 1));
         alone.extend(arrivals(&fleet, &agents));
     }
-    agents.push((ALONE + 1, many));
+    agents.push((alone_count + 1, many));
     let together = arrivals(&fleet, &agents);
     table(&[("one at a time", &alone), ("all at once", &together)]);
     differ(&fleet);

@@ -31,6 +31,8 @@ const LINES_MAX: u32 = 12_000;
 const PARTS: u32 = 4;
 /// Those of a task's ordering key.
 const KEYS: [Option<&str>; 3] = [None, Some("left"), Some("right")];
+/// With so few tasks to go it is told which.
+const FEW: usize = 10;
 /// Most that one answer lists.
 const PAGE: &str = "1000";
 
@@ -181,6 +183,27 @@ impl Fire<'_> {
             ends.extend(outcome.map(|outcome| (id, outcome.clone())));
         }
         tasks.into_iter().map(|task| (task.id.to_string(), task)).collect()
+    }
+
+    /// Waits until all tasks have ended, for as long as there is always a next one that does.
+    fn wait_for_ends(&self, given: &[Given]) -> BTreeMap<String, Task> {
+        let is_open = |task: Option<&Task>| task.is_none_or(|task| task.outcome().is_none());
+        let mut left = given.len() + 1;
+        loop {
+            let (tasks, open) = self.fleet.wait_for(&format!("one more end, with {left} tasks to go"), || {
+                let tasks = self.look();
+                let open = given.iter().filter(|it| is_open(tasks.get(&it.id))).count();
+                (open < left).then_some((tasks, open))
+            });
+            if open == 0 {
+                return tasks;
+            }
+            left = open;
+            // What is still there in the end is what one wants to know when it does not end.
+            for given in given.iter().filter(|it| left < FEW && is_open(tasks.get(&it.id))) {
+                println!("{left} to go: {given:?} {:?}", tasks.get(&given.id).map(|task| &task.state));
+            }
+        }
     }
 
     /// Kills and cuts. Gives how often each agent's runtime was killed.
@@ -367,10 +390,7 @@ fn what_was_accepted_is_done_or_delivered_once_whatever_dies() {
 
     let given = fire.given.lock().unwrap();
     println!("{} tasks, {} cuts, deaths {deaths:?}", given.len(), proxy.cuts());
-    let tasks = fleet.wait_for("the end of all tasks", || {
-        let tasks = fire.look();
-        given.iter().all(|it| tasks.get(&it.id).is_some_and(|task| task.outcome().is_some())).then_some(tasks)
-    });
+    let tasks = fire.wait_for_ends(&given);
     fleet.wait_until_well();
     check_messages(&fire, &deaths);
     let runs: Vec<String> = AGENTS.iter().flat_map(|agent| lines(&fleet, agent, "runs")).collect();

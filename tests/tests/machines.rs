@@ -115,6 +115,7 @@ fn three_machines_live_through_everything_and_are_booted_no_more_than_they_have_
 fn what_the_file_says_is_there(fleet: &Fleet) {
     assert_eq!(fleet.exec("web", "cat done; id -un"), "hello\nvm-agent\n");
     assert_eq!(fleet.exec("db", "cat note; echo; hostname; sudo -n id 2>/dev/null || echo none"), "kept\ndb\nnone\n");
+    assert_eq!(fleet.exec("web", "getent hosts web localhost | cut -d ' ' -f 1"), "127.0.1.1\n::1\n");
     assert_eq!(fleet.exec("box", "id -un; sudo -n id -u; hello --greeting=there"), "dev\n0\nthere\n");
     for name in NAMES {
         let ran = fleet.run(&["task", name, "--wait", "--", "systemd-detect-virt; exit 7"]);

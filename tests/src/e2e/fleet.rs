@@ -1,6 +1,7 @@
 //! A fleet of a test's own: state folder, fleet file, and the program run on them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write as _;
@@ -36,6 +37,9 @@ const MACHINES_LIMIT: Duration = Duration::from_secs(600);
 const MACHINES_HUB: &str = r#"hub: {listen: "127.0.0.1:0", apiListen: "127.0.0.1:0", dashboardListen: "127.0.0.1:0", heartbeat: 10s}
 "#;
 
+/// How long `up` waits by itself.
+const UP_LIMIT: Duration = Duration::from_secs(600);
+
 /// Most events that one answer has.
 const PAGE: &str = "1000";
 
@@ -47,8 +51,9 @@ const INHERITED: &[&str] = &["PATH", "LLVM_PROFILE_FILE"];
 pub struct Fleet {
     dir: TempDir,
     program: PathBuf,
-    hub: &'static str,
+    head: String,
     limit: Duration,
+    variables: Vec<(OsString, OsString)>,
 }
 
 /// What a command of the program came to.
@@ -83,21 +88,28 @@ impl Fleet {
         fleet
     }
 
-    fn with(file: &str, hub: &'static str, limit: Duration) -> Self {
+    /// A fleet whose file begins with `head`, and in which nothing takes longer than `limit`.
+    pub(super) fn with(file: &str, head: &str, limit: Duration) -> Self {
         let dir = tempfile::Builder::new().prefix("vm-agent-").tempdir().expect("a temporary folder");
-        let fleet = Self { dir, program: program(), hub, limit };
+        let fleet = Self { dir, program: program(), head: head.to_owned(), limit, variables: Vec::new() };
         fleet.write(file);
         fleet
     }
 
+    /// The same, where the program sees these variables too.
+    pub(super) fn with_variables(mut self, variables: Vec<(OsString, OsString)>) -> Self {
+        self.variables = variables;
+        self
+    }
+
     /// Replaces the fleet file.
     pub fn write(&self, file: &str) {
-        std::fs::write(self.file(), format!("{}{file}", self.hub)).expect("the fleet file is written");
+        std::fs::write(self.file(), format!("{}{file}", self.head)).expect("the fleet file is written");
     }
 
     /// Saves the fleet file as editors do that take care: whole under another name, and then in its place.
     pub fn save(&self, file: &str) {
-        replace(&self.file(), &format!("{}{file}", self.hub));
+        replace(&self.file(), &format!("{}{file}", self.head));
     }
 
     /// The fleet file.
@@ -133,7 +145,8 @@ impl Fleet {
             .env_clear()
             .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .env("HOME", self.dir.path())
-            .env("VM_AGENT_STATE_DIR", self.state_dir());
+            .env("VM_AGENT_STATE_DIR", self.state_dir())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -226,7 +239,9 @@ impl Fleet {
 
     /// Brings the fleet up, and waits until it is as its file says.
     pub fn up(&self) -> String {
-        self.ok(&["up", "--detach"])
+        // Whoever waits longer than the program does by itself says so.
+        let limit = format!("{}s", self.limit.max(UP_LIMIT).as_secs());
+        self.ok(&["up", "--detach", "--timeout", &limit])
     }
 
     /// Starts a controller as service managers do, and waits until it answers. It applies nothing.
@@ -451,14 +466,27 @@ pub fn runtime_program() -> PathBuf {
     built("vm-agent-runtime", "vm-agent-runtime")
 }
 
-fn built(name: &str, package: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+/// A program of the workspace. Cargo builds those of this package along with its tests; one of another package is
+/// built here where it is missing, and as new as the last build of it otherwise.
+pub(super) fn built(name: &str, package: &str) -> PathBuf {
+    let profile = profile_dir();
     let program = profile.join(name);
-    assert!(
-        program.is_file(),
-        "{} is missing: build it with `cargo build -p {package}`; `cargo xtask test` does it",
-        program.display()
-    );
+    if !program.is_file() {
+        let profile = match profile.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--locked", "--package", package, "--bin", name, "--profile", profile]);
+        let done = build.status().expect("cargo runs");
+        assert!(done.success() && program.is_file(), "{} can't be built: {build:?}", program.display());
+    }
     program
+}
+
+/// The folder of the profile that this test was built with.
+pub(super) fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    test.ancestors().nth(2).expect("a test lies in target/<profile>/deps").to_owned()
 }

@@ -2,6 +2,8 @@
 
 mod fleet;
 mod follow;
+#[cfg(target_os = "linux")]
+pub mod multipass;
 mod process;
 mod proxy;
 mod records;

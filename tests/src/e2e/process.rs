@@ -61,6 +61,11 @@ pub(super) fn of(folder: &Path) -> Vec<Process> {
         .processes()
         .values()
         .filter(|process| !matches!(process.status(), ProcessStatus::Zombie | ProcessStatus::Dead))
+        // Between fork and exec a child still bears its parent's command; it is none of its own yet.
+        .filter(|process| {
+            let parent = process.parent().and_then(|parent| system.process(parent));
+            parent.is_none_or(|parent| parent.cmd() != process.cmd() || process.cmd().is_empty())
+        })
         .filter(|process| {
             process.cmd().iter().chain(process.environ()).any(|text| names(text))
                 || process.cwd().is_some_and(|cwd| cwd.starts_with(folder))
