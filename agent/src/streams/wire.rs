@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 use vm_agent_schemas::wire::{
     Channel, DATA_MAX, Frame, FromRuntime, Signal, StreamEnded, StreamOpened, StreamTaken, TaskOutcome, TerminalSize,
 };
@@ -269,12 +270,13 @@ impl Inlet {
     }
 
     /// Writes the input into `pipe` until it ends. A pipe that takes no more does not stop the hub: what is
-    /// left counts as taken.
+    /// left counts as taken. Before each piece others of the same task may do what the hub ordered before it.
     pub(crate) async fn feed<W: AsyncWrite + Unpin>(&mut self, pipe: &mut W) -> Fed {
         let mut broken = false;
         loop {
             match self.next().await {
                 Ok(Some(data)) => {
+                    yield_now().await;
                     broken = broken || pipe.write_all(&data).await.is_err();
                     if self.took(data.len()).await.is_err() {
                         return Fed::Cut;

@@ -234,6 +234,8 @@ async fn next(client: &mut Option<Client>, unsent: bool) -> Happening {
     let Some(client) = client else { return std::future::pending().await };
     loop {
         tokio::select! {
+            // What is typed after an order finds it obeyed.
+            biased;
             order = client.orders.recv() => return order.map_or(Happening::Gone, Happening::Order),
             room = client.stdout.ready(), if unsent => return room.map_or(Happening::Gone, Happening::Room),
             () = typed(&mut client.typing), if client.typing.is_some() => client.typing = None,
