@@ -9,12 +9,19 @@ use ring::hmac;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use vm_agent_drivers::fake::Fake;
 use vm_agent_schemas::event::EventKind;
+use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::units::Span;
 use vm_agent_tests::fleet_of_fakes::Runtimes;
-use vm_agent_tests::in_process::{apply, events, qemu, start, until, well};
+use vm_agent_tests::in_process::{apply, capabilities, events, start, until, well};
 
 const SECRET: &str = "correct horse battery staple";
+
+/// Machines that may have folders of the host.
+fn machines() -> Fake {
+    Fake::new(DriverName::Multipass, capabilities(Span::from_secs(60)))
+}
 
 /// One call that came.
 #[derive(Debug, Clone)]
@@ -87,7 +94,7 @@ impl Receiver {
 
     fn file(&self, secret: &std::path::Path, agents: &str) -> String {
         format!(
-            "defaults: {{driver: qemu}}\nagents: {{{agents}}}\nwebhooks:\n  - url: http://127.0.0.1:{}/hook\n    events: \
+            "defaults: {{driver: multipass}}\nagents: {{{agents}}}\nwebhooks:\n  - url: http://127.0.0.1:{}/hook\n    events: \
              [RuntimeJoined]\n    secret: {{file: {}}}\n",
             self.port,
             secret.display()
@@ -100,7 +107,7 @@ async fn a_webhook_is_told_of_the_events_that_it_asks_for_and_can_check_who_tell
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("secret");
     fs::write(&source, SECRET).unwrap();
-    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let (fake, receiver) = (machines(), Receiver::new(&[]).await);
     let _runtimes = Runtimes::of(&fake);
     let running = start(&folder.path().join("state"), &[&fake]).await;
     apply(running.controller(), &receiver.file(&source, "web: {}, db: {}")).await;
@@ -127,7 +134,7 @@ async fn what_fails_is_told_again_and_nothing_is_told_twice_after_it_was_taken()
     let (source, state) = (folder.path().join("secret"), folder.path().join("state"));
     fs::write(&source, SECRET).unwrap();
     // A redirect is no success, and is not followed.
-    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[500, 302]).await);
+    let (fake, receiver) = (machines(), Receiver::new(&[500, 302]).await);
     let _runtimes = Runtimes::of(&fake);
     let running = start(&state, &[&fake]).await;
     apply(running.controller(), &receiver.file(&source, "web: {}")).await;
@@ -149,7 +156,7 @@ async fn a_receiver_that_is_gone_for_good_is_not_told_again_and_people_hear_of_i
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("secret");
     fs::write(&source, SECRET).unwrap();
-    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[410]).await);
+    let (fake, receiver) = (machines(), Receiver::new(&[410]).await);
     let _runtimes = Runtimes::of(&fake);
     let running = start(&folder.path().join("state"), &[&fake]).await;
     apply(running.controller(), &receiver.file(&source, "web: {}")).await;
@@ -171,7 +178,7 @@ async fn a_secret_that_an_agent_can_write_signs_nothing_and_events_wait_for_one_
     {
         fs::write(path, content).unwrap();
     }
-    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let (fake, receiver) = (machines(), Receiver::new(&[]).await);
     let _runtimes = Runtimes::of(&fake);
     let running = start(&top.join("state"), &[&fake]).await;
     let web = format!("web: {{mounts: {{/shared: {{source: {:?}, writable: true}}}}}}", shared.display());
@@ -196,7 +203,7 @@ async fn a_secret_that_an_agent_can_write_signs_nothing_and_events_wait_for_one_
 #[tokio::test]
 async fn a_webhook_whose_secret_is_not_set_is_told_of_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
-    let (fake, receiver) = (qemu(Span::from_secs(60)), Receiver::new(&[]).await);
+    let (fake, receiver) = (machines(), Receiver::new(&[]).await);
     let _runtimes = Runtimes::of(&fake);
     let running = start(&folder.path().join("state"), &[&fake]).await;
     let file = receiver.file(&folder.path().join("secret"), "web: {}");

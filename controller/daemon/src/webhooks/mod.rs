@@ -34,6 +34,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How many attempts in a row have to fail until people are told: what passes by itself is none of theirs.
 const FAILURES_TOLD: u32 = 3;
 
+/// The events by which a file comes into force.
+const IN_FORCE: [EventKind; 2] = [EventKind::FleetApplied, EventKind::FleetRolledBack];
+
 /// Events that are read at a time.
 const PAGE: u32 = 100;
 
@@ -60,7 +63,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         // A file that comes into force tells so; of those that were missed the latest is the one that counts.
         loop {
             match events.recv().await {
-                Ok(event) if !matches!(event.kind, EventKind::FleetApplied | EventKind::FleetRolledBack) => {}
+                Ok(event) if !IN_FORCE.contains(&event.kind) => {}
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => break,
                 Err(broadcast::error::RecvError::Closed) => return,
             }
@@ -123,7 +126,8 @@ impl Courier {
         format!("webhook {}", Digest::of(self.webhook.url.to_string().as_bytes()))
     }
 
-    /// The event that it was told of last. A new webhook is told of what comes, not of what was.
+    /// The event that it was told of last. A new webhook is told of what comes after the file that names it, not of
+    /// what was before.
     async fn begin(&self) -> Result<u64, StoreError> {
         let key = self.key();
         self.core
@@ -133,9 +137,9 @@ impl Courier {
                 if let Some(cursor) = store::meta::get_json(conn, &key)? {
                     return Ok(cursor);
                 }
-                let latest = store::events::latest(conn, 1)?.first().map_or(0, |event| event.seq);
-                store::meta::set_json(conn, &key, &latest)?;
-                Ok(latest)
+                let named = store::events::latest_of(conn, IN_FORCE)?.map_or(0, |event| event.seq);
+                store::meta::set_json(conn, &key, &named)?;
+                Ok(named)
             })
             .await
     }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Row};
 use vm_agent_schemas::event::{Event, EventKind, NewEvent};
 use vm_agent_schemas::names::AgentName;
 
-use super::{column, rows};
+use super::{column, row, rows};
 use crate::StoreError;
 
 const TABLE: &str = "events";
@@ -41,6 +41,15 @@ pub fn since(conn: &Connection, seq: u64, limit: u32) -> Result<Vec<Event>, Stor
 pub fn latest(conn: &Connection, limit: u32) -> Result<Vec<Event>, StoreError> {
     let sql = "SELECT * FROM (SELECT * FROM events ORDER BY seq DESC LIMIT ?1) ORDER BY seq";
     rows(conn, sql, [limit], read)
+}
+
+/// The latest event of one of two kinds.
+///
+/// # Errors
+/// When the database fails.
+pub fn latest_of(conn: &Connection, kinds: [EventKind; 2]) -> Result<Option<Event>, StoreError> {
+    let sql = "SELECT * FROM events WHERE kind IN (?1, ?2) ORDER BY seq DESC LIMIT 1";
+    row(conn, sql, kinds.map(EventKind::as_str), read)
 }
 
 /// Removes all but the latest `keep` events, and tells how many.

@@ -234,8 +234,14 @@ fn credentials_are_one_for_each_agent() {
 #[test]
 fn backoffs_are_one_for_each_agent() {
     let conn = database();
-    let first =
-        Backoff { agent: agent("web"), failures: 1, failed_at: at(0), not_before: at(10), last: "no image".into() };
+    let first = Backoff {
+        agent: agent("web"),
+        failures: 1,
+        failed_at: at(0),
+        not_before: at(10),
+        step: None,
+        last: "no image".into(),
+    };
     backoffs::put(&conn, &first).unwrap();
     assert_eq!(backoffs::get(&conn, &agent("web")).unwrap(), Some(first.clone()));
     let second = Backoff { failures: 2, not_before: at(30), ..first };
@@ -649,6 +655,9 @@ fn events_of_every_kind_come_back_in_order() {
     assert_eq!(events::since(&conn, 0, 1000).unwrap(), appended);
     assert_eq!(events::since(&conn, appended[1].seq, 2).unwrap(), appended[2..4]);
     assert_eq!(events::latest(&conn, 3).unwrap(), appended[appended.len() - 3..]);
+    let of = |kinds| events::latest_of(&conn, kinds).unwrap();
+    assert_eq!(of([appended[3].kind, appended[1].kind]).as_ref(), Some(&appended[3]));
+    assert_eq!(of([appended[1].kind; 2]).as_ref(), Some(&appended[1]));
 }
 
 #[test]
