@@ -9,79 +9,103 @@ use crate::run::{answers, run};
 pub(crate) struct Tool {
     /// What it is.
     name: &'static str,
-    /// The programs that make it up, each with the flag that it tells its version at.
-    programs: &'static [(&'static str, &'static str)],
-    /// Places of a file that belongs to it and is no command; it is at one of them, where there are any.
-    places: &'static [&'static str],
-    /// The packages that bring it on Debian and Ubuntu.
-    packages: &'static [&'static str],
+    /// What makes it up.
+    parts: &'static [Part],
     /// How to install it elsewhere.
     elsewhere: &'static str,
+}
+
+/// A part of a tool.
+pub(crate) struct Part {
+    /// How it is known that it is there.
+    shows: Shows,
+    /// The package that brings it on Debian and Ubuntu.
+    package: &'static str,
+}
+
+/// What shows that a part is there.
+enum Shows {
+    /// A program that answers to this flag.
+    Program(&'static str, &'static str),
+    /// A file at one of these places.
+    File(&'static [&'static str]),
+}
+
+const fn program(name: &'static str, flag: &'static str, package: &'static str) -> Part {
+    Part { shows: Shows::Program(name, flag), package }
 }
 
 /// SQLite and the cryptography are C; they are compiled with the rest.
 pub(crate) const C_COMPILER: Tool = Tool {
     name: "a C compiler",
-    programs: &[("cc", "--version")],
-    places: &[],
-    packages: &["gcc", "libc6-dev"],
+    parts: &[program("cc", "--version", "build-essential")],
     elsewhere: "on Fedora `dnf install gcc`, on Arch `pacman -S gcc`, on macOS `xcode-select --install`",
 };
 
 /// Tasks that clone, pull and push are tested with the real one.
 pub(crate) const GIT: Tool = Tool {
     name: "git",
-    programs: &[("git", "--version")],
-    places: &[],
-    packages: &["git"],
+    parts: &[program("git", "--version", "git")],
     elsewhere: "elsewhere by the package of that name",
 };
 
 /// What reaches agents by `ssh-config`: the clients here, and the server for SFTP that runs inside.
 pub(crate) const SSH: Tool = Tool {
     name: "OpenSSH with its sftp-server, and rsync",
-    programs: &[("ssh", "-V"), ("rsync", "--version")],
-    places: &[
-        "/usr/lib/openssh/sftp-server",
-        "/usr/libexec/openssh/sftp-server",
-        "/usr/lib/ssh/sftp-server",
-        "/usr/libexec/sftp-server",
+    parts: &[
+        program("ssh", "-V", "openssh-client"),
+        Part { shows: Shows::File(SFTP_SERVERS), package: "openssh-sftp-server" },
+        program("rsync", "--version", "rsync"),
     ],
-    packages: &["openssh-client", "openssh-sftp-server", "rsync"],
     elsewhere: "elsewhere by the packages openssh and rsync",
 };
+
+/// Where systems have the server for SFTP.
+const SFTP_SERVERS: &[&str] = &[
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+    "/usr/libexec/sftp-server",
+];
 
 /// Scripts and terminals are tested with a real interpreter.
 pub(crate) const PYTHON: Tool = Tool {
     name: "Python 3",
-    programs: &[("python3", "--version")],
-    places: &[],
-    packages: &["python3-minimal"],
+    parts: &[program("python3", "--version", "python3-minimal")],
     elsewhere: "elsewhere from python.org",
 };
 
 /// Real machines, and what their image is built with.
 pub(crate) const QEMU: Tool = Tool {
     name: "QEMU with mmdebstrap",
-    programs: &[("qemu-system-x86_64", "--version"), ("qemu-img", "--version"), ("mmdebstrap", "--version")],
-    places: &[],
-    packages: &["qemu-system-x86", "qemu-utils", "mmdebstrap", "e2fsprogs"],
+    parts: &[
+        program("qemu-system-x86_64", "--version", "qemu-system-x86"),
+        program("qemu-img", "--version", "qemu-utils"),
+        program("mmdebstrap", "--version", "mmdebstrap"),
+        program("mke2fs", "-V", "e2fsprogs"),
+    ],
     elsewhere: "elsewhere there is no way to build the image",
 };
 
 /// The browser that looks at the dashboard in tests.
 pub(crate) const BROWSER: Tool = Tool {
     name: "Chromium with chromedriver",
-    programs: &[("chromium", "--version"), ("chromedriver", "--version")],
-    places: &[],
-    packages: &["chromium", "chromium-driver"],
+    parts: &[program("chromium", "--version", "chromium"), program("chromedriver", "--version", "chromium-driver")],
     elsewhere: "the programs `chromium` and `chromedriver` on the PATH",
 };
 
 impl Tool {
     fn is_here(&self) -> bool {
-        let is_placed = self.places.is_empty() || self.places.iter().any(|place| Path::new(place).exists());
-        is_placed && self.programs.iter().all(|(program, flag)| answers(program, &[flag]))
+        self.parts.iter().all(Part::is_here)
+    }
+}
+
+impl Part {
+    fn is_here(&self) -> bool {
+        match self.shows {
+            Shows::Program(name, flag) => answers(name, &[flag]),
+            Shows::File(places) => places.iter().any(|place| Path::new(place).exists()),
+        }
     }
 }
 
@@ -119,7 +143,8 @@ impl Machine {
         if tool.is_here() {
             return Ok(());
         }
-        let apt = format!("apt-get install {}", tool.packages.join(" "));
+        let packages: Vec<_> = tool.parts.iter().map(|part| part.package).collect();
+        let apt = format!("apt-get install {}", packages.join(" "));
         let missing = format!("{} is missing; install it: on Debian and Ubuntu `{apt}`, {}", tool.name, tool.elsewhere);
         if self == Self::Unknown {
             return Err(missing);
@@ -138,7 +163,9 @@ impl Machine {
             run(command)
         };
         apt(&["update"])?;
-        apt(&[&["install", "--yes", "--no-install-recommends"], tool.packages].concat())
+        // One by one, and only what is missing: the package of one may take the place of another version of the next.
+        let missing = tool.parts.iter().filter(|part| !part.is_here());
+        missing.map(|part| apt(&["install", "--yes", "--no-install-recommends", part.package])).collect()
     }
 }
 
@@ -168,12 +195,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_installed_here_is_named_in_one_line() {
-        let tool = Tool { programs: &[("no-such-program-anywhere", "--version")], ..BROWSER };
+        const NOWHERE: &[Part] = &[program("no-such-program-anywhere", "--version", "nothing")];
+        let tool = Tool { parts: NOWHERE, ..BROWSER };
         let sentence = Machine::Unknown.need(&tool).unwrap_err();
         assert_eq!(
             sentence,
-            "Chromium with chromedriver is missing; install it: on Debian and Ubuntu `apt-get install chromium \
-             chromium-driver`, the programs `chromium` and `chromedriver` on the PATH"
+            "Chromium with chromedriver is missing; install it: on Debian and Ubuntu `apt-get install nothing`, the programs `chromium` and `chromedriver` on the PATH"
         );
     }
 }
