@@ -97,6 +97,8 @@ event_kinds! {
     StepFailed = "StepFailed",
     /// A step took too long; the instance is looked at again.
     StepTimedOut = "StepTimedOut",
+    /// A step was given up: it would have brought up what is to be deleted.
+    StepGivenUp = "StepGivenUp",
     /// A step was under way when the controller went down.
     StepInterrupted = "StepInterrupted",
     /// An instance went down, and nobody stopped it.

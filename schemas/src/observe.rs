@@ -339,8 +339,11 @@ pub struct Backoff {
     pub failures: u32,
     /// When the last one was.
     pub failed_at: Timestamp,
-    /// No step before this.
+    /// No step before this, but for a destroy, which waits for failures of a destroy alone.
     pub not_before: Timestamp,
+    /// The step that failed last; nothing where the instance went down by itself, or the step could not even begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Action>,
     /// What the last failure was, in a sentence.
     pub last: String,
 }

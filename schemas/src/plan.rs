@@ -110,6 +110,8 @@ pub struct AgentPlan {
     pub rests: Option<Rest>,
     /// Whether it is given no new task, because its machine is about to go down.
     pub cordoned: bool,
+    /// The step under way, where it brings up a machine that is to be deleted: it is given up.
+    pub moot: Option<OperationId>,
 }
 
 /// Why a machine is to be down although its spec says that it should run.
@@ -393,7 +395,7 @@ impl StepAction {
     #[must_use]
     pub const fn snapshot(&self) -> Option<&SnapshotName> {
         match self {
-            Self::Snapshot { name } | Self::DropSnapshot { name } | Self::Restore { to: name } => Some(name),
+            Self::Snapshot { name } | Self::DropSnapshot { name } | Self::Restore { to: name, .. } => Some(name),
             _ => None,
         }
     }
@@ -439,7 +441,7 @@ impl fmt::Display for StepAction {
             Self::Upgrade => f.write_str("upgrade the runtime"),
             Self::Snapshot { name } => write!(f, "take snapshot {name}"),
             Self::DropSnapshot { name } => write!(f, "delete snapshot {name}"),
-            Self::Restore { to } => write!(f, "restore snapshot {to}"),
+            Self::Restore { to, .. } => write!(f, "restore snapshot {to}"),
             other => f.write_str(other.word()),
         }
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 use clap::Args;
 use vm_agent_schemas::api::{ControllerStatus, DownRequest, PlanView};
 use vm_agent_schemas::event::{Event, EventKind};
-use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::plan::{Plan, WaitsFor};
+use vm_agent_schemas::plan::{AgentPlan, Plan, WaitsFor};
 use vm_agent_schemas::units::Span;
 
 use crate::Context;
@@ -74,7 +73,7 @@ pub(crate) async fn run(context: &mut Context, args: DownArgs) -> CommandResult 
     }
     let verb = if args.destroy { "deleted" } else { "stopped" };
     let agents: BTreeSet<_> =
-        plan.steps.iter().map(|step| &step.agent).chain(in_the_middle(&plan).map(|it| it.0)).collect();
+        plan.steps.iter().map(|step| &step.agent).chain(in_the_middle(&plan).map(|it| &it.0.name)).collect();
     let machines = count(agents.len(), "machine");
     context.ui.print(format_args!("fleet `{}` is down: {machines} {verb}, controller ended", plan.fleet))?;
     Ok(Exit::SUCCESS)
@@ -88,8 +87,11 @@ fn what(plan: &Plan, destroy: bool) -> String {
         .map(|step| format!("{} {} {} ({})\n", step.action.symbol(), step.action, step.agent, render::toll(step)))
         .collect();
     for (agent, reason) in in_the_middle(plan) {
-        let what = if destroy { "destroy" } else { "stop" };
-        text.push_str(&format!("{what} {agent} after {reason}\n"));
+        text.push_str(&match (destroy, agent.moot) {
+            (true, Some(_)) => format!("destroy {} instead of {reason}\n", agent.name),
+            (true, None) => format!("destroy {} after {reason}\n", agent.name),
+            (false, _) => format!("stop {} after {reason}\n", agent.name),
+        });
     }
     if text.is_empty() {
         text.push_str(if destroy { "There are no machines to delete.\n" } else { "No machine runs.\n" });
@@ -97,11 +99,11 @@ fn what(plan: &Plan, destroy: bool) -> String {
     text + "Then the controller ends."
 }
 
-/// Agents whose machines are in the middle of something that has to end first, and of what.
-fn in_the_middle(plan: &Plan) -> impl Iterator<Item = (&AgentName, &WaitsFor)> {
+/// Agents whose machines are in the middle of something, and of what.
+fn in_the_middle(plan: &Plan) -> impl Iterator<Item = (&AgentPlan, &WaitsFor)> {
     plan.agents.iter().filter_map(|agent| {
         let busy = agent.waits_for.iter().find(|it| matches!(it, WaitsFor::Operation { .. }))?;
-        Some((&agent.name, busy))
+        Some((agent, busy))
     })
 }
 
@@ -110,7 +112,10 @@ async fn ended(context: &mut Context, mut events: SseStream) -> Result<(), Comma
     // How the stream ends does not matter: with its process it can only break off.
     while let Ok(Some(message)) = events.next().await {
         if let Ok(event) = serde_json::from_str::<Event>(&message.data)
-            && matches!(event.kind, EventKind::StepSucceeded | EventKind::StepFailed | EventKind::StepTimedOut)
+            && matches!(
+                event.kind,
+                EventKind::StepSucceeded | EventKind::StepFailed | EventKind::StepTimedOut | EventKind::StepGivenUp
+            )
         {
             context.ui.status(render::event(&event))?;
         }

@@ -171,6 +171,7 @@ fn agent_plan(view: AgentView) -> AgentPlan {
         waits_for: view.waits_for,
         held_back: false,
         cordoned: false,
+        moot: None,
         rests: view.rests,
     }
 }

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::networks::Networks;
 use crate::observer::Observer;
 use crate::output::Output;
+use crate::under_way::UnderWay;
 use crate::upgrading::{self, Upgrading};
 use crate::verifying::Verifying;
 use crate::watch::Watch;
@@ -47,6 +48,8 @@ pub(crate) struct Core {
     pub(crate) nudged: Notify,
     /// Steps and deliveries under way.
     pub(crate) jobs: TaskTracker,
+    /// Which steps are.
+    pub(crate) under_way: UnderWay,
     /// The controller is to go down.
     pub(crate) stop: CancellationToken,
     pub(crate) logs: Logs,

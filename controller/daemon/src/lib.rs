@@ -38,6 +38,7 @@ mod seldom;
 pub mod source;
 #[doc(hidden)]
 pub mod storing;
+mod under_way;
 mod upgrading;
 mod verifying;
 mod view;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 use vm_agent_drivers::{Driver, DriverError};
 use vm_agent_hub::HubHandle;
 use vm_agent_plan::Listing;
@@ -169,8 +170,14 @@ pub(crate) async fn carry_out(core: &Arc<Core>, sequence: Sequence, now: Timesta
             }
             Effect::Begin(job) => {
                 core.metrics.step_began();
-                core.jobs.spawn(carry_out_job(Arc::clone(core), job));
+                let (core, step) = (Arc::clone(core), job.operation.id);
+                let given_up = core.under_way.begin(step);
+                core.jobs.clone().spawn(async move {
+                    carry_out_job(Arc::clone(&core), job, given_up).await;
+                    core.under_way.end(step);
+                });
             }
+            Effect::GiveUp(step) => core.under_way.give_up(step),
             Effect::BroughtUp(began) => core.memory().brought_up(began),
             Effect::Wake => core.wake(),
             Effect::Nudge => core.nudge(),
@@ -195,11 +202,12 @@ pub(crate) fn tell(hub: &HubHandle, call: HubCall) {
 }
 
 /// Carries a step out: from the driver's call to what is known of the instance afterwards.
-fn carry_out_job(core: Arc<Core>, job: Box<Job>) -> BoxFuture<'static, ()> {
+fn carry_out_job(core: Arc<Core>, job: Box<Job>, given_up: CancellationToken) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         let Some(observer) = core.observers.get(&job.operation.driver) else { return };
         let called = tokio::select! {
             called = call(&job, observer.driver().as_ref()) => called,
+            () = given_up.cancelled() => Called::GivenUp,
             // The operation stays open: the next life finds it, and looks.
             () = core.stop.cancelled(), if job.operation.action != Action::Stop => return,
         };

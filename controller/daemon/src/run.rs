@@ -45,6 +45,7 @@ use crate::machines::drivers;
 use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::output::Output;
+use crate::under_way::UnderWay;
 use crate::watch::Watch;
 use crate::{networks, notices, reconciler, retention, watch, webhooks};
 
@@ -321,6 +322,7 @@ impl Running {
             trigger,
             nudged: Notify::new(),
             jobs: TaskTracker::new(),
+            under_way: UnderWay::default(),
             stop,
             logs: Logs::new(folder.join("logs")),
             metrics: Metrics::new()?,

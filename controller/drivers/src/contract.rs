@@ -119,6 +119,7 @@ pub const CHECKS: &[Check] = checks![
     sizes_change_as_the_capabilities_say,
     a_crashed_instance_shows_as_failed_and_can_be_started,
     a_create_given_up_anywhere_is_finished_by_the_next,
+    what_a_create_left_that_was_given_up_anywhere_is_destroyed,
     a_destroy_given_up_anywhere_is_finished_by_the_next,
     stops_and_starts_given_up_anywhere_are_finished_by_the_next,
     creates_at_once_do_not_mix_up,
@@ -439,6 +440,18 @@ async fn a_create_given_up_anywhere_is_finished_by_the_next(subject: Subject<'_>
         let all = subject.listed().await;
         assert_eq!(all.len(), 1, "given up after {polls} polls, there should be one instance, and there are {all:?}");
         ok("destroying", subject.driver.destroy(&order.target()).await);
+        if over {
+            return;
+        }
+    }
+}
+
+async fn what_a_create_left_that_was_given_up_anywhere_is_destroyed(subject: Subject<'_>) {
+    for polls in subject.world.give_up_points() {
+        let order = subject.order("web");
+        let over = give_up_after(polls, subject.driver.create(&order)).await;
+        ok("destroying after a create that was given up", subject.driver.destroy(&order.target()).await);
+        subject.expect_absent(&order.instance).await;
         if over {
             return;
         }

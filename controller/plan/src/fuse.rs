@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::Backoff;
+use vm_agent_schemas::observe::{Action, Backoff};
 use vm_agent_schemas::plan::Fuse;
 
 use crate::clock::after;
@@ -70,14 +70,21 @@ pub(crate) fn probe_at<'a>(fuse: &Fuse, backoffs: impl Iterator<Item = &'a Backo
     }
 }
 
-/// The backoff after one more failure. `jitter`, between 0 and 1, spreads agents that failed together.
+/// The backoff after one more failure, that of `step` where it was one. `jitter`, between 0 and 1, spreads agents that failed together.
 #[must_use]
-pub fn after_failure(agent: &AgentName, before: Option<&Backoff>, why: String, jitter: f64, now: Timestamp) -> Backoff {
+pub fn after_failure(
+    agent: &AgentName,
+    before: Option<&Backoff>,
+    step: Option<Action>,
+    why: String,
+    jitter: f64,
+    now: Timestamp,
+) -> Backoff {
     let before = before.filter(|b| after(b.failed_at, BACKOFF_FORGOTTEN) > now);
     let failures = before.map_or(0, |b| b.failures) + 1;
     let doubled = BACKOFF_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(BACKOFF_LONGEST);
     let pause = doubled.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0));
-    Backoff { agent: agent.clone(), failures, failed_at: now, not_before: after(now, pause), last: why }
+    Backoff { agent: agent.clone(), failures, failed_at: now, not_before: after(now, pause), step, last: why }
 }
 
 #[cfg(test)]
@@ -90,7 +97,7 @@ mod tests {
 
     fn failed(count: i64, when: i64) -> Vec<Backoff> {
         (0..count)
-            .map(|n| after_failure(&format!("a{n}").parse().unwrap(), None, "died".into(), 0.5, at(when)))
+            .map(|n| after_failure(&format!("a{n}").parse().unwrap(), None, None, "died".into(), 0.5, at(when)))
             .collect()
     }
 
@@ -126,13 +133,13 @@ mod tests {
         let mut pauses = Vec::new();
         let mut now = at(0);
         for _ in 0..12 {
-            let next = after_failure(&agent, backoff.as_ref(), "died".into(), 0.5, now);
+            let next = after_failure(&agent, backoff.as_ref(), None, "died".into(), 0.5, now);
             pauses.push(now.duration_until(next.not_before).as_secs());
             now = next.not_before;
             backoff = Some(next);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         let later = after(now, BACKOFF_FORGOTTEN * 2);
-        assert_eq!(after_failure(&agent, backoff.as_ref(), "died".into(), 0.5, later).failures, 1);
+        assert_eq!(after_failure(&agent, backoff.as_ref(), None, "died".into(), 0.5, later).failures, 1);
     }
 }

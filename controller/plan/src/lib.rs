@@ -73,12 +73,13 @@ pub fn plan(inputs: &Inputs) -> Plan {
     for index in dependencies::order(&situations) {
         let (situation, health) = (&situations[index], healths[index]);
         let drift = drift::drift_of(situation);
-        let Moves { steps: moves, waits_for, settling } = moves_of(situation, &drift, &mut guard, windows);
+        let Moves { steps: moves, waits_for, settling, moot } = moves_of(situation, &drift, &mut guard, windows);
         let from = steps.len();
         if let Some(driver) = situation.driver {
             steps.extend(schedule.steps(situation, driver, moves));
         }
-        agents[index] = Some(agent_plan(situation, health, drift, waits_for, settling, &steps[from..]));
+        let planned = agent_plan(situation, health, drift, waits_for, settling, &steps[from..]);
+        agents[index] = Some(AgentPlan { moot, ..planned });
     }
 
     let mass = guard.mass.is_some();
@@ -131,6 +132,7 @@ fn agent_plan(
         held_back: false,
         rests: situation.rests,
         cordoned: is_cordoned(situation, steps),
+        moot: None,
     }
 }
 

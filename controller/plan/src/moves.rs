@@ -1,7 +1,8 @@
 //! From one agent's situation to the steps that would set it right, in order, before anything is said
 //! about when they may begin.
 
-use vm_agent_schemas::fleet::{DriftField, DriftPolicy, Reconcile};
+use vm_agent_schemas::fleet::{DriftField, DriftPolicy, Reconcile, RestartPolicy};
+use vm_agent_schemas::ids::OperationId;
 use vm_agent_schemas::observe::{Action, Sizes, SnapshotSupport};
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass, Rest, StepAction, WaitsFor};
 
@@ -12,7 +13,7 @@ use crate::rest::is_occupied;
 use crate::situation::Situation;
 use crate::snapshots::{awaited_snapshot, errand_moves};
 use crate::standing::{Outage, Standing, outages, standings};
-use crate::table::{Decision, Link, Seen, Want, decide};
+use crate::table::{Decision, Link, Seen, Under, Want, decide};
 use crate::windows::{Windows, is_disruptive};
 
 /// What would be done about one agent.
@@ -23,6 +24,8 @@ pub(crate) struct Moves {
     pub(crate) waits_for: Vec<WaitsFor>,
     /// Whether what is waited for comes by itself and soon.
     pub(crate) settling: bool,
+    /// The step under way, where it brings up what is to be deleted: nobody needs what it would come to.
+    pub(crate) moot: Option<OperationId>,
 }
 
 /// One step, before scheduling.
@@ -87,6 +90,7 @@ pub(crate) fn moves_of(situation: &Situation<'_>, drift: &[Drift], guard: &mut G
     }
     let restart = situation.wanted.map(|agent| agent.spec.restart).unwrap_or_default();
     let decision = decide(situation.want, situation.seen, situation.link, situation.under(), restart);
+    moves.moot = moot(situation, guard);
     if alone(situation, decision, guard, &mut moves) {
         hold(situation, windows, &mut moves);
         return moves;
@@ -137,6 +141,20 @@ fn takes_over(situation: &Situation<'_>, moves: &mut Moves) -> bool {
     }
     moves.asked();
     true
+}
+
+/// The step under way, where it brings up what would be deleted at once if there was none. One that goes on by itself
+/// can't be given up.
+fn moot(situation: &Situation<'_>, guard: &mut Guard<'_>) -> Option<OperationId> {
+    let operation = situation.operation.filter(|operation| operation.action.brings_up())?;
+    situation.view.filter(|view| !view.capabilities.calls_outlive_controller)?;
+    let unhindered = decide(situation.want, situation.seen, situation.link, Under::Nothing, RestartPolicy::default());
+    let goes = match unhindered {
+        Decision::Forget => true,
+        Decision::Act(Action::Destroy) => guard.removal(situation).is_none(),
+        _ => false,
+    };
+    goes.then_some(operation.id)
 }
 
 /// What is done or waited for so that nothing else can be done beside it. Answers whether that is so.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use vm_agent_schemas::fleet::{DriverName, Reconcile, Until};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::Sizes;
+use vm_agent_schemas::observe::{Action, Sizes};
 use vm_agent_schemas::plan::{Cost, Fuse, Step, StepAction, WaitsFor};
 
 use crate::budget::Budget;
@@ -59,9 +59,7 @@ impl<'a> Schedule<'a> {
                 waits_for.extend(self.dependencies(situation));
                 waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
             }
-            if !(self.inputs.mode == Mode::Destroy && step.action == StepAction::Destroy) {
-                waits_for.extend(self.backoff(situation));
-            }
+            waits_for.extend(self.backoff(situation, &step.action));
             if waits_for.is_empty() && is_disruptive(situation, &step) {
                 waits_for.extend(situation.drain());
             }
@@ -70,7 +68,7 @@ impl<'a> Schedule<'a> {
                 waits_for.extend(sizes.and_then(|sizes| self.budget.admit(situation, &step, sizes)));
             }
             if waits_for.is_empty() {
-                waits_for.extend(self.fuse(&step.action, step.cost));
+                waits_for.extend(self.fuse(situation, &step));
             }
             if waits_for.is_empty() {
                 waits_for.extend(self.place(driver));
@@ -98,15 +96,24 @@ impl<'a> Schedule<'a> {
             .map(|(agent, until)| WaitsFor::Dependency { agent: agent.clone(), until: *until })
     }
 
-    fn backoff(&self, situation: &Situation<'_>) -> Option<WaitsFor> {
+    /// What went wrong with a machine says nothing of how it can be deleted.
+    fn backoff(&self, situation: &Situation<'_>, action: &StepAction) -> Option<WaitsFor> {
         let backoff = situation.backoff.filter(|backoff| self.inputs.now < backoff.not_before)?;
+        if *action == StepAction::Destroy && backoff.step != Some(Action::Destroy) {
+            return None;
+        }
         let (until, failures) = (backoff.not_before, backoff.failures);
         Some(WaitsFor::Backoff { until, failures, last: backoff.last.clone() })
     }
 
-    /// A blown fuse lets stops through, which can only calm things down, and one probe after its rest.
-    fn fuse(&mut self, action: &StepAction, cost: Cost) -> Option<WaitsFor> {
-        let calms = matches!(action, StepAction::Stop | StepAction::Suspend) && cost == Cost::Stop;
+    /// A blown fuse lets stops and what a person wants deleted through, which can only calm things down, and one
+    /// probe after its rest.
+    fn fuse(&mut self, situation: &Situation<'_>, step: &Move) -> Option<WaitsFor> {
+        let calms = match step.action {
+            StepAction::Stop | StepAction::Suspend => step.cost == Cost::Stop,
+            StepAction::Destroy => situation.dismissed,
+            _ => false,
+        };
         if !self.fuse.is_blown() || calms {
             return None;
         }

@@ -327,7 +327,7 @@ fn place(inputs: &mut Inputs, name: &AgentName, agent: &Agent) {
         inputs.work.insert(name.clone());
     }
     if let Some(ago) = agent.backoff {
-        let backoff = vm_agent_plan::after_failure(name, None, "it failed".into(), 0.5, world::at(-ago));
+        let backoff = vm_agent_plan::after_failure(name, None, None, "it failed".into(), 0.5, world::at(-ago));
         inputs.backoffs.insert(name.clone(), Backoff { not_before: world::at(10 - ago), ..backoff });
     }
     if let Some(change) = &agent.override_ {

@@ -56,6 +56,7 @@ fn the_worlds_are_troubled_enough() {
         "RuntimeLost",
         "RuntimeRefused",
         "StepFailed",
+        "StepGivenUp",
         "StepInterrupted",
         "StepSucceeded",
         "StepTimedOut",

@@ -42,6 +42,25 @@ async fn a_hung_create_delays_no_other_agent_and_is_tried_again_after_its_deadli
 }
 
 #[tokio::test]
+async fn a_create_that_hangs_is_given_up_once_its_agent_is_to_be_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = qemu(Span::from_secs(3600));
+    let _runtimes = Runtimes::of(&fake);
+    fake.script(On::create("sick"), Behaviour::Hang);
+    let running = start(folder.path(), &[&fake]).await;
+    let controller = running.controller();
+    apply(controller, "defaults: {driver: qemu}\nagents: {sick: {}, web: {}}\n").await;
+    well(controller, &["web"]).await;
+    assert_eq!((fake.under_way(), fake.calls_on(Call::Create, "sick")), (1, 1), "it hangs all the while");
+    controller.destroy("sick".parse().unwrap(), Default::default(), &ann()).await.unwrap();
+    gone(controller, "sick").await;
+    assert_eq!(fake.under_way(), 0);
+    assert_eq!(count(controller, EventKind::StepGivenUp, "sick").await, 1);
+    assert_eq!(count(controller, EventKind::StepFailed, "sick").await, 0);
+    running.shut_down().await;
+}
+
+#[tokio::test]
 async fn a_create_that_has_worked_and_hangs_makes_no_second_instance() {
     let folder = tempfile::tempdir().unwrap();
     let fake = qemu(Span::from_secs(2));

@@ -95,6 +95,8 @@ pub enum Called {
     Done,
     Failed(DriverError),
     TimedOut(Duration),
+    /// It was given up, because nobody wants any more what it was to bring about.
+    GivenUp,
 }
 
 /// Gathers what a step needs, and the changes that must be durable before it begins. Nothing where
@@ -430,14 +432,20 @@ pub fn settle(
         (EventKind::StepSucceeded, format!("{action} succeeded"))
     } else {
         let why = explain(job, called, &seen);
-        if backs_off {
-            let backoff = after_failure(agent, before, format!("{action}: {why}"), jitter, now);
+        // What nobody wants any more did not fail.
+        if matches!(called, Called::GivenUp) {
+            changes.push(Change::DropBackoff(agent.clone()));
+        } else if backs_off {
+            let backoff = after_failure(agent, before, Some(action), format!("{action}: {why}"), jitter, now);
             changes.push(Change::Backoff(backoff));
         } else {
             changes.extend(job.errand.iter().flat_map(|errand| errand::failed(errand, &why, now)));
         }
-        let kind = if matches!(called, Called::TimedOut(_)) { EventKind::StepTimedOut } else { EventKind::StepFailed };
-        (kind, format!("{action} failed: {why}"))
+        match called {
+            Called::TimedOut(_) => (EventKind::StepTimedOut, format!("{action} failed: {why}")),
+            Called::GivenUp => (EventKind::StepGivenUp, format!("{action} was given up: {why}")),
+            Called::Done | Called::Failed(_) => (EventKind::StepFailed, format!("{action} failed: {why}")),
+        }
     };
     changes.push(Change::Close(job.operation.clone(), message.clone()));
     changes.push(Change::Event(NewEvent::of(agent, kind, message)));
@@ -533,6 +541,7 @@ fn explain(job: &Job, called: &Called, seen: &Look<'_>) -> String {
     match (called, seen) {
         (Called::Failed(error), _) => error.to_string(),
         (Called::TimedOut(limit), _) => format!("it took longer than {} s", limit.as_secs()),
+        (Called::GivenUp, _) => "its machine is to be deleted".into(),
         (Called::Done, Look::Gone) => "the driver says that it is done, and the instance is gone".into(),
         (Called::Done, Look::Foreign) => "an instance that is not ours has its name".into(),
         (Called::Done, Look::There(observed)) if job.operation.action == Action::Resize => {

@@ -55,7 +55,7 @@ use vm_agent_hub::{Directory, OutputKnown};
 use vm_agent_schemas::credential::Credential;
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{DriverName, SecretSource};
-use vm_agent_schemas::ids::{ClaimId, TaskId};
+use vm_agent_schemas::ids::{ClaimId, OperationId, TaskId};
 use vm_agent_schemas::message::Message;
 use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::task::Task;
@@ -91,6 +91,8 @@ pub enum Effect {
     Upgrade(AgentName, DriverName),
     /// Carry a step out, beside everything else.
     Begin(Box<Job>),
+    /// Give a step up that is under way: nobody wants any more what it is to bring about.
+    GiveUp(OperationId),
     /// Remember that a step which began then brought a machine up.
     BroughtUp(Timestamp),
     /// Look again at once.

@@ -54,7 +54,8 @@ pub fn turn(inputs: &Inputs, records: &Records, hub: &HubAddress, jitter: &mut d
         return Turn::Note(changes);
     }
     let cordoned = plan.agents.iter().filter(|agent| agent.cordoned).map(|agent| agent.name.clone()).collect();
-    let told = vec![Effect::Declare, Effect::Hub(HubCall::Cordon(cordoned))];
+    let mut told = vec![Effect::Declare, Effect::Hub(HubCall::Cordon(cordoned))];
+    told.extend(plan.agents.iter().filter_map(|agent| agent.moot).map(Effect::GiveUp));
     let mut sequences = vec![told, steps(&plan, inputs, records, hub, jitter)];
     sequences.extend(tasks(&plan, records, inputs.now));
     let (wake_at, down) = (wake_at(inputs), is_down(inputs, &plan));
@@ -87,7 +88,8 @@ fn keep_up(inputs: &Inputs, planned: &Plan, jitter: &mut dyn FnMut() -> f64) -> 
             }
             Upkeep::Crashed(agent) => {
                 let before = inputs.backoffs.get(&agent);
-                let backoff = after_failure(&agent, before, "its instance went down".into(), jitter(), inputs.now);
+                let backoff =
+                    after_failure(&agent, before, None, "its instance went down".into(), jitter(), inputs.now);
                 changes.push(Change::Backoff(backoff));
                 let message = "the instance went down, and nobody stopped it";
                 changes.push(Change::Event(NewEvent::of(&agent, EventKind::InstanceFailed, message)));
@@ -218,7 +220,7 @@ fn configure(name: &AgentName, agent: &DeclaredAgent) -> Effect {
 fn unprepared(step: &Step, why: &Unprepared, inputs: &Inputs, jitter: f64) -> [Change; 2] {
     let message = format!("{} can't begin: {why}", step.action);
     let before = inputs.backoffs.get(&step.agent);
-    let backoff = after_failure(&step.agent, before, message.clone(), jitter, inputs.now);
+    let backoff = after_failure(&step.agent, before, None, message.clone(), jitter, inputs.now);
     [Change::Backoff(backoff), Change::Event(NewEvent::of(&step.agent, EventKind::StepFailed, message))]
 }
 

@@ -50,7 +50,7 @@ fn a_runtime_that_was_lost_before_the_clock_was_set_back_is_lost_soon_after() {
 fn a_backoff_from_before_the_clock_was_set_back_lasts_its_own_pause_and_no_longer() {
     let mut inputs = world::inputs_of("agents: {web: {}}");
     let web = world::name("web");
-    inputs.backoffs.insert(web.clone(), after_failure(&web, None, "it failed".into(), 0.5, inputs.now));
+    inputs.backoffs.insert(web.clone(), after_failure(&web, None, None, "it failed".into(), 0.5, inputs.now));
     set_back(&mut inputs);
     world::converge(&mut inputs);
     assert!(inputs.claims.is_empty(), "it waits");
@@ -62,7 +62,8 @@ fn a_backoff_from_before_the_clock_was_set_back_lasts_its_own_pause_and_no_longe
 fn failures_from_before_the_clock_was_set_back_do_not_blow_the_fuse_and_a_blown_one_is_not_blown_for_hours() {
     let mut inputs = world::inputs_of("agents: {web: {replicas: 4}}");
     for agent in inputs.fleet.agents.keys() {
-        let failure = after_failure(agent, None, "it failed".into(), 0.5, inputs.now - SignedDuration::from_secs(300));
+        let failure =
+            after_failure(agent, None, None, "it failed".into(), 0.5, inputs.now - SignedDuration::from_secs(300));
         inputs.backoffs.insert(agent.clone(), failure);
     }
     set_back(&mut inputs);

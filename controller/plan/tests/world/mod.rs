@@ -353,7 +353,7 @@ pub fn note(inputs: &mut Inputs, item: Upkeep) {
         Upkeep::EndPause(_) => inputs.pause = None,
         Upkeep::Crashed(agent) => {
             let before = inputs.backoffs.get(&agent);
-            let backoff = after_failure(&agent, before, "it crashed".into(), 0.5, inputs.now);
+            let backoff = after_failure(&agent, before, None, "it crashed".into(), 0.5, inputs.now);
             inputs.backoffs.insert(agent, backoff);
         }
         Upkeep::Learnt(agent, learnt) => {

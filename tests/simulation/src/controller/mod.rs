@@ -524,6 +524,12 @@ impl World {
                 life.jobs.insert(id, Run { job, call: None, called: None, listing: None, proved: None });
                 self.soon(Within::Call(id));
             }
+            Do::Effect(Effect::GiveUp(step)) => {
+                let under_way = self.life().jobs.iter().find(|(_, run)| run.job.operation.id == step);
+                if let Some(id) = under_way.map(|(id, _)| *id) {
+                    self.called(id, Called::GivenUp);
+                }
+            }
             Do::Effect(Effect::BroughtUp(began)) => self.life_mut().memory.brought_up(began),
             Do::Effect(Effect::Wake | Effect::Nudge) => self.wake(),
             Do::Accept(file, changes) => self.accept(*file, changes, now)?,

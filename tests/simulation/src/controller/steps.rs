@@ -77,7 +77,7 @@ impl World {
 
     /// A step calls its driver.
     pub(super) fn call(&mut self, id: u64) {
-        let Some(run) = self.life().jobs.get(&id) else { return };
+        let Some(run) = self.life().jobs.get(&id).filter(|run| run.called.is_none()) else { return };
         if run.job.is_late(self.clock.wall()) {
             let late = Called::TimedOut(run.job.deadline);
             return self.called(id, late);
@@ -145,6 +145,7 @@ impl World {
             Called::Done => "done".to_owned(),
             Called::Failed(error) => error.to_string(),
             Called::TimedOut(_) => "timed out".to_owned(),
+            Called::GivenUp => "given up".to_owned(),
         };
         run.called = Some(called);
         let (operation, call) = (run.job.operation.clone(), run.call);

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use vm_agent_plan::{Mode, effective};
+use vm_agent_daemon::engine::records::Records;
+use vm_agent_plan::{Inputs, Mode, effective};
 use vm_agent_schemas::fleet::Until;
 use vm_agent_schemas::ids::OperationId;
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, InstanceState};
+use vm_agent_schemas::observe::{Action, Backoff, InstanceState, Operation};
 
 use crate::deed::Deed;
 
@@ -78,14 +79,16 @@ impl Invariant for BackoffsAreKept {
     invariant!(BackoffsAreKept, LOOP);
     fn see(&mut self, deed: &Deed) -> Result<(), String> {
         opened(deed).into_iter().try_for_each(|(operation, inputs, records)| {
-            let told = records.mode == Mode::Destroy && operation.action == Action::Destroy;
-            let early = records.backoffs.get(&operation.agent).is_some_and(|it| inputs.now < it.not_before);
-            hold(told || !early, || format!("a {} of {} before its pause is over", operation.action, operation.agent))
+            // Only a destroy that failed says something of a destroy.
+            let concerns = |it: &Backoff| operation.action != Action::Destroy || it.step == Some(Action::Destroy);
+            let backoff = records.backoffs.get(&operation.agent).filter(|it| concerns(it));
+            let early = backoff.is_some_and(|it| inputs.now < it.not_before);
+            hold(!early, || format!("a {} of {} before its pause is over", operation.action, operation.agent))
         })
     }
 }
 
-/// While the fuse is blown, one step at a time shows whether all is well again.
+/// While the fuse is blown, one step at a time shows whether all is well again, but for what calms things down.
 #[derive(Debug)]
 pub(super) struct TheFuseHolds;
 
@@ -94,7 +97,16 @@ impl Invariant for TheFuseHolds {
     fn see(&mut self, deed: &Deed) -> Result<(), String> {
         let Deed::Recorded { before, .. } = deed else { return Ok(()) };
         let probes = opened(deed);
-        let probes: Vec<_> = probes.iter().filter(|(operation, ..)| operation.action != Action::Stop).collect();
+        let calms = |operation: &Operation, inputs: &Inputs, records: &Records| match operation.action {
+            Action::Stop => true,
+            Action::Destroy => {
+                let effective = effective(&records.fleet, &records.overrides, inputs.now);
+                records.mode == Mode::Destroy || effective.dismissed.contains(&operation.agent)
+            }
+            _ => false,
+        };
+        let probes: Vec<_> =
+            probes.iter().filter(|(operation, inputs, records)| !calms(operation, inputs, records)).collect();
         if probes.is_empty() || !before.fuse.is_blown() {
             return Ok(());
         }
