@@ -304,6 +304,116 @@ async fn a_create_given_up_while_nobody_can_see_it_makes_one_instance() {
     assert_eq!(ground.double().state().instances.len(), 1);
 }
 
+/// A launch whose client ends while its daemon is at something.
+fn leaving(at: &str, code: Option<u8>, stderr: &str) -> Fault {
+    let what = Wrong::Leaves { at: at.to_owned(), code, stderr: stderr.to_owned() };
+    Fault { command: "launch".to_owned(), containing: None, times: 1, after: 0, what }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_goes_on_when_its_client_is_gone_and_what_comes_of_it_is_ours() {
+    let ends = [
+        (None, ""),
+        (Some(5), "Timed out waiting for instance launch.\n"),
+        (Some(2), "launch failed: Stream removed\n"),
+        (Some(2), "launch failed: \n"),
+        (Some(1), "[2026-01-01T00:00:00.000] [error] [client] Caught an unhandled exception: odd\n"),
+    ];
+    // It prepares the image, which no list shows; or has something that lists show as unknown while it boots.
+    let late = [ends[0], ends[4]].map(|end| ("Starting", end));
+    for (at, (code, stderr)) in ends.map(|end| ("Preparing image", end)).into_iter().chain(late) {
+        let boot = if at == "Starting" { 1500 } else { 0 };
+        let latency = BTreeMap::from([("launch.prepare".to_owned(), 300), ("guest.boot".to_owned(), boot)]);
+        let faults = vec![leaving(at, code, stderr)];
+        let ground = Ground::with(Knobs { latency, faults, ..Knobs::default() });
+        let order = ground.created().await;
+        let found = ground.listed().await;
+        let shown = (found.len(), found[0].state, found[0].nonce.as_ref());
+        assert_eq!(shown, (1, InstanceState::Running, Some(&order.seed.nonce)), "{at}: {code:?} {stderr}");
+        assert_eq!(ground.double().count("launch"), 1, "{at}: {code:?} {stderr}");
+        assert!(!ground.said().iter().any(|said| said.contains("--force") || said.starts_with("delete")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_whose_daemon_seems_lost_is_found_again_by_the_next_call() {
+    let latency = BTreeMap::from([("launch.prepare".to_owned(), 1500)]);
+    let lost = "launch failed: cannot connect to the multipass socket\n";
+    let faults = vec![leaving("Preparing image", Some(2), lost)];
+    let ground = Ground::with(Knobs { latency, faults, ..Knobs::default() });
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err();
+    assert!(matches!(error, DriverError::Unavailable { .. }), "{error}");
+    assert_eq!(ground.state().await, InstanceState::Starting, "it is being made");
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_eq!(ground.double().state().instances.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_ended_with_its_client_is_let_go_and_told() {
+    let latency = BTreeMap::from([("launch.download".to_owned(), 2000)]);
+    let ground = Ground::with(Knobs { latency, faults: vec![leaving("Creating", None, "")], ..Knobs::default() });
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("a signal ended it"), "{error}");
+    assert_eq!(ground.listed().await, []);
+    assert_eq!(ground.double().count("launch"), 1);
+    // Should somebody have made another by that name meanwhile, it is not ours.
+    ground.by_hand(&["launch", "--name", "web"]);
+    assert_eq!(ground.listed().await[0].nonce, None);
+    let error = ground.multipass.create(&order).await.unwrap_err();
+    assert!(matches!(error, DriverError::Foreign { .. }), "{error}");
+    ground.by_hand(&["delete", "--purge", "web"]);
+    ground.multipass.create(&order).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+/// Makes instances from a file as somebody else would, and names one that can't be made from it: its name shares a
+/// bucket of the daemon's table with that of the first, so the disk of the second is looked at.
+fn crowd(ground: &Ground, image: &Path) -> &'static str {
+    let image = format!("file://{}", image.display());
+    for name in ["storm1-stranger-3", "storm1-a02"] {
+        ground.by_hand(&["launch", &image, "--name", name]);
+    }
+    let said = ground.double().command().args(["launch", &image, "--name", "storm1-a03"]).output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("storm1-a02/image.qcow2': Failed to get shared \"write\" lock"), "{said}");
+    "storm1-a03"
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_gets_an_image_of_its_own_where_the_daemon_looks_at_the_disk_of_another() {
+    let ground = Ground::new();
+    let image = ground.root.path().join("debian.img");
+    fs::write(&image, "debian").unwrap();
+    let name = crowd(&ground, &image);
+    let order = CreateOrder { base: Base::Image(image.to_str().unwrap().to_owned()), ..an_order(name) };
+    ground.double().forget_calls();
+    ground.multipass.create(&order).await.unwrap();
+    let found = ground.listed().await;
+    let ours = found.iter().find(|instance| instance.name == order.instance).unwrap();
+    assert_eq!((ours.state, ours.nonce.as_ref()), (InstanceState::Running, Some(&order.seed.nonce)));
+    assert_eq!(ground.double().count("launch"), 2);
+    assert_eq!(fs::read(&image).unwrap(), b"debian");
+    let left: Vec<_> = fs::read_dir(ground.root.path().join("records/images")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_an_image_can_not_be_copied_it_is_told_whose_disk_is_in_the_way() {
+    let ground = Ground::new();
+    let image = ground.root.path().join("debian.img.xz");
+    fs::write(&image, "debian").unwrap();
+    let name = crowd(&ground, &image);
+    let order = CreateOrder { base: Base::Image(image.to_str().unwrap().to_owned()), ..an_order(name) };
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("stop `storm1-a02` until this one is made") && error.ends_with("it is packed"), "{error}");
+    assert_eq!(ground.listed().await.len(), 2);
+    ground.by_hand(&["stop", "storm1-a02"]);
+    ground.multipass.create(&order).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_came_up_for_a_controller_that_died_needs_no_deadline_to_get_its_seed() {
     let latency = BTreeMap::from([("launch.initialization".to_owned(), 60_000)]);

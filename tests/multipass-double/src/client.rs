@@ -108,6 +108,7 @@ fn answer(home: &Home, knobs: &Knobs, words: &[String]) -> u8 {
         terminal.show(Event::Err(banner.clone())).ok();
     }
     let fault = daemon::fault(home, knobs, command_of(words), words);
+    let mut leaving = (None, String::new());
     let then = match fault.map(|fault| fault.what) {
         None => None,
         Some(Wrong::Fails { code, stderr, stdout }) => {
@@ -120,13 +121,21 @@ fn answer(home: &Home, knobs: &Knobs, words: &[String]) -> u8 {
             thread::sleep(Duration::from_millis(by));
             None
         }
+        Some(Wrong::Leaves { at, code, stderr }) => {
+            terminal = terminal.leaving_at(at);
+            leaving = (code, stderr);
+            None
+        }
         Some(Wrong::HangsThoughDone) => Some(None),
         Some(Wrong::FailsThoughDone { code, stderr }) => Some(Some((code, stderr))),
     };
     let local = commands::find(command_of(words)).is_none_or(|command| command.local);
     let code = match local {
         true => run_here(home, knobs, words),
-        false => run_by_daemon(home, &mut terminal, words, command_of(words)),
+        false => match run_by_daemon(home, &mut terminal, words, command_of(words)) {
+            Some(code) => code,
+            None => leave(&mut terminal, leaving),
+        },
     };
     match then {
         None => code,
@@ -136,6 +145,15 @@ fn answer(home: &Home, knobs: &Knobs, words: &[String]) -> u8 {
             code
         }
     }
+}
+
+/// Ends the client in the middle, as it was asked for.
+fn leave(terminal: &mut Terminal, (code, stderr): (Option<u8>, String)) -> u8 {
+    terminal.show(Event::Err(stderr)).ok();
+    code.unwrap_or_else(|| {
+        daemon::end(std::process::id());
+        hang()
+    })
 }
 
 fn hang() -> ! {
@@ -155,18 +173,20 @@ fn run_here(home: &Home, knobs: &Knobs, words: &[String]) -> u8 {
     run(&mut Context { home: home.clone(), knobs: knobs.clone(), screen }, words)
 }
 
-/// Has a process of its own do it, which does not end with this one, and shows what it says.
-pub(crate) fn run_by_daemon(home: &Home, terminal: &mut Terminal, words: &[String], command: &str) -> u8 {
+/// Has a process of its own do it, which does not end with this one, and shows what it says. Gives the exit code;
+/// nothing where this is to end before it.
+pub(crate) fn run_by_daemon(home: &Home, terminal: &mut Terminal, words: &[String], command: &str) -> Option<u8> {
     let spawned = daemon::own(home, WORKER).args(words).stdin(Stdio::inherit()).stdout(Stdio::piped()).spawn();
     let mut worker = daemon::expect_io(spawned, "run this program again");
     match show_all(&mut worker, terminal) {
-        Ok(Ending::Exit(code)) => code,
+        Ok(Ending::Exit(code)) => Some(code),
+        Ok(Ending::Left) => None,
         // The daemon died of it.
         Ok(Ending::Cut) | Err(_) => {
             terminal.show(Event::Still).ok();
             terminal.show(Event::Still).ok();
             terminal.show(Event::Err(Failure::no_socket(command).text)).ok();
-            2
+            Some(2)
         }
     }
 }

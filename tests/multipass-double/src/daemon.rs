@@ -180,12 +180,15 @@ pub(crate) fn kill_now(home: &Home) {
         }
     }
     let state: State = read_json(&home.state());
-    for name in state.instances.keys() {
+    // What is suspended has no process that could be killed, but lies on the disk.
+    for (name, _) in state.instances.iter().filter(|(_, instance)| instance.phase != Phase::Suspended) {
         instance::kill(home, name);
     }
     settle(home, |instance| {
-        instance.autostart = instance.phase.is_running();
-        (instance.phase, instance.shutdown_at) = (Phase::Stopped, None);
+        if instance.phase != Phase::Suspended {
+            instance.autostart = instance.phase.is_running();
+            (instance.phase, instance.shutdown_at) = (Phase::Stopped, None);
+        }
     });
 }
 
@@ -223,6 +226,7 @@ fn settle(home: &Home, change: impl Fn(&mut Instance)) {
 pub(crate) fn begin_now(home: &Home, knobs: &Knobs) {
     mark(home, false);
     let mut serial = hold(home);
+    serial.state.vault = serial.state.vault.read_anew();
     let mut started = Vec::new();
     for (name, instance) in serial.state.instances.iter_mut().filter(|(_, instance)| instance.autostart) {
         let resumed = instance.phase == Phase::Suspended;

@@ -85,20 +85,20 @@ impl Source {
                 let named = IMAGES.iter().find(|listed| text.trim_ascii() == listed.name.as_bytes());
                 match named {
                     Some(listed) => Image { release: listed.release.to_owned(), hash: HASH.to_owned(), uncloneable },
-                    None => Image { release: String::new(), hash: hash(&self.key()), uncloneable },
+                    None => Image { release: String::new(), hash: hash(&text), uncloneable },
                 }
             }
-            Self::Url(_) => Image { release: String::new(), hash: hash(&self.key()), uncloneable: false },
+            Self::Url(url) => Image { release: String::new(), hash: hash(url.as_bytes()), uncloneable: false },
         }
     }
 }
 
-/// Digits that stand for a hash, always the same ones for the same text.
-fn hash(text: &str) -> String {
+/// Digits that stand for a hash, always the same ones for the same bytes.
+fn hash(bytes: &[u8]) -> String {
     let mut state: u64 = 0xcbf2_9ce4_8422_2325;
     let mut digits = String::new();
     for round in 0..4_u8 {
-        for byte in text.bytes().chain([round]) {
+        for byte in bytes.iter().copied().chain([round]) {
             state = (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
         digits.push_str(&format!("{state:016x}"));

@@ -202,6 +202,17 @@ pub enum Wrong {
     Hangs,
     /// It does what it should, and never ends.
     HangsThoughDone,
+    /// The client ends when it is to show a message with this in it, such as `Preparing image`. The daemon does what
+    /// it should.
+    Leaves {
+        /// A part of the message.
+        at: String,
+        /// The exit code; without one it is killed.
+        code: Option<u8>,
+        /// What goes to stderr, as it stands.
+        #[serde(default)]
+        stderr: String,
+    },
     /// It does nothing until this time is over, then what it should.
     Late {
         /// Milliseconds.

@@ -46,6 +46,7 @@ pub mod knobs;
 mod print;
 mod sizes;
 pub mod state;
+mod vault;
 
 pub use calls::Call;
 pub use client::main;

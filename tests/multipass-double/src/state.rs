@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::sizes::{GIB, MIB};
+use crate::vault::Vault;
 
 /// Everything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct State {
     pub settings: BTreeMap<String, String>,
     /// Images that need not be fetched again.
     pub cached: BTreeSet<String>,
+    /// What instances were made from.
+    pub(crate) vault: Vault,
     /// How many addresses were given away.
     pub addresses: u32,
     /// How often each fault was met, under the generation of the knobs.

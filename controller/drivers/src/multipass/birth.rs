@@ -11,6 +11,7 @@ use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::wire::Seed;
 
 use super::answer::State;
+use super::copies::locked;
 use super::guest::Guest;
 use super::record::{Power, later};
 use super::trouble::Trouble;
@@ -80,20 +81,21 @@ enum After {
     Fail,
 }
 
-/// Decides that. The command's own timeout leaves the daemon at work; the daemon's does not.
+/// Decides that. A command that gave up or was killed leaves the daemon at work, whatever it said before, and so may one
+/// that says what makes no sense; what the daemon itself gives up is over.
 const fn after(trouble: Trouble, client_gave_up: bool) -> After {
     match trouble {
-        Trouble::Late if client_gave_up => After::GoesOn,
-        Trouble::Busy => After::GoesOn,
+        _ if client_gave_up => After::GoesOn,
+        Trouble::Busy | Trouble::Other => After::GoesOn,
         Trouble::Late | Trouble::Exists | Trouble::Deleted | Trouble::Lost | Trouble::Transport => After::Look,
         Trouble::Unreachable | Trouble::Denied => After::Daemon,
         Trouble::Missing
         | Trouble::State
         | Trouble::ImageAway
         | Trouble::Image
+        | Trouble::ImageLocked
         | Trouble::Invalid
-        | Trouble::Unsupported
-        | Trouble::Other => After::Fail,
+        | Trouble::Unsupported => After::Fail,
     }
 }
 
@@ -145,9 +147,33 @@ impl Multipass {
 
     /// Has the daemon make the instance. Its name was free in the last listing.
     async fn launch(&self, held: &mut Held<'_>, order: &CreateOrder, tried: &mut Tried) -> Result<(), DriverError> {
+        let image = super::image(order)?;
+        let Err(fault) = self.launch_from(held, order, image.as_deref(), tried).await? else { return Ok(()) };
+        if fault.trouble() != Trouble::ImageLocked {
+            return Err(self.trouble(held.act, &fault));
+        }
+        tracing::info!(instance = held.name(), %fault, "an instance gets a copy of its image for itself");
+        let but = match self.own_image(held, image.as_deref()).await {
+            Err(error) => format!("a copy for it alone can't be made: {error}"),
+            Ok(own) => match self.launch_from(held, order, Some(&own.address()), tried).await? {
+                Ok(()) => return Ok(()),
+                Err(fault) => format!("it could not be made from a copy for it alone either: {fault}"),
+            },
+        };
+        Err(held.failed(&format!("{}; {but}", locked(&fault.to_string()))))
+    }
+
+    /// Has the daemon make the instance from an image. The fault is inside, if that came to nothing.
+    async fn launch_from(
+        &self,
+        held: &mut Held<'_>,
+        order: &CreateOrder,
+        image: Option<&str>,
+        tried: &mut Tried,
+    ) -> Result<Result<(), Fault>, DriverError> {
         let data = launch_data(&order.provision, &held.record.birth, !order.mounts.is_empty());
         let limit = self.limits.launch;
-        let arguments = launch_arguments(order, limit)?;
+        let arguments = launch_arguments(order, image, limit);
         // Stored before the daemon is told: whatever comes of it is ours then.
         // The daemon gives each of its two waits as long as the whole.
         held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
@@ -155,20 +181,21 @@ impl Multipass {
         let call = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN);
         let called = self.lanes.coming_up(call).await;
         tried.launched = true;
-        let Err(fault) = called else { return self.came_up(held).await };
+        let Err(fault) = called else { return self.came_up(held).await.map(Ok) };
         tried.why = Some(fault.to_string());
-        match after(fault.trouble(), fault.is_clients()) {
-            After::GoesOn => Ok(()),
-            After::Daemon => Err(self.trouble(held.act, &fault)),
-            After::Look => self.is_over(held).await,
-            After::Fail => {
-                self.is_over(held).await?;
-                if self.look(held.act).await?.contains_key(held.name()) {
-                    return Ok(());
-                }
-                self.forget(held).await?;
-                Err(self.trouble(held.act, &fault))
-            }
+        let after = after(fault.trouble(), fault.is_clients());
+        if after == After::Daemon {
+            return Err(self.trouble(held.act, &fault));
+        }
+        // Neither the command's end nor its words tell whether the daemon still makes it, which no list shows as long
+        // as it prepares the image. To let go of it now would make it nobody's when it is there.
+        self.until_nobody_makes_it(held).await?;
+        match (self.look(held.act).await?.contains_key(held.name()), after) {
+            (true, After::GoesOn) => Ok(Ok(())),
+            (true, _) => self.is_over(held).await.map(Ok),
+            // Nobody heard from the daemon that it came to nothing: should it come after all, it is ours.
+            (false, After::GoesOn) => self.is_over(held).await.map(|()| Err(fault)),
+            (false, _) => self.forget(held).await.map(|()| Err(fault)),
         }
     }
 
@@ -347,9 +374,9 @@ fn last_lines(lines: &[String]) -> String {
 }
 
 /// The arguments of a launch. What to tell cloud-init comes on the input, which also the command of a snap can read.
-fn launch_arguments(order: &CreateOrder, limit: Duration) -> Result<Vec<String>, DriverError> {
+fn launch_arguments(order: &CreateOrder, image: Option<&str>, limit: Duration) -> Vec<String> {
     let mut arguments = vec!["launch".to_owned()];
-    arguments.extend(super::image(order)?);
+    arguments.extend(image.map(str::to_owned));
     let Sizes { cpus, memory, disk } = order.sizes;
     let options = [
         ("--name", order.instance.to_string()),
@@ -360,7 +387,7 @@ fn launch_arguments(order: &CreateOrder, limit: Duration) -> Result<Vec<String>,
         ("--cloud-init", "-".to_owned()),
     ];
     arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
-    Ok(arguments)
+    arguments
 }
 
 /// As timestamps count.
@@ -407,10 +434,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_commands_own_timeout_leaves_the_daemon_at_work() {
-        assert_eq!(after(Trouble::Late, true), After::GoesOn);
+    fn a_command_that_gave_up_or_was_killed_leaves_the_daemon_at_work() {
+        for trouble in [Trouble::Late, Trouble::Other, Trouble::Unreachable, Trouble::Invalid] {
+            assert_eq!(after(trouble, true), After::GoesOn);
+        }
         assert_eq!(after(Trouble::Late, false), After::Look);
         assert_eq!(after(Trouble::Busy, false), After::GoesOn);
+        assert_eq!(after(Trouble::Other, false), After::GoesOn);
         assert_eq!(after(Trouble::Exists, false), After::Look);
         assert_eq!(after(Trouble::Unreachable, false), After::Daemon);
         assert_eq!(after(Trouble::Image, false), After::Fail);
@@ -419,7 +449,7 @@ mod tests {
     #[test]
     fn a_launch_names_all_that_the_order_says_and_no_secret() {
         let order = an_order("web");
-        let arguments = launch_arguments(&order, Duration::from_secs(900)).unwrap().join(" ");
+        let arguments = launch_arguments(&order, Some("24.04"), Duration::from_secs(900)).join(" ");
         insta::assert_snapshot!(arguments, @"launch 24.04 --name web --cpus 1 --memory 1073741824 --disk 5368709120 --timeout 900 --cloud-init -");
         let data = launch_data(&order.provision, &order.seed.nonce, false);
         assert!(!data.contains(order.seed.join_token.expose()));

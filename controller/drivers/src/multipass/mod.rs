@@ -1,7 +1,8 @@
 //! Driver `multipass`: machines of Canonical's Multipass, by its command.
 //!
 //! ```text
-//! <records>/<instance>.json    what is remembered of an instance of ours: Multipass keeps no notes
+//! <records>/<instance>.json       what is remembered of an instance of ours: Multipass keeps no notes
+//! <records>/images/<instance>/    a copy of its image for it alone, while it is made, where it needs one ([`copies`])
 //! ```
 //!
 //! The command is a thin client of a daemon that others use too. So nothing is ours but what a record says, which is
@@ -22,6 +23,7 @@
 mod answer;
 mod birth;
 mod cli;
+mod copies;
 mod doctor;
 mod guest;
 mod inside;
@@ -183,11 +185,11 @@ impl Fault {
         }
     }
 
-    /// Whether it is the command that gave up, and not its daemon.
+    /// Whether it is the command that gave up or was ended, and not its daemon, which goes on.
     fn is_clients(&self) -> bool {
         match self {
             Self::Shared(fault) => fault.is_clients(),
-            Self::Call(CallError::Late { .. }) | Self::Said { code: Some(5), .. } => true,
+            Self::Call(CallError::Late { .. }) | Self::Said { code: Some(5) | None, .. } => true,
             Self::Call(_) | Self::Unreadable(_) | Self::Said { .. } => false,
         }
     }
@@ -557,6 +559,9 @@ impl Driver for Multipass {
             return taken_over;
         }
         let mut held = self.hold_for(order).await?;
+        if let Err(error) = self.sweep_copies(&held).await {
+            tracing::warn!(%error, "a copy of an image is left behind");
+        }
         self.bring_up(&mut held, Some(order), &order.seed, &order.mounts).await
     }
 
@@ -621,11 +626,20 @@ impl Driver for Multipass {
         check_seed(&held, target, seed)?;
         mounts::check(&target.instance, mounts)?;
         if held.record.nonce != target.nonce {
-            self.go_back(&mut held, target, snapshot).await?;
+            self.put_back(&mut held, target, snapshot).await?;
         } else if held.record.power == Power::Up && self.state(&held).await? == State::Running {
             return Ok(());
         }
         self.bring_up(&mut held, None, seed, mounts).await
+    }
+
+    async fn go_back(&self, target: &Target, snapshot: &SnapshotName, seed: &Seed) -> Result<(), DriverError> {
+        let mut held = self.hold("restore", target).await?;
+        check_seed(&held, target, seed)?;
+        if held.record.nonce == target.nonce {
+            return Ok(());
+        }
+        self.put_back(&mut held, target, snapshot).await
     }
 
     async fn suspend(&self, target: &Target) -> Result<(), DriverError> {

@@ -119,6 +119,11 @@ impl Records {
         Self { root, known: Mutex::new(None) }
     }
 
+    /// The folder.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// All of them.
     pub(super) fn all(&self) -> io::Result<BTreeMap<InstanceName, Record>> {
         self.with(|known| Ok(known.clone()))

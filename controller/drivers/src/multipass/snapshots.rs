@@ -77,7 +77,7 @@ impl Multipass {
     }
 
     /// Puts the disk of an instance that is down back to a snapshot, and makes it the target's incarnation.
-    pub(super) async fn go_back(
+    pub(super) async fn put_back(
         &self,
         held: &mut Held<'_>,
         target: &Target,

@@ -30,6 +30,8 @@ pub(super) enum Trouble {
     ImageAway,
     /// There is no such image, or none that can be used.
     Image,
+    /// The daemon took the disk of an instance that runs for the image.
+    ImageLocked,
     /// What was asked makes no sense.
     Invalid,
     /// This Multipass can't do it.
@@ -44,6 +46,7 @@ const SIGNS: &[(Trouble, &[&str])] = &[
     (Trouble::Unreachable, &["could not reach daemon"]),
     (Trouble::Denied, &["socket access denied"]),
     (Trouble::Denied, &["not authenticated with the multipass service"]),
+    (Trouble::ImageLocked, &["cannot get image info", "failed to get", "lock"]),
     (Trouble::Lost, &["unknown state"]),
     (Trouble::Late, &["timed out"]),
     (Trouble::Late, &["did not finish within"]),
@@ -138,7 +141,8 @@ pub(super) fn sentence(said: &Said) -> String {
     }
     let last = lines[lines.len().saturating_sub(LINES)..].join("; ");
     match (last.is_empty(), said.code) {
-        (false, _) => last,
+        (false, None) => format!("a signal ended it; the last that it said was `{last}`"),
+        (false, Some(_)) => last,
         (true, Some(code)) => format!("it ended with {code} and said nothing"),
         (true, None) => "a signal ended it".to_owned(),
     }
@@ -225,6 +229,8 @@ mod tests {
         };
         assert_eq!(sentence(&spun), "Stopping one");
         assert_eq!(sentence(&Said { code: None, stdout: Vec::new(), stderr: Vec::new() }), "a signal ended it");
+        let killed = Said { code: None, ..spun };
+        assert_eq!(sentence(&killed), "a signal ended it; the last that it said was `Stopping one`");
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn copy(context: &mut Context, source: &str, wanted: Option<&str>) -> Result<Str
     if let Some(found) = serial.state.instances.get_mut(source) {
         found.clones = number;
     }
+    serial.state.vault.insert(&name, &made.image.hash);
     serial.state.instances.insert(name.clone(), made);
     serial.save();
     Ok(name)

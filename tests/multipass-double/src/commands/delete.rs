@@ -85,6 +85,7 @@ fn delete_one(context: &Context, serial: &mut Serial, name: &str, purge: bool) -
 pub(crate) fn purge_one(home: &Home, state: &mut State, name: &str) {
     instance::kill(home, name);
     state.instances.remove(name);
+    state.vault.remove(name);
     drop(fs::remove_dir_all(home.instance(name)));
 }
 

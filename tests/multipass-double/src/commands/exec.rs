@@ -129,8 +129,8 @@ pub(super) fn enter(context: &mut Context, command: &str, name: &str, may_start:
                 drop(serial);
                 let words = ["start".to_owned(), name.to_owned()];
                 match run_by_daemon(&context.home, &mut Terminal::default(), &words, "start") {
-                    0 => continue,
-                    code => return Err(exit(code)),
+                    Some(0) | None => continue,
+                    Some(code) => return Err(exit(code)),
                 }
             }
         };

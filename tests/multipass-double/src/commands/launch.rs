@@ -211,6 +211,9 @@ fn carry_out(context: &mut Context, order: &Order) -> Result<String, Failure> {
     });
     let mut serial = daemon::enter(&context.home, &context.knobs, COMMAND)?;
     serial.state.preparing.remove(&name);
+    if prepared.is_err() {
+        serial.state.vault.remove(&name);
+    }
     let image = prepared.inspect_err(|_| serial.save())?;
     context.phase("launch.configure");
     create(context, &mut serial, order, &name, image);
@@ -272,11 +275,35 @@ fn prepare(context: &mut Context, order: &Order, name: &str, source: &Source) ->
         }
     }
     context.phase("launch.prepare");
+    let image = source.image();
+    let mut serial = daemon::hold(&context.home);
+    serial.state.vault.insert(name, &image.hash);
+    serial.save();
+    if matches!(source, Source::File(_)) {
+        measure(&context.home, &serial, name, &image.hash).map_err(no)?;
+    }
+    drop(serial);
     if let Some((_, bytes)) = order.disk.as_ref().filter(|(_, bytes)| *bytes < images::LEAST) {
         let least = images::LEAST;
         return Err(no(format!("Requested disk ({bytes} bytes) below minimum for this image ({least} bytes)")));
     }
-    Ok(source.image())
+    Ok(image)
+}
+
+/// Finds out how large an image is that is a file: by the disk of any instance that was made from such a one. The QEMU
+/// of one that runs has it locked.
+fn measure(home: &Home, serial: &Serial, name: &str, digest: &str) -> Result<(), String> {
+    let Some(first) = serial.state.vault.first(digest).filter(|first| *first != name) else { return Ok(()) };
+    let runs = |found: &Instance| found.phase.needs_process() && found.phase != Phase::Suspended;
+    if !serial.state.instances.get(first).is_some_and(runs) {
+        return Ok(());
+    }
+    let disk = home.instance(first).join("image.qcow2");
+    let disk = disk.display();
+    Err(format!(
+        "Cannot get image info: qemu-img failed (Process returned exit code: 1) with output:\nqemu-img: Could not open \
+         '{disk}': Failed to get shared \"write\" lock\nIs another process using the image [{disk}]?\n"
+    ))
 }
 
 /// The one phase that ends with its client.

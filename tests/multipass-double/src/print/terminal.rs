@@ -22,6 +22,8 @@ pub(crate) enum Ending {
     Exit(u8),
     /// Nobody said how: whoever showed it is dead.
     Cut,
+    /// The client was to end at what was just to be shown.
+    Left,
 }
 
 /// A terminal, which need not be one: the spinner is drawn into a pipe as well.
@@ -31,9 +33,16 @@ pub(crate) struct Terminal {
     frame: Option<usize>,
     next: Option<Instant>,
     deadline: Option<(Instant, String)>,
+    /// A part of the message at which the client is to end.
+    leaves_at: Option<String>,
 }
 
 impl Terminal {
+    /// The same, whose client ends at a message with this in it.
+    pub(crate) fn leaving_at(self, part: String) -> Self {
+        Self { leaves_at: Some(part), ..self }
+    }
+
     /// Shows one thing at once. Gives the exit code at the end.
     pub(crate) fn show(&mut self, event: Event) -> io::Result<Option<u8>> {
         match event {
@@ -65,6 +74,9 @@ impl Terminal {
             let wake = [self.next, deadline].into_iter().flatten().min();
             let pause = wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match events.recv_timeout(pause) {
+                Ok(Event::Spin(text)) if self.leaves_at.as_ref().is_some_and(|part| text.contains(part)) => {
+                    return Ok(Ending::Left);
+                }
                 Ok(event) => {
                     if let Some(code) = self.show(event)? {
                         return Ok(Ending::Exit(code));

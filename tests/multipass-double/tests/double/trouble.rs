@@ -85,6 +85,56 @@ fn a_launch_ends_with_a_client_that_is_killed_while_it_downloads_and_not_later()
 }
 
 #[test]
+fn a_client_may_be_killed_at_a_message_and_the_daemon_goes_on() {
+    let what = Wrong::Leaves { at: "Preparing image".to_owned(), code: None, stderr: String::new() };
+    let bench = Bench::with(faults(vec![fault("launch", 1, what)]));
+    let told = bench.call("launch noble -n one");
+    assert_eq!((told.code, told.err.as_str()), (None, ""));
+    assert!(!told.out.contains("Preparing image"), "{}", told.out);
+    bench.await_state("one", Some("Running"));
+}
+
+/// As the real one does: it is decided by its table of names whose disk is looked at.
+#[test]
+fn the_size_of_an_image_that_is_a_file_is_read_off_any_disk_that_was_made_from_it() {
+    let bench = Bench::new();
+    std::fs::write(bench.work().join("one.img"), "one").unwrap();
+    std::fs::write(bench.work().join("two.img"), "two").unwrap();
+    let image = |name: &str| format!("file://{}/{name}.img", bench.work().display());
+    let launch = |image: &str, name: &str| bench.call(&format!("launch {image} -n storm1-{name}"));
+    launch(&image("one"), "stranger-3").well();
+    launch(&image("one"), "a02").well();
+    let told = launch(&image("one"), "a03").fails(2);
+    let disk = bench.double.home().instance("storm1-a02").join("image.qcow2").display().to_string();
+    let expected = format!(
+        "launch failed: Cannot get image info: qemu-img failed (Process returned exit code: 1) with output:\nqemu-img: \
+         Could not open '{disk}': Failed to get shared \"write\" lock\nIs another process using the image [{disk}]?\n\n"
+    );
+    assert_eq!(told, expected);
+    assert_eq!(launch(&image("one"), "a03").fails(2), expected, "and the next time again");
+    assert_eq!(bench.state("storm1-a03"), None);
+    // One of another content, and one of the manifests, are no such image.
+    launch(&image("two"), "a03").well();
+    bench.call("delete --purge storm1-a03").well();
+    launch("noble", "a03").well();
+    bench.call("delete --purge storm1-a03").well();
+    // What does not run has its disk for itself.
+    bench.call("suspend storm1-a02").well();
+    launch(&image("one"), "a03").well();
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_alone_what_is_suspended() {
+    let bench = Bench::with_one(Knobs::default());
+    bench.call("suspend one").well();
+    bench.double.kill_daemon();
+    bench.double.start_daemon();
+    assert_eq!(bench.state("one").as_deref(), Some("Suspended"));
+    bench.call("start one").well();
+    assert_eq!(bench.state("one").as_deref(), Some("Running"));
+}
+
+#[test]
 fn a_daemon_that_dies_in_a_launch_leaves_nothing_or_something_stopped() {
     for (phase, left) in [("launch.prepare", None), ("launch.boot", Some("Stopped"))] {
         let kill = Kill { phase: phase.to_owned(), back_after: Some(100) };
