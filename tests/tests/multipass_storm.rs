@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "this is a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ const LATEST: u64 = 1500;
 const STRANGER: &str = "stranger";
 /// The phases of a launch in which a daemon may die.
 const PHASES: [&str; 4] = ["launch.prepare", "launch.configure", "launch.boot", "launch.initialization"];
+/// What the daemon says of a launch from when it goes on without its client.
+const MESSAGES: [&str; 4] = ["Creating", "Configuring", "Starting", "Waiting for initialization"];
 /// What changes an instance, other than by bringing it up.
 const CHANGES: [&str; 9] =
     ["stop", "delete", "recover", "suspend", "restart", "snapshot", "restore", "mount", "umount"];
@@ -118,7 +121,11 @@ impl Storm {
             if ground.is_real() { ground } else { ground.with("VM_AGENT_MULTIPASS_LAUNCH_LIMIT", LAUNCH_LIMIT) };
         let names: Vec<String> = (1..=agents).map(|number| format!("a{number:02}")).collect();
         let mut file = "agents:\n".to_owned();
-        file.extend(names.iter().map(|name| format!("  {name}: {{}}\n")));
+        let image = image(&ground);
+        for (index, name) in names.iter().enumerate() {
+            let image = image.as_ref().filter(|_| index % 3 == 0).map(|image| format!("image: {image:?}"));
+            file.push_str(&format!("  {name}: {{{}}}\n", image.unwrap_or_default()));
+        }
         let fleet = ground.fleet(&file);
         let (settled, crashed, deleted) = Default::default();
         let (random, knobs, kills) = (Rng::with_seed(seed), Knobs::default(), Vec::new());
@@ -205,9 +212,8 @@ impl Storm {
     // What happens.
 
     fn blows(&self) -> Vec<Blow> {
-        let mut blows = vec![Blow::ControllerKilled, Blow::Crashed, Blow::Deleted];
+        let mut blows = vec![Blow::ControllerKilled, Blow::ClientKilled, Blow::Crashed, Blow::Deleted];
         if self.ground.is_real() {
-            blows.push(Blow::ClientKilled);
             blows.extend(std::env::var_os(KILL).map(|_| Blow::DaemonKilled));
         } else {
             blows.extend([Blow::DaemonKilled, Blow::Unreadable, Blow::LeaseLost]);
@@ -238,17 +244,7 @@ impl Storm {
                     *self.crashed.entry(name).or_default() += 1;
                 }
             }
-            Blow::Deleted => {
-                for name in self.some_well(1) {
-                    let instance = self.ground.instance(&name);
-                    if self.ground.is_real() {
-                        self.ground.by_hand(&["delete", "--purge", &instance]);
-                    } else {
-                        self.ground.double().delete_behind_back(&instance);
-                    }
-                    self.deleted.insert(name);
-                }
-            }
+            Blow::Deleted => self.delete_one(),
             Blow::LeaseLost => {
                 let lost = self.some_well(1).iter().map(|name| self.ground.instance(name)).collect();
                 self.ground.double().set(Knobs { lost_lease: lost, ..self.knobs.clone() });
@@ -268,6 +264,40 @@ impl Storm {
         names
     }
 
+    /// Somebody deletes an instance of ours.
+    fn delete_one(&mut self) {
+        for name in self.some_well(1) {
+            let instance = self.ground.instance(&name);
+            if self.ground.is_real() {
+                self.ground.by_hand(&["delete", "--purge", &instance]);
+            } else {
+                self.ground.double().delete_behind_back(&instance);
+            }
+            self.deleted.insert(name);
+        }
+    }
+
+    /// Waits for what happens in a launch. How many are still to be launched depends on how fast all goes: where none
+    /// is, one is deleted, and made anew.
+    fn until_in_a_launch(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        loop {
+            let happened = self
+                .fleet
+                .wait_for(what, || is_so(self).then_some(true).or_else(|| self.all_are_well().then_some(false)));
+            if happened {
+                return;
+            }
+            let deleted = self.deleted.len();
+            self.delete_one();
+            assert!(self.deleted.len() > deleted, "nothing is launched any more, and nobody can be launched anew");
+            self.fleet.wait_for("a deletion to be seen", || (is_so(self) || !self.all_are_well()).then_some(()));
+        }
+    }
+
+    fn all_are_well(&self) -> bool {
+        self.fleet.agents().values().filter(|agent| is_well(agent)).count() == self.names.len()
+    }
+
     fn kill_daemon(&mut self) {
         self.daemons_killed += 1;
         if let Some(program) = std::env::var_os(KILL).filter(|_| self.ground.is_real()) {
@@ -280,12 +310,7 @@ impl Storm {
         eprintln!("  in {}", kill.phase);
         let killed = self.ground.double().home().path().join("killed");
         self.ground.double().set(Knobs { kill_daemon: Some(kill), latency: slow(), ..self.knobs.clone() });
-        let all = self.names.len();
-        let fleet = &self.fleet;
-        fleet.wait_for("the daemon to be killed in a launch", || {
-            (killed.exists() || fleet.agents().values().filter(|agent| is_well(agent)).count() == all).then_some(())
-        });
-        assert!(killed.exists(), "nothing was launched any more");
+        self.until_in_a_launch("the daemon to be killed in a launch", |_| killed.exists());
         self.fleet.wait_for("another daemon", || {
             let said = self.ground.double().command().args(["list", "--no-ipv4"]).output().unwrap();
             said.status.success().then_some(())
@@ -304,14 +329,32 @@ impl Storm {
 
     /// Kills the client of a launch.
     fn kill_client(&mut self) {
-        let fleet = &self.fleet;
-        let launches = || {
-            let found = fleet.processes().into_iter().find(|it| it.command.iter().any(|word| word == "launch"));
-            found.or_else(|| panic_if(fleet.agents().values().all(is_well), "nothing is launched any more"))
+        if !self.ground.is_real() {
+            self.kill_client_of_double();
+            return;
+        }
+        let client = |storm: &Self| {
+            storm.fleet.processes().into_iter().find(|it| it.command.iter().any(|word| word == "launch"))
         };
-        let client = fleet.wait_for("a launch", launches);
+        self.until_in_a_launch("a launch", |storm| client(storm).is_some());
         std::thread::sleep(Duration::from_millis(self.random.u64(..20 * LATEST)));
-        client.send(Signal::KILL);
+        client(self).iter().for_each(|client| client.send(Signal::KILL));
+    }
+
+    fn kill_client_of_double(&mut self) {
+        let at = self.random.choice(MESSAGES).unwrap().to_owned();
+        eprintln!("  at `{at}`");
+        let what = Wrong::Leaves { at, code: None, stderr: String::new() };
+        let mut faults = vec![fault("launch", &self.ground.instance(""), what)];
+        faults.extend(self.knobs.faults.clone());
+        let begun = Timestamp::now();
+        self.ground.double().set(Knobs { faults, latency: slow(), ..self.knobs.clone() });
+        self.until_in_a_launch("the client of a launch to be killed", |storm| {
+            let calls = storm.ground.double().calls();
+            let is_open = |call: &&Call| call.command() == "launch" && call.began > begun && call.ended.is_none();
+            calls.iter().filter(is_open).any(|call| !Path::new(&format!("/proc/{}", call.pid)).exists())
+        });
+        self.weather(false);
     }
 
     /// The daemon, or the command, does not answer for as long as it takes to be noticed.
@@ -499,6 +542,13 @@ impl Drop for Storm {
     }
 }
 
+/// An image that is a file, which some are made from on the double; on a real one all are made from what there is.
+fn image(ground: &Ground) -> Option<PathBuf> {
+    let image = (!ground.is_real()).then(|| ground.folder().join("debian.img"))?;
+    std::fs::write(&image, "debian").unwrap();
+    Some(image)
+}
+
 fn is_well(agent: &AgentView) -> bool {
     (agent.sync, agent.health) == (Sync::Synced, Health::Healthy)
 }
@@ -506,11 +556,6 @@ fn is_well(agent: &AgentView) -> bool {
 /// The lanes of a controller on this host.
 fn lanes() -> std::sync::Arc<Lanes> {
     Lanes::new(std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-fn panic_if<T>(is_so: bool, what: &str) -> Option<T> {
-    assert!(!is_so, "{what}");
-    None
 }
 
 /// The most calls that were under way together.

@@ -24,7 +24,7 @@ const MUST_RUN: &str = "VM_AGENT_TEST_MACHINES";
 /// The least that a real machine does with.
 const SIZES: &str = "cpus: 1, memory: 512M, disk: 3G";
 /// How long anything may take on the double, of which a test may have many machines.
-const DOUBLE_LIMIT: Duration = Duration::from_secs(240);
+const DOUBLE_LIMIT: Duration = Duration::from_secs(600);
 /// The same of real machines: they may be emulated, and take more than a minute each to come up.
 const REAL_LIMIT: Duration = Duration::from_secs(1800);
 /// The bridge of Multipass. Where this host has it, machines are told to find the hub there; those of the double, which
