@@ -164,8 +164,8 @@ impl Machine {
         };
         apt(&["update"])?;
         // One by one, and only what is missing: the package of one may take the place of another version of the next.
-        let missing = tool.parts.iter().filter(|part| !part.is_here());
-        missing.map(|part| apt(&["install", "--yes", "--no-install-recommends", part.package])).collect()
+        let mut missing = tool.parts.iter().filter(|part| !part.is_here());
+        missing.try_for_each(|part| apt(&["install", "--yes", "--no-install-recommends", part.package]))
     }
 }
 
