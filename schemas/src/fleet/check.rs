@@ -12,6 +12,7 @@ use super::provision::Provision;
 use super::resolve::{AgentSpec, TaskSpec};
 use crate::names::TaskName;
 use crate::task::{Content, Job, OUTPUT_MAX, Retry, Terms, Work};
+use crate::units::ByteSize;
 
 /// Most bytes that an agent's environment, labels, files and services may have together, and most that one
 /// task may have. Each travels to the runtime in one message, whose limit is [`crate::wire::TEXT_MAX`].
@@ -53,6 +54,7 @@ pub(super) fn check_agent(spec: &AgentSpec, path: &[String], found: &mut Vec<Fin
     if spec.cpus == 0 {
         findings.add(&["cpus"], "a machine has at least 1 processor");
     }
+    check_machine(spec, &mut findings);
     if spec.image.trim().is_empty() {
         findings.add(&["image"], "an image has a name");
     }
@@ -133,6 +135,23 @@ fn check_size(spec: &AgentSpec, findings: &mut Findings<'_>) {
             "environment, labels, files and services have {size} bytes together; at most {CONFIGURATION_MAX} are allowed"
         );
         findings.add(&[], message);
+    }
+}
+
+/// The least memory that Multipass gives a machine. Where another driver would take less, a unit was forgotten.
+const MEMORY_LEAST: ByteSize = ByteSize::from_mib(128);
+/// The least disk that Multipass gives a machine.
+const DISK_LEAST: ByteSize = ByteSize::from_mib(512);
+
+/// Sizes that no machine has. An agent of driver `local` is no machine.
+fn check_machine(spec: &AgentSpec, findings: &mut Findings<'_>) {
+    if spec.driver.is_none_or(|driver| driver == DriverName::Local) {
+        return;
+    }
+    for (key, size, least) in [("memory", spec.memory, MEMORY_LEAST), ("disk", spec.disk, DISK_LEAST)] {
+        if size < least {
+            findings.add(&[key], format!("a machine has at least {least}, and not {size}"));
+        }
     }
 }
 

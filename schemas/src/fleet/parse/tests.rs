@@ -235,6 +235,14 @@ limits: {parallelism: 0x}
          4 |     packages: [git]
            |               ^
         ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\nmemory: 512\ndisk: 10K"), @"
+        fleet.yaml:4:13: agents.web.memory: a machine has at least 128M, and not 512
+         4 |     memory: 512
+           |             ^
+        fleet.yaml:5:11: agents.web.disk: a machine has at least 512M, and not 10K
+         5 |     disk: 10K
+           |           ^
+        ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\nmounts: {src: {source: /srv}}"), @"
         fleet.yaml:4:13: agents.web.mounts: driver `qemu` has no folders of the host in its machines; `vm-agent cp` copies them
          4 |     mounts: {src: {source: /srv}}
@@ -1220,7 +1228,7 @@ webhooks:
         fleet.yaml:5:9: webhooks[1].url: `example.com` is no address of a webhook: write one such as https://example.com/hooks/fleet
          5 | - {url: example.com, events: [TaskEnd]}
            |         ^
-        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepInterrupted, InstanceFailed, SnapshotTaken, SnapshotDeleted, SnapshotFailed, Restored, Imported, Released, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, IsolationBroken, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, RuntimeUpgraded, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
+        fleet.yaml:5:31: webhooks[1].events[0]: `TaskEnd` is none of ControllerStarted, ControllerStopped, FleetApplied, FileRejected, FileHeld, FileLost, FileRestored, FleetRolledBack, ClockJumped, StepStarted, StepSucceeded, StepFailed, StepTimedOut, StepGivenUp, StepInterrupted, InstanceFailed, SnapshotTaken, SnapshotDeleted, SnapshotFailed, Restored, Imported, Released, AgentAsleep, AgentAwake, RuntimeJoined, RuntimeConnected, RuntimeLost, RuntimeRefused, IsolationBroken, TaskAccepted, TaskStarted, TaskRetried, TaskEnded, MessageDead, KeyRotated, RuntimeUpgraded, UpgradeFailed, OverrideSet, OverrideCleared, OverrideExpired, OverrideSuperseded, Approved, FleetPaused, FleetResumed, FuseBlown, FuseClosed, DriverLost, DriverBack, WebhookFailed
          5 | - {url: example.com, events: [TaskEnd]}
            |                               ^
         hint: did you mean `TaskEnded`?
