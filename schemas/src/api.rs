@@ -1,6 +1,6 @@
 //! The documents of the HTTP API. Every one of them has `apiVersion` and `kind`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -18,9 +18,9 @@ use crate::names::{AgentName, FleetName, InstanceName, SnapshotName};
 use crate::observe::{Capabilities, Description, InstanceState};
 use crate::plan::{ApprovalRequest, Condition, Drift, Fuse, Health, Plan, Rest, Sync, WaitsFor};
 use crate::selector::Selector;
-use crate::snapshot::{Errand, Snapshot};
+use crate::snapshot::{Errand, Keeper, Snapshot};
 use crate::task::{Job, Task, Terms};
-use crate::units::Span;
+use crate::units::{ByteSize, Span};
 use crate::verification::Verification;
 use crate::wire::{Channel, HealthReport, Signal, StreamTarget, TaskOutcome, TerminalSize};
 
@@ -93,7 +93,7 @@ kinds! {
     DeadLetters => "DeadLetters",
     List<Message> => "MessageList",
     Snapshot => "Snapshot",
-    List<Snapshot> => "SnapshotList",
+    List<SnapshotView> => "SnapshotList",
     Errand => "Errand",
     List<InstanceInfo> => "InstanceList",
     Verification => "Verification",
@@ -342,6 +342,32 @@ pub struct SnapshotChange {
     /// What there is to say about it.
     #[serde(default)]
     pub comment: Option<String>,
+}
+
+/// A snapshot, and what is known of it besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotView {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// Whether the machine's memory is in it.
+    pub memory: bool,
+    /// What its files take on this host: what was written since the one before, and the memory. Nothing where the
+    /// driver can't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// What keeps it; it goes by itself when nothing does.
+    pub kept: BTreeSet<Keeper>,
+}
+
+/// Asks for a snapshot to be deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotDeletion {
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Asks for a machine to go back to a snapshot.

@@ -118,8 +118,8 @@ pub struct Capabilities {
     pub calls_outlive_controller: bool,
     /// Steps that the driver bears at a time.
     pub lanes: u32,
-    /// The address at which the driver's machines see this host, where they can't use those that the host
-    /// has itself. What they reach there is the host's loopback.
+    /// The address at which the driver's machines see this host, where they can't use any that the host has
+    /// itself. Behind it is the host's loopback, or the host's end of a network of the driver's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_address: Option<IpAddr>,
     /// How long each step may take.

@@ -307,6 +307,9 @@ pub struct Step {
     /// What it would end; nothing for a step that takes no running machine down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disturbs: Option<Disturbance>,
+    /// The snapshots that go with the machine; nothing for a step that deletes none with any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loses: Option<SnapshotLoss>,
     /// What has to happen first. A step that waits for nothing may begin now.
     pub waits_for: Vec<WaitsFor>,
 }
@@ -323,9 +326,30 @@ pub struct Disturbance {
     pub sessions: u32,
 }
 
+/// The snapshots that go with a machine which is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotLoss {
+    /// All of them.
+    pub snapshots: u32,
+    /// Those of them that somebody protects: that keeps them only as long as there is the machine.
+    pub protected: u32,
+}
+
+impl fmt::Display for SnapshotLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.snapshots, self.protected) {
+            (1, 0) => f.write_str("its snapshot goes with it"),
+            (1, _) => f.write_str("its snapshot goes with it, which is protected"),
+            (all, 0) => write!(f, "{all} snapshots go with it"),
+            (all, protected) => write!(f, "{all} snapshots go with it, {protected} of them protected"),
+        }
+    }
+}
+
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", tag = "action")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "action")]
 pub enum StepAction {
     /// Make the instance and start it.
     Create,
@@ -354,6 +378,9 @@ pub enum StepAction {
     Restore {
         /// The snapshot's name.
         to: SnapshotName,
+        /// Whether it is not started, because it should not run.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        stays_down: bool,
     },
     /// Save its memory, and stop it.
     Suspend,
@@ -389,6 +416,13 @@ impl StepAction {
             Self::Suspend => Some(Action::Suspend),
             Self::Forget | Self::Configure | Self::Upgrade | Self::Task { .. } => None,
         }
+    }
+
+    /// Whether the machine runs once the step has done what it should.
+    #[must_use]
+    pub fn brings_up(&self) -> bool {
+        let stays_down = matches!(self, Self::Restore { stays_down: true, .. });
+        !stays_down && self.on_instance().is_some_and(Action::brings_up)
     }
 
     /// The snapshot that the step is about.

@@ -33,8 +33,65 @@ pub struct Snapshot {
     pub protect: bool,
     /// When it was taken.
     pub taken_at: Timestamp,
-    /// Whether the machine ran, so that its memory is in it.
+    /// Whether the machine ran.
     pub running: bool,
+    /// Whether the machine was suspended, and what it would have gone on from is in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
+}
+
+impl Snapshot {
+    /// Whether the machine's memory is in it.
+    #[must_use]
+    pub const fn has_memory(&self) -> bool {
+        self.running || self.suspended
+    }
+}
+
+/// What keeps a snapshot. One that nothing keeps goes by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keeper {
+    /// A person protects it.
+    Protected,
+    /// A person took it.
+    Manual,
+    /// It was taken at a point of the machine's life.
+    Point,
+    /// Its schedule keeps all of its snapshots, or is no longer in the file.
+    NoLimit,
+    /// It is among the latest ones of its schedule.
+    Last,
+    /// It is the latest of one of the hours that its schedule keeps.
+    Hourly,
+    /// It is the latest of one of the days that its schedule keeps.
+    Daily,
+    /// It is the latest of one of the weeks that its schedule keeps.
+    Weekly,
+    /// It is among the latest that were taken before the machine went back to another.
+    BeforeRestore,
+    /// It is the one that the machine went back to last.
+    Restored,
+    /// A machine is about to be made from it, or to go back to it.
+    InUse,
+}
+
+impl fmt::Display for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Protected => "protected",
+            Self::Manual => "manual",
+            Self::Point => "point",
+            Self::NoLimit => "no limit",
+            Self::Last => "last",
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::BeforeRestore => "before restore",
+            Self::Restored => "restored",
+            Self::InUse => "in use",
+        })
+    }
 }
 
 /// Why a snapshot is taken.
@@ -177,26 +234,37 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Which of one schedule's snapshots, each with the moment that it was taken for, may go.
+    /// What keeps each of one schedule's snapshots, each with the moment that it was taken for. Those that nothing
+    /// keeps may go.
     #[must_use]
-    pub fn excess<'a>(
+    pub fn keepers<'a>(
         &self,
         zone: &TimeZone,
         taken: impl IntoIterator<Item = (&'a SnapshotName, Timestamp)>,
-    ) -> BTreeSet<&'a SnapshotName> {
+    ) -> BTreeMap<&'a SnapshotName, BTreeSet<Keeper>> {
         let mut latest_first: Vec<_> = taken.into_iter().collect();
         latest_first.sort_by(|a, b| (b.1, b.0).cmp(&(a.1, a.0)));
         let at = |moment: Timestamp| moment.to_zoned(zone.clone());
-        let mut kept: BTreeSet<&SnapshotName> = latest_first.iter().take(1).map(|(name, _)| *name).collect();
-        kept.extend(kept_of_each(&latest_first, self.last, |(name, moment)| (*moment, (*name).clone())));
-        // The hour with its offset: that of a clock set back happens twice.
-        kept.extend(kept_of_each(&latest_first, self.hourly, |(_, moment)| {
-            let zoned = at(*moment);
-            (zoned.date(), zoned.hour(), zoned.offset())
-        }));
-        kept.extend(kept_of_each(&latest_first, self.daily, |(_, moment)| at(*moment).date()));
-        kept.extend(kept_of_each(&latest_first, self.weekly, |(_, moment)| monday(&at(*moment))));
-        latest_first.iter().map(|(name, _)| *name).filter(|name| !kept.contains(name)).collect()
+        let latest = latest_first.iter().take(1).map(|(name, _)| *name).collect();
+        let by_rule = [
+            (Keeper::Last, latest),
+            (Keeper::Last, kept_of_each(&latest_first, self.last, |(name, moment)| (*moment, (*name).clone()))),
+            // The hour with its offset: that of a clock set back happens twice.
+            (
+                Keeper::Hourly,
+                kept_of_each(&latest_first, self.hourly, |(_, moment)| {
+                    let zoned = at(*moment);
+                    (zoned.date(), zoned.hour(), zoned.offset())
+                }),
+            ),
+            (Keeper::Daily, kept_of_each(&latest_first, self.daily, |(_, moment)| at(*moment).date())),
+            (Keeper::Weekly, kept_of_each(&latest_first, self.weekly, |(_, moment)| monday(&at(*moment)))),
+        ];
+        let mut keepers: BTreeMap<_, _> = latest_first.iter().map(|(name, _)| (*name, BTreeSet::new())).collect();
+        for (keeper, kept) in by_rule {
+            kept.into_iter().for_each(|name| keepers.entry(name).or_default().extend([keeper]));
+        }
+        keepers
     }
 }
 
@@ -273,6 +341,9 @@ pub enum Ask {
     Delete {
         /// Its name.
         name: SnapshotName,
+        /// Whether nobody asks for that, but nothing keeps it any more.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unkept: bool,
     },
     /// Bring the machine back to one.
     Restore {
@@ -285,10 +356,13 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// Whether the file asks, by itself, and not a person.
+    /// Whether nobody asks: it follows from the file, or from what is there.
     #[must_use]
-    pub const fn is_of_file(&self) -> bool {
-        matches!(self, Self::Take { cause: Cause::Schedule { .. } | Cause::Point { .. }, .. })
+    pub const fn asks_itself(&self) -> bool {
+        matches!(
+            self,
+            Self::Take { cause: Cause::Schedule { .. } | Cause::Point { .. }, .. } | Self::Delete { unkept: true, .. }
+        )
     }
 }
 
@@ -296,7 +370,7 @@ impl fmt::Display for Ask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Take { name, .. } => write!(f, "take snapshot `{name}`"),
-            Self::Delete { name } => write!(f, "delete snapshot `{name}`"),
+            Self::Delete { name, .. } => write!(f, "delete snapshot `{name}`"),
             Self::Restore { to, .. } => write!(f, "go back to snapshot `{to}`"),
         }
     }

@@ -57,7 +57,8 @@ pub(crate) async fn run(context: &mut Context, args: DownArgs) -> CommandResult 
     }
     if args.destroy && !args.yes {
         let fleet = client.get::<ControllerStatus>("/status").await?.content.fleet;
-        let question = format!("this deletes the machines of fleet `{fleet}` and all their data");
+        let lost = render::lost(&plan.steps);
+        let question = format!("this deletes the machines of fleet `{fleet}` and all their data{lost}");
         context.ui.confirm(&question, fleet.as_str())?;
     }
     // Opened before it begins: nothing that happens is missed.

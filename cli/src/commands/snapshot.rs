@@ -6,7 +6,9 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
-use vm_agent_schemas::api::{Changed, CloneRequest, List, RestoreRequest, SnapshotChange, SnapshotRequest};
+use vm_agent_schemas::api::{
+    Changed, CloneRequest, List, RestoreRequest, SnapshotChange, SnapshotDeletion, SnapshotRequest, SnapshotView,
+};
 use vm_agent_schemas::fleet::PowerState;
 use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::snapshot::{Ask, Errand, Snapshot};
@@ -68,6 +70,9 @@ enum SnapshotCommand {
     Rm {
         #[command(flatten)]
         which: Which,
+        /// Change nothing, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -96,7 +101,8 @@ struct Which {
 /// Bring an agent's machine back to a snapshot
 ///
 /// What runs in it ends, and all that it wrote since is gone from it; a snapshot of what it is now is taken before. It is
-/// a new life of the machine: its runtime joins anew, and tasks of the file run again that had not ended by then.
+/// a new life of the machine: its runtime joins anew, and tasks of the file run again that had not ended by then. An agent
+/// that should not run stays down.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// The agent
@@ -130,7 +136,7 @@ pub(crate) struct CloneArgs {
     /// What to call the new one
     #[arg(value_name = "NEW")]
     new: AgentName,
-    /// The snapshot to make it from [default: one that is taken now]
+    /// The snapshot to make it from [default: one that is taken now, and goes once the machine is there]
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<SnapshotName>,
     /// Change nothing, and show what would be done
@@ -146,7 +152,7 @@ pub(crate) async fn run(context: &mut Context, args: SnapshotArgs) -> CommandRes
     match args.command {
         None => take(context, args).await,
         Some(SnapshotCommand::Ls { name, output }) => list(context, name, output.output).await,
-        Some(SnapshotCommand::Rm { which, wait }) => remove(context, which, &wait).await,
+        Some(SnapshotCommand::Rm { which, dry_run, wait }) => remove(context, which, dry_run, &wait).await,
         Some(SnapshotCommand::Protect { which }) => protect(context, which, true).await,
         Some(SnapshotCommand::Unprotect { which }) => protect(context, which, false).await,
     }
@@ -169,7 +175,7 @@ async fn list(context: &mut Context, name: Option<AgentName>, format: Format) ->
     let client = context.place.client().await?;
     let answer = match &name {
         Some(name) => about(&client, name, client.get(&format!("/agents/{name}/snapshots")).await).await?,
-        None => client.get::<List<Snapshot>>("/snapshots").await?,
+        None => client.get::<List<SnapshotView>>("/snapshots").await?,
     };
     let snapshots = &answer.content.items;
     if snapshots.is_empty() && matches!(format, Format::Table | Format::Wide) {
@@ -182,13 +188,13 @@ async fn list(context: &mut Context, name: Option<AgentName>, format: Format) ->
     Ok(Exit::SUCCESS)
 }
 
-async fn remove(context: &mut Context, which: Which, wait: &WaitArgs) -> CommandResult {
+async fn remove(context: &mut Context, which: Which, dry_run: bool, wait: &WaitArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let Which { name, snapshots } = which;
+    let (Which { name, snapshots }, request) = (which, SnapshotDeletion { dry_run });
     each(context, Format::Table, snapshots, async |context, snapshot| {
         let path = format!("/agents/{name}/snapshots/{snapshot}");
-        let asked = about(&client, &name, client.call::<Errand>(Method::DELETE, &path, &()).await).await?;
-        carry_through(context, &client, asked, false, wait.limit(), Format::Table).await
+        let asked = about(&client, &name, client.call::<Errand>(Method::DELETE, &path, &request).await).await?;
+        carry_through(context, &client, asked, dry_run, wait.limit(), Format::Table).await
     })
     .await
 }

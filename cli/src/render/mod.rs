@@ -20,7 +20,7 @@ pub(crate) use diff::diff;
 pub(crate) use explain::explain;
 pub(crate) use history::{history, revision};
 pub(crate) use messages::{dead_table, message_line, message_table};
-pub(crate) use plan::{Planned, covering, field, origin, origin_of, plan, toll};
+pub(crate) use plan::{Planned, covering, field, lost, origin, origin_of, plan, toll};
 pub(crate) use snapshots::snapshot_table;
 pub(crate) use spec::spec;
 pub(crate) use status::{approval_table, audit_table, controller, drift_table, event, override_table, token_table};

@@ -110,14 +110,24 @@ impl Line<'_> {
 
 /// What a step takes, and what it ends.
 pub(crate) fn toll(step: &Step) -> String {
-    let Some(disturbed) = step.disturbs else { return step.cost.to_string() };
+    let loses = step.loses.map(|loss| format!("; {loss}")).unwrap_or_default();
+    let Some(disturbed) = step.disturbs else { return format!("{}{loses}", step.cost) };
     let tasks = (disturbed.tasks > 0).then(|| count(disturbed.tasks as usize, "task"));
     let sessions = (disturbed.sessions > 0).then(|| count(disturbed.sessions as usize, "session"));
     let (drained, cut) = if disturbed.drains { (tasks, None) } else { (None, tasks) };
     let drains = drained.map(|tasks| format!("; {tasks} {}", if disturbed.tasks == 1 { "drains" } else { "drain" }));
     let ended: Vec<String> = cut.into_iter().chain(sessions).collect();
     let ends = (!ended.is_empty()).then(|| format!("; ends {}", ended.join(" and ")));
-    format!("{}{}{}", step.cost, drains.unwrap_or_default(), ends.unwrap_or_default())
+    format!("{}{}{}{loses}", step.cost, drains.unwrap_or_default(), ends.unwrap_or_default())
+}
+
+/// The snapshots that go with machines, as the end of a question.
+pub(crate) fn lost<'a>(steps: impl IntoIterator<Item = &'a Step>) -> String {
+    let losses = steps.into_iter().filter_map(|step| step.loses);
+    let (all, protected) =
+        losses.fold((0, 0), |(all, protected), loss| (all + loss.snapshots, protected + loss.protected));
+    let kept = if protected > 0 { format!(", {protected} of them protected") } else { String::new() };
+    if all > 0 { format!(", with {}{kept}", count(all as usize, "snapshot")) } else { String::new() }
 }
 
 impl Planned<'_> {
@@ -349,6 +359,8 @@ pub(crate) fn said(it: &Override, now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vm_agent_schemas::plan::SnapshotLoss;
+
     use super::super::samples;
     use super::*;
 
@@ -371,6 +383,26 @@ mod tests {
     fn a_restart_and_a_replacement_tell_what_they_end() {
         insta::assert_snapshot!(shown(&samples::disruptive_plan()));
         insta::assert_snapshot!(shown_with(&samples::disruptive_plan(), &[], true));
+    }
+
+    #[test]
+    fn a_deletion_tells_of_the_snapshots_that_go_with_the_machine() {
+        let with = |loses| {
+            let mut plan = samples::plan();
+            plan.steps[2].loses = loses;
+            let line = shown(&plan).lines().find(|line| line.contains("destroy old")).unwrap().to_owned();
+            (line, lost(&plan.steps))
+        };
+        let (line, question) = with(None);
+        assert!(line.ends_with("(deletes the machine and its data)"), "{line}");
+        assert_eq!(question, "");
+        let (line, question) = with(Some(SnapshotLoss { snapshots: 3, protected: 1 }));
+        let told = "(deletes the machine and its data; 3 snapshots go with it, 1 of them protected)";
+        assert!(line.ends_with(told), "{line}");
+        assert_eq!(question, ", with 3 snapshots, 1 of them protected");
+        let (line, question) = with(Some(SnapshotLoss { snapshots: 1, protected: 0 }));
+        assert!(line.ends_with("; its snapshot goes with it)"), "{line}");
+        assert_eq!(question, ", with 1 snapshot");
     }
 
     #[test]

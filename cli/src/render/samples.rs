@@ -184,6 +184,7 @@ fn step(agent: &str, action: StepAction, reason: &str, cost: Cost, waits_for: Ve
         reason: reason.into(),
         cost,
         disturbs: None,
+        loses: None,
         waits_for,
     }
 }

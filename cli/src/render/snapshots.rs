@@ -1,26 +1,31 @@
 //! Snapshots, and why they were taken.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use vm_agent_schemas::snapshot::{Cause, Snapshot};
+use vm_agent_schemas::api::SnapshotView;
+use vm_agent_schemas::snapshot::{Cause, Keeper};
+use vm_agent_schemas::units::ByteSize;
 
 use super::ago;
 use crate::table::{Cell, Table};
 use crate::ui::{FAINT, PLAIN};
 
 /// Snapshots, in the order in which they are given.
-pub(crate) fn snapshot_table(snapshots: &[Snapshot], now: Timestamp, wide: bool) -> String {
-    let mut heads = vec!["AGENT", "SNAPSHOT", "AGE", "MEMORY", "KEPT", "CAUSE"];
+pub(crate) fn snapshot_table(snapshots: &[SnapshotView], now: Timestamp, wide: bool) -> String {
+    let mut heads = vec!["AGENT", "SNAPSHOT", "AGE", "SIZE", "MEMORY", "KEPT", "CAUSE"];
     heads.extend(wide.then_some("TAKEN"));
     heads.push("COMMENT");
     let mut table = Table::new(&heads);
-    for it in snapshots {
-        let (memory, style) = if it.running { ("yes", PLAIN) } else { ("no", FAINT) };
+    for SnapshotView { snapshot: it, memory, size, kept } in snapshots {
+        let (memory, style) = if *memory { ("yes", PLAIN) } else { ("no", FAINT) };
         let mut row = vec![
             it.agent.as_str().into(),
             it.name.as_str().into(),
             ago(now, it.taken_at).into(),
+            size.map(ByteSize::rounded).unwrap_or_default().as_str().into(),
             Cell::new(&memory, style),
-            kept(it).into(),
+            words(kept).as_str().into(),
             cause(&it.cause).as_str().into(),
         ];
         row.extend(wide.then(|| Cell::from(it.taken_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string().as_str())));
@@ -30,13 +35,9 @@ pub(crate) fn snapshot_table(snapshots: &[Snapshot], now: Timestamp, wide: bool)
     table.render()
 }
 
-/// For how long it stays.
-const fn kept(it: &Snapshot) -> &'static str {
-    match it.cause {
-        _ if it.protect => "protected",
-        Cause::Schedule { .. } => "by schedule",
-        _ => "",
-    }
+/// What keeps it.
+fn words(kept: &BTreeSet<Keeper>) -> String {
+    kept.iter().map(Keeper::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn cause(cause: &Cause) -> String {
@@ -53,24 +54,35 @@ fn cause(cause: &Cause) -> String {
 mod tests {
     use super::super::samples;
     use super::*;
+    use vm_agent_schemas::snapshot::Snapshot;
 
     #[test]
     fn a_row_says_whose_it_is_how_old_and_why_it_is_there() {
-        let snapshot = |name: &str, cause, running, protect: bool| Snapshot {
-            name: name.parse().unwrap(),
-            agent: "web".parse().unwrap(),
-            claim: vm_agent_schemas::ids::ClaimId::generate(),
-            cause,
-            comment: protect.then(|| "keep this".to_owned()),
-            protect,
-            taken_at: samples::now() - jiff::SignedDuration::from_hours(3),
-            running,
+        let snapshot = |name: &str, cause, running, size: Option<u64>, kept: &[Keeper]| SnapshotView {
+            snapshot: Snapshot {
+                name: name.parse().unwrap(),
+                agent: "web".parse().unwrap(),
+                claim: vm_agent_schemas::ids::ClaimId::generate(),
+                cause,
+                comment: kept.contains(&Keeper::Protected).then(|| "keep this".to_owned()),
+                protect: kept.contains(&Keeper::Protected),
+                taken_at: samples::now() - jiff::SignedDuration::from_hours(3),
+                running,
+                suspended: false,
+            },
+            memory: running,
+            size: size.map(ByteSize::from_bytes),
+            kept: kept.iter().copied().collect(),
         };
         let schedule = Cause::Schedule { schedule: "nightly".parse().unwrap(), due: samples::now() };
+        let by_ann = Cause::Person { by: "ann".into() };
+        let restore = Cause::Restore { to: "one".parse().unwrap() };
+        let clone = Cause::Clone { to: "twin".parse().unwrap() };
         let all = [
-            snapshot("one", Cause::Person { by: "ann".into() }, true, true),
-            snapshot("nightly-20260701-030000", schedule, false, false),
-            snapshot("before-restore-1", Cause::Restore { to: "one".parse().unwrap() }, true, false),
+            snapshot("one", by_ann, true, Some(1_300_000_000), &[Keeper::Protected, Keeper::Manual]),
+            snapshot("nightly-20260701-030000", schedule, false, Some(200_704), &[Keeper::Last, Keeper::Daily]),
+            snapshot("before-restore-1", restore, true, None, &[Keeper::BeforeRestore]),
+            snapshot("clone-1", clone, true, None, &[]),
         ];
         for wide in [false, true] {
             let text = anstream::adapter::strip_str(&snapshot_table(&all, samples::now(), wide)).to_string();

@@ -249,7 +249,8 @@ async fn call(job: &Job, driver: &dyn Driver) -> Called {
             Work::Resize(sizes) => driver.resize(&target, sizes).await,
             Work::Snapshot(name) => driver.snapshot(&target, name).await,
             Work::DeleteSnapshot(name) => driver.delete_snapshot(&target, name).await,
-            Work::Restore(name, seed, mounts) => driver.restore(&target, name, seed, mounts).await,
+            Work::Restore(name, seed, Some(mounts)) => driver.restore(&target, name, seed, mounts).await,
+            Work::Restore(name, seed, None) => driver.go_back(&target, name, seed).await,
             Work::Suspend => driver.suspend(&target).await,
             Work::Destroy => driver.destroy(&target).await,
         }

@@ -130,6 +130,7 @@ pub const CHECKS: &[Check] = checks![
     a_folder_that_is_not_there_fails_the_start_until_it_is,
     a_snapshot_taken_twice_is_one,
     a_restore_brings_back_what_was_as_another_incarnation,
+    what_goes_back_without_a_start_stays_down_until_there_is_one,
     what_runs_and_what_is_no_snapshot_is_not_restored,
     a_clone_lives_beside_its_source_and_after_it,
     what_rests_on_a_deleted_snapshot_stays_whole,
@@ -745,6 +746,30 @@ async fn a_restore_brings_back_what_was_as_another_incarnation(subject: Subject<
     subject.expect_noted(&last, "before").await;
     ok("starting it", subject.driver.start(&last.target(), &last.seed, &last.mounts).await);
     subject.expect(&last, InstanceState::Running).await;
+}
+
+async fn what_goes_back_without_a_start_stays_down_until_there_is_one(subject: Subject<'_>) {
+    let (driver, order) = (subject.driver, subject.created("web").await);
+    let (next, target) = next_life(&order);
+    let target = Target { former: Some(order.seed.nonce.clone()), ..target };
+    if subject.support() == SnapshotSupport::None {
+        return expect_error!("going back", driver.go_back(&target, &point(), &next.seed).await, Unsupported);
+    }
+    subject.note(&order, "before").await;
+    ok("taking a snapshot", driver.snapshot(&order.target(), &point()).await);
+    let sizes = driver.snapshot_sizes(&order.target()).await.expect("what it takes can be looked up");
+    assert!(sizes.keys().all(|name| *name == point()), "{sizes:?}");
+    ok("starting", driver.start(&order.target(), &order.seed, &order.mounts).await);
+    expect_error!("going back as it runs", driver.go_back(&target, &point(), &next.seed).await, Failed);
+    subject.note(&order, "after").await;
+    for _ in 0..2 {
+        ok("going back", driver.go_back(&target, &point(), &next.seed).await);
+        subject.expect(&next, InstanceState::Stopped).await;
+    }
+    expect_error!("starting the former", driver.start(&order.target(), &order.seed, &order.mounts).await, Foreign);
+    ok("starting", driver.start(&next.target(), &next.seed, &next.mounts).await);
+    subject.expect(&next, InstanceState::Running).await;
+    subject.expect_noted(&next, "before").await;
 }
 
 async fn what_runs_and_what_is_no_snapshot_is_not_restored(subject: Subject<'_>) {

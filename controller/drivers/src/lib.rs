@@ -33,6 +33,7 @@ use vm_agent_schemas::guest::Witness;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Description, Instance, Sizes};
+use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
 /// What makes instances.
@@ -99,6 +100,17 @@ pub trait Driver: Send + Sync {
         _mounts: &Mounts,
     ) -> Result<(), DriverError> {
         Err(self.unsupported("take snapshots"))
+    }
+
+    /// The same, and the instance stays down: the next start goes on from there. The instance has that nonce already:
+    /// nothing happens.
+    async fn go_back(&self, _target: &Target, _snapshot: &SnapshotName, _seed: &Seed) -> Result<(), DriverError> {
+        Err(self.unsupported("take snapshots"))
+    }
+
+    /// What the snapshots of an instance take on this host, as far as that can be told.
+    async fn snapshot_sizes(&self, _target: &Target) -> Result<BTreeMap<SnapshotName, ByteSize>, DriverError> {
+        Ok(BTreeMap::new())
     }
 
     /// Saves the memory of an instance that runs, and stops it; the next start goes on from there. Already

@@ -270,7 +270,20 @@ async fn a_real_machine_goes_on_from_its_memory_as_itself_as_another_and_as_its_
     let there = Target { former: Some(order.seed.nonce.clone()), ..next.target() };
     timed("restore", qemu.restore(&there, &name, &next.seed, &next.mounts)).await;
     proven(&next).await;
-    timed("destroy", qemu.destroy(&next.target())).await;
+    timed("stop", qemu.stop(&next.target())).await;
+
+    // The memory waits in it until somebody starts it.
+    let mut last = next.clone();
+    (last.seed.nonce, last.seed.incarnation) = (Nonce::generate(), next.seed.incarnation.next());
+    let there = Target { former: Some(next.seed.nonce.clone()), ..last.target() };
+    timed("going back", qemu.go_back(&there, &name, &last.seed)).await;
+    assert_eq!(qemu.list().await.unwrap()[0].state, InstanceState::Suspended);
+    let kept = qemu.snapshot_sizes(&last.target()).await.unwrap()[&name];
+    let memory = fs::metadata(qemu.folder(&last.instance).join(format!("snapshots/{name}/memory"))).unwrap().len();
+    assert!(kept.bytes() > memory / 2, "{kept:?} with a memory of {memory}");
+    timed("starting it", qemu.start(&last.target(), &last.seed, &last.mounts)).await;
+    proven(&last).await;
+    timed("destroy", qemu.destroy(&last.target())).await;
     assert_eq!(qemu.list().await.unwrap(), []);
 }
 

@@ -65,7 +65,7 @@ impl<'a> Budget<'a> {
         // A machine that goes down in order to come up again has to find its room then. One that is given
         // more where it runs, or a bigger disk where it does not, needs room for what is more.
         let (needs, anew) = match (&step.action, step.cost) {
-            (StepAction::Create | StepAction::Start | StepAction::Restore { .. }, _)
+            (StepAction::Create | StepAction::Start | StepAction::Restore { stays_down: false, .. }, _)
             | (StepAction::Stop, Cost::Restart)
             | (StepAction::Destroy, Cost::Replace) => (amounts(sizes), true),
             (StepAction::Resize { .. }, _) if situation.runs() => (amounts(sizes), false),

@@ -6,6 +6,7 @@ use vm_agent_schemas::plan::{ApprovalRequest, StepAction, WaitsFor};
 
 use crate::inputs::Inputs;
 use crate::situation::Situation;
+use crate::snapshots::loss;
 use crate::table::{Seen, Want};
 
 /// However small the fleet, this many agents may leave it at once under `prune: auto`.
@@ -51,8 +52,8 @@ impl<'a> Guard<'a> {
             (Prune::Auto, Some(_)) => "it left the file together with more others than may go unasked".to_owned(),
             (Prune::Confirm, _) => "it is no longer in the file, and `prune` is `confirm`".to_owned(),
         };
-        let what = format!("delete `{}` and its data: {because}", situation.name);
-        self.ask("remove", situation, "", what)
+        let what = format!("delete `{}` and its data{}: {because}", situation.name, lost(situation));
+        self.ask("remove", situation, &of_snapshots(situation), what)
     }
 
     /// What the replacement of an agent's instance waits for. `why` names the fields that only a new
@@ -65,8 +66,8 @@ impl<'a> Guard<'a> {
         if !situation.is_proven() {
             return Some(WaitsFor::Proof);
         }
-        let what = format!("delete `{}` and its data, and make it anew: {why}", situation.name);
-        self.ask("replace", situation, why, what)
+        let what = format!("delete `{}` and its data{}, and make it anew: {why}", situation.name, lost(situation));
+        self.ask("replace", situation, &format!("{why}{}", of_snapshots(situation)), what)
     }
 
     /// What a step on an agent waits for whose file says `reconcile: manual`.
@@ -91,6 +92,18 @@ impl<'a> Guard<'a> {
         self.asked.push(ApprovalRequest { id: id.clone(), agent: situation.name.clone(), what });
         Some(WaitsFor::Approval { id })
     }
+}
+
+/// The snapshots that go with a machine, for people.
+fn lost(situation: &Situation<'_>) -> String {
+    loss(situation).map_or_else(String::new, |loss| format!(" ({loss})"))
+}
+
+/// What a yes to a deletion is about besides the machine. It is not void because of snapshots that come and go by
+/// themselves.
+fn of_snapshots(situation: &Situation<'_>) -> String {
+    let protected = loss(situation).filter(|loss| loss.protected > 0);
+    protected.map_or_else(String::new, |loss| format!("; {} protected", loss.protected))
 }
 
 /// Whether an agent's machine is to be deleted, is just being, or may have to be once more is known.

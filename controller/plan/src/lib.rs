@@ -43,7 +43,7 @@ pub use inputs::{DriverView, FileTask, Inputs, Listing, Mode, Observed, SessionS
 pub use rest::is_at_work;
 pub use runs::{RUNS_KNOWN, note_run};
 pub use shared::Shared;
-pub use snapshots::Wish;
+pub use snapshots::{Wish, kept};
 pub use upkeep::{Learnt, Upkeep, upkeep};
 pub use wake::wake_at;
 
@@ -186,6 +186,9 @@ fn digest(inputs: &Inputs, steps: &[Step], approvals: &[ApprovalRequest]) -> Dig
             part(task.as_str());
         }
         part(&step.reason);
+        if let Some(loss) = step.loses.filter(|loss| loss.protected > 0) {
+            part(&loss.protected.to_string());
+        }
     }
     for approval in approvals {
         part(approval.id.as_str());

@@ -423,8 +423,12 @@ fn replace(situation: &Situation<'_>, drift: &[Drift], guard: &mut Guard<'_>, wi
 }
 
 /// What stands in the way of the machine that is to replace this one, while that one still exists: a
-/// driver that is not there or does not answer, or a name that is taken.
+/// snapshot that it would be made from and is gone, a driver that is not there or does not answer, or a
+/// name that is taken.
 fn successor_obstacle(situation: &Situation<'_>) -> Option<WaitsFor> {
+    if let Some(gone) = situation.wanted.and_then(|agent| awaited_snapshot(situation, agent)) {
+        return Some(gone);
+    }
     let driver = situation.wanted?.spec.driver.filter(|driver| Some(*driver) != situation.driver)?;
     match situation.inputs.drivers.get(&driver).map(|view| &view.listing) {
         None => Some(WaitsFor::DriverMissing { driver }),

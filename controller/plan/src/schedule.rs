@@ -13,6 +13,7 @@ use crate::fuse::probe_at;
 use crate::inputs::{Inputs, Mode};
 use crate::moves::Move;
 use crate::situation::Situation;
+use crate::snapshots::loss;
 use crate::windows::is_disruptive;
 
 /// Hands out the room on the host, the places in each driver's lane, and the one that a blown fuse leaves.
@@ -55,7 +56,7 @@ impl<'a> Schedule<'a> {
         }
         if step.action.on_instance().is_some() {
             // A stop that is there for a start to follow comes down only when it can come up again.
-            if brings_up(&step.action) || matches!(step.cost, Cost::Restart | Cost::Replace) {
+            if step.action.brings_up() || matches!(step.cost, Cost::Restart | Cost::Replace) {
                 waits_for.extend(self.dependencies(situation));
                 waits_for.extend(situation.unsupported().map(|what| WaitsFor::Unsupported { what: what.to_owned() }));
             }
@@ -75,8 +76,9 @@ impl<'a> Schedule<'a> {
             }
         }
         let disturbs = situation.disturbance(&step.action, is_disruptive(situation, &step));
+        let loses = (step.action == StepAction::Destroy).then(|| loss(situation)).flatten();
         let Move { action, reason, cost, .. } = step;
-        Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs, waits_for }
+        Step { agent: situation.name.clone(), driver, action, reason, cost, disturbs, loses, waits_for }
     }
 
     /// A pause holds everything but what a person says when they take the fleet down.
@@ -140,10 +142,6 @@ fn sizes_after(situation: &Situation<'_>, moves: &[Move]) -> Option<Sizes> {
         _ => None,
     });
     spec.or(resized).or_else(|| situation.sizes())
-}
-
-fn brings_up(action: &StepAction) -> bool {
-    action.on_instance().is_some_and(vm_agent_schemas::observe::Action::brings_up)
 }
 
 fn lane(inputs: &Inputs, bears: u32) -> usize {

@@ -1,17 +1,19 @@
 //! Snapshots: what the file asks for by itself, what is over, and what is done next on one machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent};
-use vm_agent_schemas::names::{ScheduleName, SnapshotName};
-use vm_agent_schemas::observe::{Claim, SnapshotSupport};
-use vm_agent_schemas::plan::{Cost, Health, StepAction, WaitsFor};
-use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Point, SnapshotSchedule};
+use vm_agent_schemas::names::{AgentName, ScheduleName, SnapshotName};
+use vm_agent_schemas::observe::{Claim, Proof, SnapshotSupport};
+use vm_agent_schemas::plan::{Cost, Health, Rest, SnapshotLoss, StepAction, WaitsFor};
+use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Keeper, Point, Snapshot, SnapshotSchedule};
 
 use crate::clock::after;
+use crate::effective::{Effective, effective};
+use crate::inputs::Inputs;
 use crate::moves::Moves;
 use crate::situation::Situation;
 use crate::standing::is_completed;
@@ -22,6 +24,10 @@ pub(crate) const TRIED_FOR: Duration = Duration::from_secs(6 * 3600);
 
 /// Most of a schedule's name that goes into those of its snapshots.
 const NAME_PART: usize = 40;
+
+/// How many of the snapshots stay that were taken before a machine went back to another: as many ways back from a
+/// way back as anybody still knows the meaning of.
+const BEFORE_RESTORE: usize = 3;
 
 /// The steps of what is to be done next with the machine's snapshots. They come before all others on it.
 pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
@@ -46,7 +52,7 @@ pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
                 moves.push(StepAction::Start, "it should run", Cost::Restart);
             }
         }
-        Ask::Delete { name } if exists(situation) => {
+        Ask::Delete { name, .. } if exists(situation) => {
             moves.push(StepAction::DropSnapshot { name: name.clone() }, errand.by.clone(), Cost::Live);
         }
         Ask::Delete { .. } => {}
@@ -57,7 +63,8 @@ pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
             go_back(situation, to, &format!("{} wants it back", errand.by), &mut moves);
         }
     }
-    if !errand.ask.is_of_file() {
+    // What nothing keeps any more goes without a yes of its own.
+    if !errand.ask.asks_itself() || matches!(errand.ask, Ask::Delete { .. }) {
         moves.asked();
     }
     moves
@@ -102,10 +109,13 @@ fn go_back(situation: &Situation<'_>, to: &SnapshotName, reason: &str, moves: &m
     if !exists(situation) {
         return;
     }
+    // One that slept for want of work is awake once it is back.
+    let stays_down = situation.want != Want::Running && situation.rests != Some(Rest::Idle);
+    let (stop, restore) = if stays_down { (Cost::Stop, Cost::Live) } else { (Cost::Restart, Cost::Restart) };
     if situation.runs() && moves.steps.iter().all(|step| step.action != StepAction::Stop) {
-        moves.push(StepAction::Stop, format!("{reason}: to `{to}`"), Cost::Restart);
+        moves.push(StepAction::Stop, format!("{reason}: to `{to}`"), stop);
     }
-    moves.push(StepAction::Restore { to: to.clone() }, reason, Cost::Restart);
+    moves.push(StepAction::Restore { to: to.clone(), stays_down }, reason, restore);
 }
 
 /// Whether there is a machine with which something can be done now.
@@ -143,7 +153,7 @@ fn has(situation: &Situation<'_>, name: &SnapshotName) -> bool {
 }
 
 /// Why something is over that was to be done with the agent's snapshots: it is done, or can't be any more.
-pub(crate) fn end(situation: &Situation<'_>, errand: &Errand) -> Option<Result<(), String>> {
+pub(crate) fn end(situation: &Situation<'_>, errand: &Errand, bases: &Bases) -> Option<Result<(), String>> {
     let Some(claim) = situation.claim.filter(|claim| claim.id == errand.claim) else {
         return Some(Err("its machine is gone".to_owned()));
     };
@@ -151,7 +161,7 @@ pub(crate) fn end(situation: &Situation<'_>, errand: &Errand) -> Option<Result<(
     let overtaken = |id| open(situation).iter().any(|other| other.id > id && matches!(other.ask, Ask::Restore { .. }));
     match &errand.ask {
         Ask::Take { name, .. } if has(situation, name) => return Some(Ok(())),
-        Ask::Delete { name } if !has(situation, name) => return Some(Ok(())),
+        Ask::Delete { name, .. } if !has(situation, name) => return Some(Ok(())),
         Ask::Restore { .. } if overtaken(errand.id) => {
             return Some(Err("somebody wants it back to another one since".to_owned()));
         }
@@ -162,6 +172,10 @@ pub(crate) fn end(situation: &Situation<'_>, errand: &Errand) -> Option<Result<(
     }
     if situation.operation.is_some() || on_its_way {
         return None;
+    }
+    // Somebody protects it since, say.
+    if matches!(&errand.ask, Ask::Delete { name, unkept: true } if is_kept(situation, name, bases)) {
+        return Some(Ok(()));
     }
     if situation.view.is_some() && support(situation) == SnapshotSupport::None {
         return Some(Err(format!("driver {} takes no snapshots", claim.driver)));
@@ -192,7 +206,7 @@ pub(crate) struct Wishes {
     pub(crate) points: BTreeSet<Point>,
 }
 
-pub(crate) fn wishes(situation: &Situation<'_>, health: Option<Health>) -> Wishes {
+pub(crate) fn wishes(situation: &Situation<'_>, health: Option<Health>, bases: &Bases) -> Wishes {
     let mut all = Wishes::default();
     let (Some(agent), Some(claim)) = (situation.wanted, situation.claim) else { return all };
     if support(situation) == SnapshotSupport::None || claim.history.restoring.is_some() {
@@ -211,10 +225,16 @@ pub(crate) fn wishes(situation: &Situation<'_>, health: Option<Health>) -> Wishe
                 let ask = Ask::Take { name: name_for(name, due), cause, comment: None };
                 all.wishes.push(wish(ask, format!("schedule {name}")));
             }
-        } else {
-            let excess = excess(situation, name, schedule).into_iter().filter(|it| !is_being_deleted(situation, it));
-            all.wishes.extend(excess.map(|it| wish(Ask::Delete { name: it }, format!("schedule {name}"))));
         }
+    }
+    let unkept = keepers(situation, bases).into_iter().filter(|(_, keepers)| keepers.is_empty());
+    let unkept = unkept.map(|(snapshot, _)| snapshot).filter(|_| exists(situation));
+    for snapshot in unkept.filter(|it| !is_being_deleted(situation, &it.name)) {
+        let by = match &snapshot.cause {
+            Cause::Schedule { schedule, .. } => format!("schedule {schedule}"),
+            _ => "retention".to_owned(),
+        };
+        all.wishes.push(wish(Ask::Delete { name: snapshot.name.clone(), unkept: true }, by));
     }
     let provisioned = health == Some(Health::Healthy) && is_completed(situation);
     for point in agent.spec.snapshots.points.iter().filter(|point| !claim.history.points.contains(point)) {
@@ -247,8 +267,7 @@ fn due(claim: &Claim, name: &ScheduleName, schedule: &SnapshotSchedule, now: Tim
 /// Whether the machine has been down ever since its latest snapshot.
 fn is_unchanged(situation: &Situation<'_>) -> bool {
     let Some(observed) = situation.observed.filter(|_| situation.seen != Seen::Running) else { return false };
-    let mut known = situation.inputs.snapshots.get(situation.name).into_iter().flat_map(|known| known.values());
-    known.any(|snapshot| !snapshot.running && snapshot.taken_at >= observed.since)
+    snapshots(situation).any(|snapshot| !snapshot.running && snapshot.taken_at >= observed.since)
 }
 
 fn is_being_taken(situation: &Situation<'_>, schedule: &ScheduleName) -> bool {
@@ -259,19 +278,112 @@ fn is_being_taken(situation: &Situation<'_>, schedule: &ScheduleName) -> bool {
 }
 
 fn is_being_deleted(situation: &Situation<'_>, name: &SnapshotName) -> bool {
-    open(situation).iter().any(|errand| matches!(&errand.ask, Ask::Delete { name: other } if other == name))
+    open(situation).iter().any(|errand| matches!(&errand.ask, Ask::Delete { name: other, .. } if other == name))
 }
 
-/// The snapshots of a schedule that may go. Those that somebody protects are not its any more.
-fn excess(situation: &Situation<'_>, name: &ScheduleName, schedule: &SnapshotSchedule) -> Vec<SnapshotName> {
-    let Some(keep) = schedule.keep else { return Vec::new() };
-    let zone = schedule.cron.zone().unwrap_or(TimeZone::UTC);
-    let known = situation.inputs.snapshots.get(situation.name).into_iter().flat_map(|known| known.values());
-    let taken = known.filter(|snapshot| !snapshot.protect).filter_map(|snapshot| match &snapshot.cause {
-        Cause::Schedule { schedule, due } if schedule == name => Some((&snapshot.name, *due)),
-        _ => None,
-    });
-    keep.excess(&zone, taken).into_iter().cloned().collect()
+/// Snapshots that machines are still to be made from, each with the agent whose it is.
+pub(crate) type Bases = BTreeSet<(AgentName, SnapshotName)>;
+
+/// The snapshots that agents wait for to be made from. One whose machine was there once never needs its base again:
+/// what a driver makes of a snapshot is a machine of its own.
+pub(crate) fn bases(inputs: &Inputs, effective: &Effective) -> Bases {
+    let clones = effective.wanted.iter().filter_map(|(name, agent)| Some((name, agent.clone_of.as_ref()?)));
+    let waiting = clones.filter(|(name, _)| !is_made(&Situation::of(inputs, name, effective)));
+    waiting.map(|(_, CloneOf { agent, snapshot })| (agent.clone(), snapshot.clone())).collect()
+}
+
+/// Whether the agent's machine is there, and known to be whole.
+fn is_made(situation: &Situation<'_>) -> bool {
+    let shown = situation.claim.is_some_and(|claim| claim.proof != Proof::Pending) && situation.is_proven();
+    shown && situation.operation.is_none() && exists(situation)
+}
+
+/// What keeps each snapshot, by agent and name. One that nothing keeps is about to go.
+#[must_use]
+pub fn kept(inputs: &Inputs) -> BTreeMap<(AgentName, SnapshotName), BTreeSet<Keeper>> {
+    let effective = effective(&inputs.fleet, &inputs.overrides, inputs.now);
+    let bases = bases(inputs, &effective);
+    let mut kept = BTreeMap::new();
+    for agent in inputs.snapshots.keys() {
+        let keepers = keepers(&Situation::of(inputs, agent, &effective), &bases);
+        kept.extend(keepers.into_iter().map(|(snapshot, keepers)| ((agent.clone(), snapshot.name.clone()), keepers)));
+    }
+    kept
+}
+
+fn snapshots<'a>(situation: &Situation<'a>) -> impl Iterator<Item = &'a Snapshot> + Clone + use<'a> {
+    situation.inputs.snapshots.get(situation.name).into_iter().flat_map(|known| known.values())
+}
+
+/// What keeps each of the agent's snapshots. Those that somebody protects are not counted among those of their
+/// schedule, and stay beside them.
+fn keepers<'a>(situation: &Situation<'a>, bases: &Bases) -> Vec<(&'a Snapshot, BTreeSet<Keeper>)> {
+    let schedules = situation.wanted.map(|agent| &agent.spec.snapshots.schedules);
+    let is_limited = |schedule| schedules.and_then(|all| all.get(schedule)?.keep).is_some();
+    let mut counted: BTreeMap<&SnapshotName, BTreeSet<Keeper>> = BTreeMap::new();
+    for (name, schedule) in schedules.into_iter().flatten() {
+        let Some(keep) = schedule.keep else { continue };
+        let zone = schedule.cron.zone().unwrap_or(TimeZone::UTC);
+        let taken = snapshots(situation).filter(|snapshot| !snapshot.protect);
+        let taken = taken.filter_map(|snapshot| match &snapshot.cause {
+            Cause::Schedule { schedule, due } if schedule == name => Some((&snapshot.name, *due)),
+            _ => None,
+        });
+        counted.extend(keep.keepers(&zone, taken));
+    }
+    counted.extend(before_restores(situation));
+    let keepers = |snapshot: &'a Snapshot| {
+        let mut keepers = counted.get(&snapshot.name).cloned().unwrap_or_default();
+        keepers.extend(snapshot.protect.then_some(Keeper::Protected));
+        keepers.extend(is_in_use(situation, &snapshot.name, bases).then_some(Keeper::InUse));
+        keepers.extend(match &snapshot.cause {
+            Cause::Person { .. } => Some(Keeper::Manual),
+            Cause::Point { .. } => Some(Keeper::Point),
+            Cause::Schedule { schedule, .. } if !is_limited(schedule) => Some(Keeper::NoLimit),
+            Cause::Schedule { .. } | Cause::Restore { .. } | Cause::Clone { .. } => None,
+        });
+        (snapshot, keepers)
+    };
+    snapshots(situation).map(keepers).collect()
+}
+
+fn is_kept(situation: &Situation<'_>, name: &SnapshotName, bases: &Bases) -> bool {
+    keepers(situation, bases).iter().any(|(snapshot, keepers)| snapshot.name == *name && !keepers.is_empty())
+}
+
+/// What keeps those that were taken before the machine went back: the latest, and the one that it is back at, which
+/// somebody may want to go back to once more.
+fn before_restores<'a>(situation: &Situation<'a>) -> impl Iterator<Item = (&'a SnapshotName, BTreeSet<Keeper>)> {
+    let (now, undone) = (situation.inputs.now, situation.claim.and_then(|claim| claim.history.undone));
+    let is_back_at = |it: &&Snapshot| undone.is_some_and(|undone| undone.since == it.taken_at);
+    let of_restores = snapshots(situation).filter(|it| matches!(it.cause, Cause::Restore { .. }));
+    let (back_at, mut taken): (Vec<_>, Vec<_>) = of_restores.partition(is_back_at);
+    taken.retain(|it| !it.protect);
+    // One from the future is older: the clock has been set back since.
+    taken.sort_by_key(|it| std::cmp::Reverse((it.taken_at <= now, it.taken_at)));
+    let latest = taken.into_iter().take(BEFORE_RESTORE).map(|it| (&it.name, [Keeper::BeforeRestore].into()));
+    back_at.into_iter().map(|it| (&it.name, [Keeper::Restored].into())).chain(latest)
+}
+
+/// Whether the machine is about to go back to a snapshot, or rests on its being there when it does, or another is
+/// about to be made from it.
+fn is_in_use(situation: &Situation<'_>, name: &SnapshotName, bases: &Bases) -> bool {
+    let on_its_way = situation.claim.and_then(|claim| claim.history.restoring.as_ref());
+    let is_asked_for = |errand: &Errand| match &errand.ask {
+        Ask::Restore { to, safety } => to == name || safety.as_ref() == Some(name),
+        Ask::Take { .. } | Ask::Delete { .. } => false,
+    };
+    on_its_way.is_some_and(|way| way.snapshot == *name)
+        || open(situation).iter().any(is_asked_for)
+        || bases.contains(&(situation.name.clone(), name.clone()))
+}
+
+/// The snapshots that would go with the agent's machine.
+pub(crate) fn loss(situation: &Situation<'_>) -> Option<SnapshotLoss> {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let all = count(snapshots(situation).count());
+    let protected = count(snapshots(situation).filter(|snapshot| snapshot.protect).count());
+    (all > 0).then_some(SnapshotLoss { snapshots: all, protected })
 }
 
 /// The name of a schedule's snapshot: the same for the same moment, so that it is taken once.

@@ -17,7 +17,7 @@ use crate::fuse::BACKOFF_FORGOTTEN;
 use crate::inputs::{Inputs, Mode};
 use crate::rest::asleep;
 use crate::situation::Situation;
-use crate::snapshots::{self, Wish, Wishes, wishes};
+use crate::snapshots::{self, Wish, Wishes, bases, wishes};
 
 /// One thing that the records should say.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,15 +188,20 @@ fn claims(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
 fn errands(inputs: &Inputs, plan: &Plan) -> Vec<Upkeep> {
     let mut upkeep = Vec::new();
     let effective = effective(&inputs.fleet, &inputs.overrides, inputs.now);
+    let bases = bases(inputs, &effective);
     for (agent, errands) in &inputs.errands {
         let situation = Situation::of(inputs, agent, &effective);
-        let ended = errands.iter().filter_map(|errand| Some((errand, snapshots::end(&situation, errand)?)));
+        let ended = errands.iter().filter_map(|errand| Some((errand, snapshots::end(&situation, errand, &bases)?)));
         upkeep.extend(ended.map(|(errand, end)| Upkeep::EndErrand(errand.clone(), end)));
     }
-    let asks = |agent: &AgentName| effective.wanted.get(agent).is_some_and(|it| !it.spec.snapshots.is_empty());
+    let asks = |agent: &AgentName| {
+        let is_asked = effective.wanted.get(agent).is_some_and(|it| !it.spec.snapshots.is_empty());
+        is_asked || inputs.snapshots.contains_key(agent)
+    };
     for claim in inputs.claims.values().filter(|claim| inputs.mode == Mode::Up && asks(&claim.agent)) {
         let situation = Situation::of(inputs, &claim.agent, &effective);
-        let Wishes { wishes, schedules, points } = wishes(&situation, plan.agent(&claim.agent).map(|it| it.health));
+        let health = plan.agent(&claim.agent).map(|it| it.health);
+        let Wishes { wishes, schedules, points } = wishes(&situation, health, &bases);
         let scheduled = (!schedules.is_empty()).then_some((schedules, inputs.now));
         let learnt = Learnt { scheduled, points, ..Learnt::of(claim) };
         if learnt.applied_to(claim).is_some() {

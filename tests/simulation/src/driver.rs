@@ -64,8 +64,8 @@ pub enum Asked {
     Snapshot(SnapshotName),
     /// Delete a snapshot of it.
     DeleteSnapshot(SnapshotName),
-    /// Bring it back to a snapshot with this seed, and start it.
-    Restore(SnapshotName, Seed),
+    /// Bring it back to a snapshot with this seed, and start it where that is said.
+    Restore(SnapshotName, Seed, bool),
     /// Save its memory and stop it.
     Suspend,
 }
@@ -82,7 +82,7 @@ impl Asked {
             Work::Destroy => Self::Destroy,
             Work::Snapshot(name) => Self::Snapshot(name.clone()),
             Work::DeleteSnapshot(name) => Self::DeleteSnapshot(name.clone()),
-            Work::Restore(name, seed, _) => Self::Restore(name.clone(), seed.as_ref().clone()),
+            Work::Restore(name, seed, up) => Self::Restore(name.clone(), seed.as_ref().clone(), up.is_some()),
             Work::Suspend => Self::Suspend,
         }
     }
@@ -309,7 +309,7 @@ impl Driver {
             Asked::Snapshot(_) if runs && self.capabilities.snapshots != SnapshotSupport::Live => Some("it runs"),
             Asked::Restore(..) if arrived => None,
             Asked::Restore(..) if runs => Some("it runs"),
-            Asked::Restore(name, _) if !machine.snapshots.contains(name) => Some("there is no such snapshot"),
+            Asked::Restore(name, ..) if !machine.snapshots.contains(name) => Some("there is no such snapshot"),
             _ => None,
         }
     }
@@ -355,13 +355,13 @@ impl Driver {
             Asked::Destroy => happened.down = self.machines.remove(name).is_some(),
             Asked::Snapshot(snapshot) => self.change_snapshots(name, |all| all.insert(snapshot.clone())),
             Asked::DeleteSnapshot(snapshot) => self.change_snapshots(name, |all| all.remove(snapshot)),
-            Asked::Restore(_, seed) => {
+            Asked::Restore(_, seed, up) => {
                 if let Some(machine) = self.machines.get_mut(name).filter(|it| it.nonce.as_ref() != Some(&seed.nonce)) {
                     machine.nonce = Some(seed.nonce.clone());
                     machine.runtime = Some(Runtime::new(seed.clone(), rng));
                     happened.restored = true;
                 }
-                happened.up = whole && self.bring_up(name, seed);
+                happened.up = *up && whole && self.bring_up(name, seed);
             }
             Asked::Suspend => {
                 if let Some(machine) = self.machines.get_mut(name).filter(|it| it.state == InstanceState::Running) {

@@ -1,34 +1,66 @@
 //! What people ask of snapshots.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
 use jiff::Timestamp;
+use vm_agent_plan::kept;
 use vm_agent_schemas::api::{
-    Changed, CloneRequest, Problem, ProblemCode, RestoreRequest, SnapshotChange, SnapshotRequest,
+    Changed, CloneRequest, Problem, ProblemCode, RestoreRequest, SnapshotChange, SnapshotDeletion, SnapshotRequest,
+    SnapshotView,
 };
 use vm_agent_schemas::ids::ErrandId;
 use vm_agent_schemas::names::{AgentName, SnapshotName};
-use vm_agent_schemas::observe::Capabilities;
+use vm_agent_schemas::observe::{Capabilities, Claim};
 use vm_agent_schemas::snapshot::{Errand, Snapshot};
+use vm_agent_schemas::units::ByteSize;
 use vm_agent_store as store;
 
 use super::{Actor, Controller};
 use crate::engine::errand::{self, Asked};
 use crate::engine::intent::{self, Intent, Voice};
+use crate::engine::job::target;
 use crate::engine::records::{Change, Records};
+
+/// How long a driver may take to tell what snapshots take: nobody waits long for a number.
+const SIZES_LIMIT: Duration = Duration::from_secs(5);
 
 impl Controller {
     /// The snapshots of an agent, or of all of them, the oldest first.
     ///
     /// # Errors
     /// When there is no such agent.
-    pub async fn snapshots(&self, agent: Option<&AgentName>) -> Result<Vec<Snapshot>, Problem> {
+    pub async fn snapshots(&self, agent: Option<&AgentName>) -> Result<Vec<SnapshotView>, Problem> {
         if let Some(agent) = agent {
             self.known(agent)?;
         }
-        let records = self.core.ledger.records();
-        let known = records.snapshots.iter().filter(|(name, _)| agent.is_none_or(|agent| agent == *name));
-        let mut all: Vec<Snapshot> = known.flat_map(|(_, known)| known.values().cloned()).collect();
-        all.sort_by(|a, b| (&a.agent, a.taken_at, &a.name).cmp(&(&b.agent, b.taken_at, &b.name)));
+        let inputs = self.core.inputs().await;
+        let is_meant = |name: &&AgentName| agent.is_none_or(|agent| agent == *name);
+        let agents: Vec<&AgentName> = inputs.snapshots.keys().filter(is_meant).collect();
+        let sizes = join_all(agents.iter().map(|agent| self.snapshot_sizes(inputs.claims.get(*agent)))).await;
+        let mut kept = kept(&inputs);
+        let mut all = Vec::new();
+        for (agent, sizes) in agents.into_iter().zip(sizes) {
+            all.extend(inputs.snapshots[agent].values().map(|snapshot| SnapshotView {
+                memory: snapshot.has_memory(),
+                size: sizes.get(&snapshot.name).copied(),
+                kept: kept.remove(&(agent.clone(), snapshot.name.clone())).unwrap_or_default(),
+                snapshot: snapshot.clone(),
+            }));
+        }
+        let key = |it: &SnapshotView| (it.snapshot.agent.clone(), it.snapshot.taken_at, it.snapshot.name.clone());
+        all.sort_by_cached_key(key);
         Ok(all)
+    }
+
+    /// What the snapshots of an instance take, where its driver can tell soon.
+    async fn snapshot_sizes(&self, claim: Option<&Claim>) -> BTreeMap<SnapshotName, ByteSize> {
+        let observer = claim.and_then(|claim| self.core.observers.get(&claim.driver));
+        let Some((claim, observer)) = claim.zip(observer) else { return BTreeMap::new() };
+        let target = target(claim);
+        let told = tokio::time::timeout(SIZES_LIMIT, observer.driver().snapshot_sizes(&target)).await;
+        told.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     /// Has a snapshot of an agent's machine taken.
@@ -54,9 +86,10 @@ impl Controller {
         &self,
         agent: &AgentName,
         name: &SnapshotName,
+        request: SnapshotDeletion,
         actor: &Actor,
     ) -> Result<Errand, Problem> {
-        self.ask(agent, false, actor, |records, asked| errand::delete(records, asked, name)).await
+        self.ask(agent, request.dry_run, actor, |records, asked| errand::delete(records, asked, name)).await
     }
 
     /// Has an agent's machine brought back to a snapshot.

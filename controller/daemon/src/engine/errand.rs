@@ -120,7 +120,7 @@ pub fn delete(records: &Records, asked: Asked<'_>, name: &SnapshotName) -> Resul
         return Err(Problem::new(ProblemCode::Blocked, format!("snapshot `{name}` of `{agent}` is protected"))
             .remedy(format!("end that first: vm-agent snapshot unprotect {agent} {name}")));
     }
-    Ok(asked.errand(claim.id, Ask::Delete { name: name.clone() }))
+    Ok(asked.errand(claim.id, Ask::Delete { name: name.clone(), unkept: false }))
 }
 
 /// Has a machine brought back to a snapshot.
@@ -233,8 +233,8 @@ pub(super) fn of_step<'a>(agent: &AgentName, action: &StepAction, records: &'a R
     records.errands.get(agent)?.iter().find(|errand| match (&errand.ask, action) {
         (Ask::Take { name, .. }, StepAction::Snapshot { name: wanted })
         | (Ask::Restore { safety: Some(name), .. }, StepAction::Snapshot { name: wanted })
-        | (Ask::Delete { name }, StepAction::DropSnapshot { name: wanted })
-        | (Ask::Restore { to: name, .. }, StepAction::Restore { to: wanted }) => name == wanted,
+        | (Ask::Delete { name, .. }, StepAction::DropSnapshot { name: wanted })
+        | (Ask::Restore { to: name, .. }, StepAction::Restore { to: wanted, .. }) => name == wanted,
         _ => false,
     })
 }
@@ -269,6 +269,7 @@ pub(super) fn taken(job: &Job, name: &SnapshotName, now: Timestamp) -> Vec<Chang
         // What the machine did while it was taken may be in it or not.
         taken_at: job.operation.started_at,
         running: job.ran,
+        suspended: job.slept,
     };
     let mut changes = vec![
         Change::Snapshot(Box::new(snapshot)),
@@ -299,10 +300,10 @@ pub(super) fn restored(job: &Job, name: &SnapshotName, now: Timestamp) -> Vec<Ch
     std::iter::once(event).chain(job.errand.iter().flat_map(|errand| ended(errand, Ok(()), now))).collect()
 }
 
-/// What an attempt that failed changes. A person is told at once and may try again; what the file asks for is
-/// tried again by itself.
+/// What an attempt that failed changes. A person is told at once and may try again; what nobody asks for is tried
+/// again by itself.
 pub(super) fn failed(errand: &Errand, why: &str, now: Timestamp) -> Vec<Change> {
-    if !errand.ask.is_of_file() {
+    if !errand.ask.asks_itself() {
         let hint = match &errand.ask {
             Ask::Restore { .. } => "the snapshot before it failed, and nothing was changed: ",
             Ask::Take { .. } | Ask::Delete { .. } => "",
@@ -314,4 +315,35 @@ pub(super) fn failed(errand: &Errand, why: &str, now: Timestamp) -> Vec<Change> 
     let not_before = now.checked_add(pause).unwrap_or(Timestamp::MAX);
     let tried = Some(Tried { failures, not_before, last: why.to_owned() });
     vec![Change::Errand(Box::new(Errand { tried, ..errand.clone() }))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errand(ask: Ask) -> Errand {
+        let claim = ClaimId::generate();
+        let asked = Asked { agent: &"web".parse().unwrap(), capabilities: None, by: "x", now: Timestamp::UNIX_EPOCH };
+        asked.errand(claim, ask)
+    }
+
+    fn after_failures(ask: Ask, failures: u32) -> Errand {
+        let mut errand = errand(ask);
+        for _ in 0..failures {
+            let changes = failed(&errand, "the disk is locked", Timestamp::UNIX_EPOCH);
+            let Some(Change::Errand(changed)) = changes.into_iter().next() else { panic!("it is written down") };
+            errand = *changed;
+        }
+        errand
+    }
+
+    #[test]
+    fn what_a_person_asks_for_is_tried_once_and_what_nobody_asks_for_after_longer_and_longer_pauses() {
+        let delete = |unkept| Ask::Delete { name: "one".parse().unwrap(), unkept };
+        let by_hand = after_failures(delete(false), 1);
+        assert!(by_hand.end.unwrap().problem.unwrap().contains("the disk is locked"));
+        let pause = |failures| after_failures(delete(true), failures).tried.unwrap().not_before.as_second();
+        assert_eq!([pause(1), pause(2), pause(20)], [30, 60, 1800]);
+        assert_eq!(after_failures(delete(true), 20).end, None, "until its time is over");
+    }
 }

@@ -58,6 +58,8 @@ pub struct Job {
     name_was_free: bool,
     /// Whether it ran when the step was planned.
     pub ran: bool,
+    /// Whether it was suspended then.
+    pub slept: bool,
     /// What is to be done with snapshots, where the step is of that.
     pub errand: Option<Errand>,
     /// What the driver is asked for.
@@ -83,8 +85,8 @@ pub enum Work {
     Snapshot(SnapshotName),
     /// To delete a snapshot of it.
     DeleteSnapshot(SnapshotName),
-    /// To bring it back to a snapshot, with this seed and these mounts.
-    Restore(SnapshotName, Box<Seed>, Mounts),
+    /// To bring it back to a snapshot, with this seed; and to start it with these mounts, if it is to run.
+    Restore(SnapshotName, Box<Seed>, Option<Mounts>),
     /// To save its memory and stop it.
     Suspend,
 }
@@ -171,7 +173,8 @@ pub fn prepare(
             let claim = claim_for_restore(known?, &name, view, records)?;
             let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
             let enroll = credential.map(|credential| (credential, first_configuration(agent)));
-            (claim, Work::Restore(name, Box::new(seed), agent.spec.mounts.clone()), enroll)
+            let mounts = step.action.brings_up().then(|| agent.spec.mounts.clone());
+            (claim, Work::Restore(name, Box::new(seed), mounts), enroll)
         }
     };
     if matches!(action, Action::Create | Action::Restore) {
@@ -183,9 +186,10 @@ pub fn prepare(
     changes.push(Change::Event(NewEvent::of(&step.agent, EventKind::StepStarted, message)));
     let name_was_free = plan.agent(&step.agent).is_none_or(|agent| agent.observed.is_none());
     let observed = view.find(&claim).map(|observed| &observed.instance);
-    let ran = observed.is_some_and(|instance| instance.state == InstanceState::Running);
+    let was = |state| observed.is_some_and(|instance| instance.state == state);
+    let (ran, slept) = (was(InstanceState::Running), was(InstanceState::Suspended));
     let errand = errand::of_step(&step.agent, &step.action, records).cloned();
-    Ok((Job { operation, claim, enroll, name_was_free, ran, errand, work, deadline: limit }, changes))
+    Ok((Job { operation, claim, enroll, name_was_free, ran, slept, errand, work, deadline: limit }, changes))
 }
 
 /// The configuration that a runtime gets with its welcome. One with secrets comes later: nothing that
@@ -358,9 +362,19 @@ impl Job {
     fn mounted(&self) -> Option<&Mounts> {
         match &self.work {
             Work::Create(order) => Some(&order.mounts),
-            Work::Start(_, mounts) | Work::Restore(_, _, mounts) => Some(mounts),
+            Work::Start(_, mounts) | Work::Restore(_, _, Some(mounts)) => Some(mounts),
             _ => None,
         }
+    }
+
+    /// Whether the instance runs once the step is done.
+    fn brings_up(&self) -> bool {
+        self.operation.action.brings_up() && !self.stays_down()
+    }
+
+    /// Whether it goes back to a snapshot, and is not started.
+    const fn stays_down(&self) -> bool {
+        matches!(self.work, Work::Restore(_, _, None))
     }
 
     fn resized_to(&self) -> Option<Sizes> {
@@ -390,7 +404,7 @@ impl Settled {
             sequence.push(Effect::Hub(HubCall::Revoke(job.operation.agent.clone())));
         }
         sequence.push(Effect::Record(self.changes));
-        if self.succeeded && job.operation.action.brings_up() {
+        if self.succeeded && job.brings_up() {
             sequence.push(Effect::BroughtUp(job.operation.started_at));
         }
         sequence.push(Effect::Wake);
@@ -499,7 +513,7 @@ fn has_reached(job: &Job, called: &Called, seen: &Look<'_>) -> bool {
         (Action::DropSnapshot, Look::There(observed)) => shows_snapshot(job, observed).map_or(done, |there| !there),
         (Action::Restore, Look::There(observed)) => {
             let arrived = observed.instance.nonce.as_ref().map_or(done, |nonce| *nonce == job.claim.nonce);
-            arrived && (observed.instance.state == InstanceState::Running || done)
+            arrived && (job.stays_down() || observed.instance.state == InstanceState::Running || done)
         }
         (Action::Suspend, Look::There(observed)) => {
             matches!(observed.instance.state, InstanceState::Suspended | InstanceState::Stopped)
@@ -526,7 +540,7 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
         }
     }
     if reached && job.operation.action.brings_up() {
-        learnt.standing = Some(Standing::Up);
+        learnt.standing = Some(if job.stays_down() { Standing::Down } else { Standing::Up });
     }
     if reached {
         learnt.sizes = job.resized_to();
@@ -565,9 +579,10 @@ mod tests {
 
     use vm_agent_drivers::fake::Fake;
     use vm_agent_schemas::fleet::{DriverName, parse};
-    use vm_agent_schemas::ids::{Digest, Incarnation, Life};
+    use vm_agent_schemas::ids::{Digest, ErrandId, Incarnation, Life};
     use vm_agent_schemas::observe::Instance;
     use vm_agent_schemas::plan::Cost;
+    use vm_agent_schemas::snapshot::{Ask, Cause, Snapshot};
     use vm_agent_schemas::units::ByteSize;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -586,21 +601,80 @@ mod tests {
             reason: "a test".into(),
             cost: Cost::Live,
             disturbs: None,
+            loses: None,
             waits_for: vec![],
         }
     }
 
     /// Prepares a step for `web` and carries its changes out on the records.
     fn prepared(records: &mut Records, action: StepAction) -> Job {
+        prepared_seeing(records, action, Listing::Seen(BTreeMap::new()))
+    }
+
+    fn prepared_seeing(records: &mut Records, action: StepAction, listing: Listing) -> Job {
         let on_instance = action.on_instance().unwrap();
         let inputs = records.inputs(NOW);
         let plan = vm_agent_plan::plan(&inputs);
         let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None, loopback: None };
-        let (capabilities, listing) = (Fake::capabilities_default(), Listing::Seen(BTreeMap::new()));
-        let view = DriverView { capabilities, listing, looked_at: None };
+        let view = DriverView { capabilities: Fake::capabilities_default(), listing, looked_at: None };
         let (job, changes) = prepare(&step(action), on_instance, &plan, records, &view, &hub, NOW).unwrap();
         changes.into_iter().for_each(|change| records.apply(change));
         job
+    }
+
+    /// The snapshot `one` of `web`, as it is recorded once it was taken of an instance in that state.
+    fn taken_of(records: &mut Records, state: InstanceState) -> Snapshot {
+        let claim = records.claims["web"].clone();
+        let name: SnapshotName = "one".parse().unwrap();
+        let cause = Cause::Person { by: "ann".into() };
+        let errand = Errand {
+            id: ErrandId::generate(),
+            agent: claim.agent.clone(),
+            claim: claim.id,
+            ask: Ask::Take { name: name.clone(), cause, comment: None },
+            by: "ann".into(),
+            asked_at: NOW,
+            until: NOW,
+            tried: None,
+            end: None,
+        };
+        records.apply(Change::Errand(Box::new(errand)));
+        let seen = listing(vec![instance(state, Some(claim.nonce))]);
+        let job = prepared_seeing(records, StepAction::Snapshot { name }, seen.clone());
+        settled(&job, &Called::Done, &seen).changes.into_iter().for_each(|change| records.apply(change));
+        records.snapshots["web"]["one"].clone()
+    }
+
+    #[test]
+    fn the_snapshot_of_what_runs_or_is_suspended_has_its_memory() {
+        let mut records = records();
+        prepared(&mut records, StepAction::Create);
+        let mut taken = |state| {
+            let snapshot = taken_of(&mut records, state);
+            (snapshot.running, snapshot.has_memory())
+        };
+        assert_eq!(taken(InstanceState::Running), (true, true));
+        assert_eq!(taken(InstanceState::Suspended), (false, true));
+        assert_eq!(taken(InstanceState::Stopped), (false, false));
+    }
+
+    #[test]
+    fn what_goes_back_and_should_not_run_is_down_and_nothing_came_up() {
+        for stays_down in [false, true] {
+            let mut records = records();
+            prepared(&mut records, StepAction::Create);
+            taken_of(&mut records, InstanceState::Stopped);
+            let to = "one".parse().unwrap();
+            let job = prepared(&mut records, StepAction::Restore { to, stays_down });
+            let seen = listing(vec![instance(InstanceState::Stopped, Some(job.claim.nonce.clone()))]);
+            let timed_out = settled(&job, &Called::TimedOut(Duration::from_secs(1)), &seen);
+            assert_eq!(timed_out.succeeded, stays_down, "it is at it, and there is no more to it");
+            let done = settled(&job, &Called::Done, &seen);
+            let standing = if stays_down { Standing::Down } else { Standing::Up };
+            assert_eq!((done.succeeded, learnt(&done).standing), (true, Some(standing)));
+            let came_up = |effect: &Effect| matches!(effect, Effect::BroughtUp(_));
+            assert_eq!(done.into_effects(&job).iter().any(came_up), !stays_down);
+        }
     }
 
     #[test]

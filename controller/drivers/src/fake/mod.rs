@@ -25,7 +25,7 @@ use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
     Capabilities, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
 };
-use vm_agent_schemas::units::Span;
+use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
 
 use self::script::Script;
@@ -40,6 +40,9 @@ pub type DownHook = Arc<dyn Fn(&InstanceName) + Send + Sync>;
 
 /// Asked to lay a challenge into a machine that runs; gives what the machine says of itself.
 pub type ChallengeHook = Arc<dyn Fn(&InstanceName, &Secret) -> Witness + Send + Sync>;
+
+/// What each snapshot of a fake instance takes.
+pub const SNAPSHOT_SIZE: ByteSize = ByteSize::from_mib(1);
 
 /// Where a driver lets the nonce of an instance be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -640,6 +643,23 @@ impl Driver for Fake {
         };
         let start = |world: &mut State| world.bring_up(Call::Restore, target, seed, mounts);
         self.call(Call::Restore, Some(&target.instance), &[&go_back, &start]).await
+    }
+
+    async fn go_back(&self, target: &Target, snapshot: &SnapshotName, seed: &Seed) -> Result<(), DriverError> {
+        if self.capabilities.snapshots == SnapshotSupport::None {
+            return Err(self.unsupported("take snapshots"));
+        }
+        let go_back = |world: &mut State| {
+            world.ours(target)?;
+            self.check_seed(target, seed)?;
+            world.go_back(target, snapshot)
+        };
+        self.call(Call::Restore, Some(&target.instance), &[&go_back]).await
+    }
+
+    async fn snapshot_sizes(&self, target: &Target) -> Result<BTreeMap<SnapshotName, ByteSize>, DriverError> {
+        let mut world = self.state();
+        Ok(world.snapshots(target)?.iter().map(|name| (name.clone(), SNAPSHOT_SIZE)).collect())
     }
 
     async fn suspend(&self, target: &Target) -> Result<(), DriverError> {

@@ -42,6 +42,7 @@ mod snapshots;
 mod start;
 mod warm;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ use vm_agent_schemas::guest::{FromGuest, ToGuest, Witness};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
-use vm_agent_schemas::units::Span;
+use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
 
 use self::channel::{Channel, First};
@@ -400,15 +401,18 @@ impl Driver for Qemu {
         seed: &Seed,
         _: &Mounts,
     ) -> Result<(), DriverError> {
-        let mut held = self.hold("restore", target).await?;
-        if seed.nonce != target.nonce {
-            return Err(held.failed("its new seed is that of another instance"));
-        }
-        if held.nonce != target.nonce {
-            self.go_back(&held, target, snapshot, seed).await?;
-            held.nonce = target.nonce.clone();
-        }
+        let held = self.hold_back_at(target, snapshot, seed).await?;
         self.bring_up(&held, seed).await
+    }
+
+    async fn go_back(&self, target: &Target, snapshot: &SnapshotName, seed: &Seed) -> Result<(), DriverError> {
+        self.hold_back_at(target, snapshot, seed).await.map(drop)
+    }
+
+    async fn snapshot_sizes(&self, target: &Target) -> Result<BTreeMap<SnapshotName, ByteSize>, DriverError> {
+        let folder = folder(&self.root, &target.instance);
+        let sizes = blocking(move || snapshots::sizes(&folder)).await;
+        sizes.map_err(|error| Act("look at the snapshots of", &target.instance).failed(&error))
     }
 
     async fn suspend(&self, target: &Target) -> Result<(), DriverError> {

@@ -11,10 +11,10 @@
 //! A snapshot appears under its name whole: after its layer is one that nobody writes to any more. What lies about
 //! besides is swept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,7 @@ use uuid::Uuid;
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::SnapshotName;
 use vm_agent_schemas::observe::{InstanceState, Sizes};
+use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
 use super::layers::{self, LAYERS_MAX, Layer};
@@ -41,6 +42,8 @@ const SNAPSHOT_FILE: &str = "snapshot.json";
 pub(super) const MEMORY: &str = "memory";
 /// What a machine had in its memory, where that is a file of its own: [`MEMORY`] is all the rest then.
 pub(super) const RAM: &str = "ram";
+/// What a file's blocks are counted in, in bytes, whatever the file system has.
+const BLOCK: u64 = 512;
 /// Start of the name of a folder with what a machine goes on from.
 const SAVED: &str = "saved-";
 /// Start of the name of a snapshot that is being made.
@@ -87,6 +90,20 @@ pub(super) fn names(folder: &Folder) -> io::Result<BTreeSet<SnapshotName>> {
         found => found.map_err(at(&place))?,
     };
     Ok(found.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// What the snapshots of a machine take on the disk of this host: each its layer, which holds what was written since
+/// the one before, and the memory beside it. What goes while we look is left out.
+pub(super) fn sizes(folder: &Folder) -> io::Result<BTreeMap<SnapshotName, ByteSize>> {
+    let mut sizes = BTreeMap::new();
+    for name in names(folder)? {
+        let place = folder.file(SNAPSHOTS).join(name.as_str());
+        let Ok(snapshot) = Snapshot::read(&place) else { continue };
+        let files = [folder.file(snapshot.disk.file()), place.join(MEMORY), place.join(RAM)];
+        let bytes = files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.blocks() * BLOCK).sum();
+        sizes.insert(name, ByteSize::from_bytes(bytes));
+    }
+    Ok(sizes)
 }
 
 /// Sweeps a machine's folder. What can't be swept lies about, and harms nobody.
@@ -278,8 +295,27 @@ impl Qemu {
         held.look(delete).await
     }
 
+    /// Holds a machine that is back at a snapshot of it, as the incarnation that is meant. It is down unless it was that
+    /// already.
+    pub(super) async fn hold_back_at<'a>(
+        &self,
+        target: &'a Target,
+        snapshot: &SnapshotName,
+        seed: &Seed,
+    ) -> Result<Held<'a>, DriverError> {
+        let mut held = self.hold("restore", target).await?;
+        if seed.nonce != target.nonce {
+            return Err(held.failed("its new seed is that of another instance"));
+        }
+        if held.nonce != target.nonce {
+            self.put_back(&held, target, snapshot, seed).await?;
+            held.nonce = target.nonce.clone();
+        }
+        Ok(held)
+    }
+
     /// Makes a machine that is held and down the next incarnation of itself, as a snapshot of it is.
-    pub(super) async fn go_back(
+    async fn put_back(
         &self,
         held: &Held<'_>,
         target: &Target,

@@ -1,11 +1,17 @@
-use vm_agent_plan::{Inputs, wake_at};
-use vm_agent_schemas::ids::Incarnation;
-use vm_agent_schemas::names::SnapshotName;
-use vm_agent_schemas::observe::{InstanceState, SnapshotSupport};
-use vm_agent_schemas::plan::{Cost, Rest, Step, WaitsFor};
-use vm_agent_schemas::snapshot::{Ask, Cause};
+use std::collections::BTreeSet;
 
-use crate::{agent, settled, steps, words, world};
+use jiff::SignedDuration;
+use proptest::prelude::*;
+use vm_agent_plan::{Inputs, kept, plan, wake_at};
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, PowerState};
+use vm_agent_schemas::ids::Incarnation;
+use vm_agent_schemas::intent::{Change, Presence};
+use vm_agent_schemas::names::SnapshotName;
+use vm_agent_schemas::observe::{InstanceState, SnapshotSupport, Standing};
+use vm_agent_schemas::plan::{Cost, Rest, SnapshotLoss, Step, StepAction, WaitsFor};
+use vm_agent_schemas::snapshot::{Ask, Cause, Keeper, Point, Snapshot};
+
+use crate::{agent, say, settled, steps, words, world};
 
 const DAY: i64 = 86_400;
 
@@ -97,12 +103,41 @@ fn a_machine_goes_back_after_a_snapshot_of_what_it_was_and_is_another_incarnatio
 }
 
 #[test]
-fn a_machine_that_should_be_down_is_down_again_after_it_went_back() {
+fn a_machine_that_should_be_down_stays_down_as_it_goes_back() {
     let mut inputs = settled("agents: {web: {power: stopped}}");
     take(&mut inputs, "one");
     world::converge(&mut inputs);
     restore(&mut inputs, "one");
-    assert_eq!(words(&world::converge(&mut inputs)), "snapshot restore stop");
+    let back = steps(&inputs, "web").pop().expect("it goes back");
+    assert_eq!((back.action, back.cost), (StepAction::Restore { to: name("one"), stays_down: true }, Cost::Live));
+    assert_eq!(words(&world::converge(&mut inputs)), "snapshot restore");
+    assert_eq!(inputs.claims[&world::name("web")].standing, Standing::Down);
+}
+
+#[test]
+fn a_machine_that_an_override_is_about_to_stop_is_stopped_to_go_back_and_stays_so_until_it_ends() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    say(&mut inputs, "web", Change::Power { wanted: PowerState::Stopped, covers: PowerState::Running });
+    restore(&mut inputs, "one");
+    let costs: Vec<Cost> = steps(&inputs, "web").iter().map(|step| step.cost).collect();
+    assert_eq!(costs, [Cost::Live, Cost::Stop, Cost::Live]);
+    assert_eq!(words(&world::converge(&mut inputs)), "snapshot stop restore");
+    world::pass_time(&mut inputs, 3600);
+    assert_eq!(words(&world::converge(&mut inputs)), "start");
+}
+
+#[test]
+fn a_machine_that_slept_for_want_of_work_is_awake_once_it_is_back() {
+    let mut inputs = settled("agents: {web: {idle: 10m}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    world::pass_time(&mut inputs, 600);
+    assert_eq!(words(&world::converge(&mut inputs)), "stop");
+    restore(&mut inputs, "one");
+    let back = steps(&inputs, "web").pop().expect("it goes back");
+    assert_eq!(back.action, StepAction::Restore { to: name("one"), stays_down: false });
 }
 
 #[test]
@@ -239,4 +274,243 @@ fn an_agent_without_work_keeps_its_memory_where_the_driver_can() {
     assert_eq!(agent(&inputs, "web").rests, Some(Rest::Idle));
     inputs.work = [world::name("web")].into();
     assert_eq!(words(&world::converge(&mut inputs)), "start");
+}
+
+/// Has the machine go back so many times, and a minute pass each time.
+fn go_back_and_forth(inputs: &mut Inputs, to: &str, safeties: &[&str]) {
+    for safety in safeties {
+        world::pass_time(inputs, 60);
+        world::ask(inputs, "web", Ask::Restore { to: name(to), safety: Some(name(safety)) });
+        world::converge(inputs);
+    }
+}
+
+#[test]
+fn of_the_snapshots_before_restores_the_latest_three_stay() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    go_back_and_forth(&mut inputs, "one", &["b-1", "b-2", "b-3"]);
+    assert_eq!(taken(&inputs), ["b-1", "b-2", "b-3", "one"]);
+    go_back_and_forth(&mut inputs, "one", &["b-4", "b-5"]);
+    assert_eq!(taken(&inputs), ["b-3", "b-4", "b-5", "one"]);
+}
+
+#[test]
+fn the_way_back_that_was_taken_last_stays_and_one_that_is_protected_is_none_of_the_three() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    go_back_and_forth(&mut inputs, "one", &["b-1", "b-2", "b-3"]);
+    go_back_and_forth(&mut inputs, "b-1", &["b-4"]);
+    assert_eq!(taken(&inputs), ["b-1", "b-2", "b-3", "b-4", "one"], "somebody may want to go back to it again");
+    snapshot(&mut inputs, "b-2").protect = true;
+    go_back_and_forth(&mut inputs, "one", &["b-5", "b-6"]);
+    assert_eq!(taken(&inputs), ["b-2", "b-4", "b-5", "b-6", "one"]);
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_the_way_back_of_now_no_old_one() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    go_back_and_forth(&mut inputs, "one", &["b-1", "b-2", "b-3"]);
+    inputs.now -= SignedDuration::from_hours(24);
+    go_back_and_forth(&mut inputs, "one", &["b-4"]);
+    assert_eq!(taken(&inputs), ["b-2", "b-3", "b-4", "one"]);
+}
+
+fn snapshot<'a>(inputs: &'a mut Inputs, of: &str) -> &'a mut Snapshot {
+    let known = inputs.snapshots.get_mut(&world::name("web")).expect("it has some");
+    known.get_mut(of).expect("it is one of them")
+}
+
+/// Somebody wants an agent made from a snapshot of `web`.
+fn clone(inputs: &mut Inputs, new: &str, base: &str) {
+    let web = inputs.fleet.agents[&world::name("web")].as_ref().clone();
+    let clone_of = Some(CloneOf { agent: world::name("web"), snapshot: name(base) });
+    say(inputs, new, Change::Presence(Presence::Present(DeclaredAgent { clone_of, ..web })));
+}
+
+fn keepers(inputs: &Inputs, of: &str) -> String {
+    let words = |keepers: &BTreeSet<Keeper>| keepers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    words(&kept(inputs)[&(world::name("web"), name(of))])
+}
+
+#[test]
+fn the_snapshot_of_a_clone_goes_once_its_machine_is_there_and_none_that_somebody_took() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "mine");
+    world::converge(&mut inputs);
+    clone(&mut inputs, "other", "mine");
+    clone(&mut inputs, "twin", "clone-1");
+    let cause = Cause::Clone { to: world::name("twin") };
+    world::ask(&mut inputs, "web", Ask::Take { name: name("clone-1"), cause, comment: None });
+    // Nothing can be made on the host as it is.
+    inputs.host =
+        Some(vm_agent_schemas::observe::Host { cpus: 1, memory: vm_agent_schemas::units::ByteSize::from_mib(1) });
+    assert_eq!(words(&world::converge(&mut inputs)), "snapshot");
+    assert_eq!((keepers(&inputs, "clone-1"), keepers(&inputs, "mine")), ("in use".into(), "manual, in use".into()));
+    inputs.host = None;
+    let done = world::converge(&mut inputs);
+    assert_eq!(words(&done), "create create dropSnapshot");
+    assert_eq!(done[2].action.snapshot(), Some(&name("clone-1")));
+    assert_eq!(taken(&inputs), ["mine"]);
+    assert_eq!(keepers(&inputs, "mine"), "manual");
+}
+
+#[test]
+fn a_clone_that_nobody_wants_any_more_keeps_no_snapshot() {
+    let mut inputs = settled("agents: {web: {}}");
+    let cause = Cause::Clone { to: world::name("twin") };
+    world::ask(&mut inputs, "web", Ask::Take { name: name("clone-1"), cause, comment: None });
+    assert_eq!(words(&world::converge(&mut inputs)), "snapshot dropSnapshot");
+}
+
+#[test]
+fn what_somebody_keeps_before_its_turn_to_go_has_come_is_not_deleted() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "one");
+    world::converge(&mut inputs);
+    let ways: [fn(&mut Inputs); 2] = [|it| snapshot(it, "b-1").protect = true, |it| restore(it, "b-1")];
+    for keep in ways {
+        let mut inputs = inputs.clone();
+        go_back_and_forth(&mut inputs, "one", &["b-1"]);
+        let unkept = Ask::Delete { name: name("b-1"), unkept: true };
+        world::ask(&mut inputs, "web", unkept);
+        keep(&mut inputs);
+        world::converge(&mut inputs);
+        assert!(taken(&inputs).contains(&"b-1".to_owned()) && inputs.errands.values().all(Vec::is_empty));
+        world::ask(&mut inputs, "web", Ask::Delete { name: name("b-1"), unkept: false });
+        world::converge(&mut inputs);
+        assert!(!taken(&inputs).contains(&"b-1".to_owned()), "whom a person asks does not judge");
+    }
+}
+
+#[test]
+fn no_clone_is_replaced_whose_base_is_gone() {
+    let mut inputs = settled("agents: {web: {}}");
+    take(&mut inputs, "mine");
+    clone(&mut inputs, "twin", "mine");
+    world::converge(&mut inputs);
+    inputs.claims.get_mut(&world::name("twin")).expect("it is made").birth.image = "another".into();
+    let asked = plan(&inputs).approvals;
+    inputs.approvals = asked.into_iter().map(|request| (request.id, request.agent)).collect();
+    assert_eq!(words(&steps(&inputs, "twin")), "destroy (create)");
+    inputs.snapshots.clear();
+    let destroy = &steps(&inputs, "twin")[0];
+    assert!(matches!(&destroy.waits_for[..], [WaitsFor::Problem { what }] if what.contains("is gone")), "{destroy:?}");
+}
+
+#[test]
+fn each_snapshot_is_told_what_keeps_it() {
+    let mut inputs = settled(&NIGHTLY.replace("schedules", "points: [provisioned], schedules"));
+    take(&mut inputs, "mine");
+    world::converge(&mut inputs);
+    for _ in 0..2 {
+        world::pass_time(&mut inputs, DAY);
+        world::converge(&mut inputs);
+    }
+    go_back_and_forth(&mut inputs, "mine", &["before"]);
+    let nightly = taken(&inputs).into_iter().find(|name| name.starts_with("nightly")).expect("some were taken");
+    let told = |inputs: &Inputs| {
+        let told = ["mine", "provisioned", nightly.as_str(), "before"].map(|name| keepers(inputs, name));
+        told.join("; ")
+    };
+    assert_eq!(told(&inputs), "manual; point; last; before restore");
+    snapshot(&mut inputs, "before").protect = true;
+    world::edit(&mut inputs, "agents: {web: {}}");
+    assert_eq!(told(&inputs), "manual; point; no limit; protected");
+}
+
+#[test]
+fn whoever_deletes_a_machine_is_told_of_its_snapshots_and_says_yes_to_those_that_are_protected() {
+    let mut inputs = settled("agents: {web: {}}");
+    let gone = |inputs: &Inputs| {
+        let mut left = inputs.clone();
+        world::edit(&mut left, "agents: {}");
+        let (plan, destroy) = (plan(&left), steps(&left, "web").remove(0));
+        assert_eq!(destroy.action, StepAction::Destroy);
+        let request = plan.approvals[0].clone();
+        (destroy.loses, request.what, request.id)
+    };
+    let (none, what, id) = gone(&inputs);
+    assert_eq!((none, what.split(": ").next()), (None, Some("delete `web` and its data")));
+    take(&mut inputs, "one");
+    take(&mut inputs, "two");
+    world::converge(&mut inputs);
+    let (two, what, same) = gone(&inputs);
+    assert_eq!(two, Some(SnapshotLoss { snapshots: 2, protected: 0 }));
+    assert!(what.contains("(2 snapshots go with it)"), "{what}");
+    assert_eq!(same, id, "what comes and goes by itself makes no yes void");
+    snapshot(&mut inputs, "two").protect = true;
+    let (two, what, other) = gone(&inputs);
+    assert_eq!(two, Some(SnapshotLoss { snapshots: 2, protected: 1 }));
+    assert!(what.contains("(2 snapshots go with it, 1 of them protected)"), "{what}");
+    assert_ne!(other, id);
+    let restart = steps(&inputs, "web").into_iter().find_map(|step| step.loses);
+    assert_eq!(restart, None);
+}
+
+fn any_cause() -> impl Strategy<Value = Cause> {
+    prop_oneof![
+        2 => Just(Cause::Person { by: "ann".into() }),
+        1 => Just(Cause::Point { point: Point::Provisioned }),
+        4 => (0..20_i64).prop_map(|day| Cause::Schedule {
+            schedule: "nightly".parse().expect("it is a name"),
+            due: world::at(-day * DAY),
+        }),
+        4 => Just(Cause::Restore { to: name("one") }),
+        2 => Just(Cause::Clone { to: world::name("twin") }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_kept_stays_and_the_rest_goes_once_and_for_all(
+        all in proptest::collection::vec((any_cause(), -40..4_i64, proptest::bool::weighted(0.2)), 0..25),
+        back_at in proptest::option::of(0..25_usize),
+    ) {
+        let mut inputs = settled(NIGHTLY);
+        let web = world::name("web");
+        let claim = inputs.claims[&web].id;
+        for (index, (cause, hours, protect)) in all.iter().enumerate() {
+            let snapshot = Snapshot {
+                name: name(&format!("s-{index}")),
+                agent: web.clone(),
+                claim,
+                cause: cause.clone(),
+                comment: None,
+                protect: *protect,
+                taken_at: inputs.now + SignedDuration::from_hours(*hours),
+                running: true,
+                suspended: false,
+            };
+            inputs.snapshots.entry(web.clone()).or_default().insert(snapshot.name.clone(), snapshot);
+        }
+        let before = inputs.snapshots.get(&web).cloned().unwrap_or_default();
+        if let Some(at) = back_at.and_then(|at| before.get(format!("s-{at}").as_str())) {
+            let undone = vm_agent_schemas::observe::Undone { since: at.taken_at, until: inputs.now };
+            inputs.claims.get_mut(&web).expect("it is claimed").history.undone = Some(undone);
+        }
+        let told = kept(&inputs);
+        world::converge(&mut inputs);
+        let after = inputs.snapshots.get(&web).cloned().unwrap_or_default();
+        for (name, snapshot) in &before {
+            let keepers = &told[&(web.clone(), name.clone())];
+            prop_assert_eq!(!keepers.is_empty(), after.contains_key(name), "{:?}: {:?}", snapshot, keepers);
+            let stays = snapshot.protect || matches!(snapshot.cause, Cause::Person { .. } | Cause::Point { .. });
+            prop_assert!(!stays || after.contains_key(name), "{snapshot:?}");
+        }
+        let counted = |of: fn(&Cause) -> bool| after.values().filter(|it| of(&it.cause) && !it.protect).count();
+        let had = |of: fn(&Cause) -> bool| before.values().filter(|it| of(&it.cause) && !it.protect).count();
+        let is_restore = |cause: &Cause| matches!(cause, Cause::Restore { .. });
+        let moments: BTreeSet<_> = before.values().map(|it| it.taken_at).collect();
+        let twice = before.len() - moments.len();
+        prop_assert!(counted(is_restore) >= had(is_restore).min(3));
+        prop_assert!(counted(is_restore) <= 4 + twice, "three, and the one that it is back at");
+        prop_assert_eq!(counted(|cause| matches!(cause, Cause::Clone { .. })), 0);
+        let is_nightly = |cause: &Cause| matches!(cause, Cause::Schedule { .. });
+        prop_assert!(counted(is_nightly) >= had(is_nightly).min(2));
+    }
 }

@@ -162,7 +162,7 @@ pub fn act(inputs: &mut Inputs, step: &Step) {
         (StepAction::DropSnapshot { name }, _) => {
             inputs.snapshots.get_mut(&step.agent).expect("it has snapshots").remove(name);
         }
-        (StepAction::Restore { to }, Some(agent)) => restore(inputs, &step.agent, to, &agent),
+        (StepAction::Restore { to, stays_down }, Some(agent)) => restore(inputs, &step.agent, to, *stays_down, &agent),
         (action, None) => panic!("{action:?} needs a spec, and {} has none", step.agent),
     }
 }
@@ -185,20 +185,24 @@ fn snapshot(inputs: &mut Inputs, agent: &AgentName, name: &SnapshotName) {
         protect: false,
         taken_at: inputs.now,
         running: is_up(inputs, agent),
+        suspended: false,
     };
     inputs.snapshots.entry(agent.clone()).or_default().insert(name.clone(), snapshot);
 }
 
 /// Brings a machine back to a snapshot.
-fn restore(inputs: &mut Inputs, name: &AgentName, to: &SnapshotName, agent: &DeclaredAgent) {
+fn restore(inputs: &mut Inputs, name: &AgentName, to: &SnapshotName, stays_down: bool, agent: &DeclaredAgent) {
     let taken_at = inputs.snapshots[name][to].taken_at;
     let claim = inputs.claims.get_mut(name).expect("only what is claimed goes back");
     claim.incarnation = claim.incarnation.next();
     claim.nonce = Nonce::from_text(format!("nonce-{}-of-{name}", claim.incarnation));
-    claim.standing = Standing::Up;
+    claim.standing = if stays_down { Standing::Down } else { Standing::Up };
     claim.history.undone = Some(Undone { since: taken_at, until: inputs.now });
     let errands = inputs.errands.get_mut(name).expect("somebody asked");
     errands.retain(|errand| !matches!(&errand.ask, Ask::Restore { to: wanted, .. } if wanted == to));
+    if stays_down {
+        return observe(inputs, name, InstanceState::Stopped);
+    }
     observe(inputs, name, InstanceState::Running);
     connect(inputs, name, agent);
 }

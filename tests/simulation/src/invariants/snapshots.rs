@@ -45,13 +45,14 @@ impl Invariant for WhatPeopleKeepStays {
         let Deed::Recorded { changes, before, .. } = deed else { return Ok(()) };
         for change in changes.iter() {
             let Change::Errand(errand) = change else { continue };
-            let Ask::Delete { name } = &errand.ask else { continue };
+            let Ask::Delete { name, unkept } = &errand.ask else { continue };
             let Some(snapshot) = before.snapshots.get(&errand.agent).and_then(|known| known.get(name)) else {
                 continue;
             };
-            let of_schedule = matches!(snapshot.cause, Cause::Schedule { .. }) && !snapshot.protect;
+            let by_itself =
+                matches!(snapshot.cause, Cause::Schedule { .. } | Cause::Restore { .. }) && !snapshot.protect;
             let asked_now = errand.end.is_none() && errand.tried.is_none();
-            hold(!asked_now || errand.by == "ana" || of_schedule, || {
+            hold(!asked_now || if *unkept { by_itself } else { errand.by == "ana" }, || {
                 format!("{} wants `{name}` of {} deleted: {:?}", errand.by, errand.agent, snapshot.cause)
             })?;
         }

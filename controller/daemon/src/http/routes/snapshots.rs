@@ -4,7 +4,9 @@ use aide::axum::ApiRouter;
 use aide::axum::routing::{get_with, patch_with, post_with};
 use axum::Extension;
 use axum::extract::State;
-use vm_agent_schemas::api::{Changed, CloneRequest, List, RestoreRequest, SnapshotChange, SnapshotRequest};
+use vm_agent_schemas::api::{
+    Changed, CloneRequest, List, RestoreRequest, SnapshotChange, SnapshotDeletion, SnapshotRequest, SnapshotView,
+};
 use vm_agent_schemas::ids::ErrandId;
 use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::snapshot::{Errand, Snapshot};
@@ -47,7 +49,8 @@ pub(super) fn routes() -> ApiRouter<Controller> {
                     "Bring an agent's machine back to a snapshot",
                     "What runs in it ends, and what it wrote since is gone from it; it is kept in a snapshot that is \
                      taken before. The machine is a new incarnation: its runtime joins anew, and nobody can take it for \
-                     the one of before.",
+                     the one of before. One \
+                     that should not run stays down.",
                 ),
             ),
         )
@@ -70,11 +73,11 @@ pub(super) fn routes() -> ApiRouter<Controller> {
         )
 }
 
-async fn list_all(State(controller): Asked) -> Answer<List<Snapshot>> {
+async fn list_all(State(controller): Asked) -> Answer<List<SnapshotView>> {
     Ok(Doc(List { items: controller.snapshots(None).await? }))
 }
 
-async fn list(State(controller): Asked, Segment(name): Segment<AgentName>) -> Answer<List<Snapshot>> {
+async fn list(State(controller): Asked, Segment(name): Segment<AgentName>) -> Answer<List<SnapshotView>> {
     Ok(Doc(List { items: controller.snapshots(Some(&name)).await? }))
 }
 
@@ -102,8 +105,9 @@ async fn delete(
     Extension(actor): By,
     Segment(name): Segment<AgentName>,
     Segment(snapshot): Segment<SnapshotName>,
+    OptionalBody(request): OptionalBody<SnapshotDeletion>,
 ) -> Answer<Errand> {
-    Ok(Doc(controller.delete_snapshot(&name, &snapshot, &actor).await?))
+    Ok(Doc(controller.delete_snapshot(&name, &snapshot, request, &actor).await?))
 }
 
 async fn restore(
