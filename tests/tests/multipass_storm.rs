@@ -363,8 +363,9 @@ impl Storm {
         let busy = if self.random.bool() {
             Some(self.ground.double().occupy_daemon())
         } else {
-            let what = Wrong::HangsThoughDone;
-            self.ground.double().set(Knobs { faults: vec![fault("list", "", what)], ..self.knobs.clone() });
+            // Each of them: a single one may be that of a step, and the next look at the driver finds all well.
+            let hangs = Fault { times: u32::MAX, ..fault("list", "", Wrong::HangsThoughDone) };
+            self.ground.double().set(Knobs { faults: vec![hangs], ..self.knobs.clone() });
             None
         };
         self.fleet.wait_for_event(since, EventKind::DriverLost, None);
