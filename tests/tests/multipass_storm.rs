@@ -345,7 +345,8 @@ impl Storm {
         let at = self.random.choice(MESSAGES).unwrap().to_owned();
         eprintln!("  at `{at}`");
         let what = Wrong::Leaves { at, code: None, stderr: String::new() };
-        let mut faults = vec![fault("launch", &self.ground.instance(""), what)];
+        // Each of them, until one gets there: a launch may well come to nothing before.
+        let mut faults = vec![Fault { times: u32::MAX, ..fault("launch", &self.ground.instance(""), what) }];
         faults.extend(self.knobs.faults.clone());
         let begun = Timestamp::now();
         self.ground.double().set(Knobs { faults, latency: slow(), ..self.knobs.clone() });

@@ -86,12 +86,14 @@ fn a_launch_ends_with_a_client_that_is_killed_while_it_downloads_and_not_later()
 
 #[test]
 fn a_client_may_be_killed_at_a_message_and_the_daemon_goes_on() {
-    let what = Wrong::Leaves { at: "Preparing image".to_owned(), code: None, stderr: String::new() };
-    let bench = Bench::with(faults(vec![fault("launch", 1, what)]));
-    let told = bench.call("launch noble -n one");
-    assert_eq!((told.code, told.err.as_str()), (None, ""));
-    assert!(!told.out.contains("Preparing image"), "{}", told.out);
-    bench.await_state("one", Some("Running"));
+    for at in ["Preparing image", "Creating", "Configuring", "Starting", "Waiting for initialization"] {
+        let what = Wrong::Leaves { at: at.to_owned(), code: None, stderr: String::new() };
+        let bench = Bench::with(faults(vec![fault("launch", 1, what)]));
+        let told = bench.call("launch noble -n one");
+        assert_eq!((told.code, told.err.as_str()), (None, ""), "{at}");
+        assert!(!told.out.contains(at), "{}", told.out);
+        bench.await_state("one", Some("Running"));
+    }
 }
 
 /// As the real one does: it is decided by its table of names whose disk is looked at.
