@@ -39,12 +39,9 @@ impl Hold {
     /// Does blocking work in a thread that may wait.
     pub(crate) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let hold = self.clone();
-        blocking(move || {
-            let done = work();
-            drop(hold);
-            done
-        })
-        .await
+        // What comes of it may be a lock: where the caller has given up, that is dropped, and the hold after it.
+        let (done, _hold) = blocking(move || (work(), hold)).await;
+        done
     }
 
     /// Waits until the condition is true, at most as long as the limit, and says whether it is.
@@ -102,5 +99,43 @@ impl Backoff {
     pub(crate) async fn pause(&mut self) {
         sleep(self.0).await;
         self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Says, when it is dropped, whether the instance was held.
+    struct Said(Holds, InstanceName, mpsc::Sender<bool>);
+
+    impl Drop for Said {
+        fn drop(&mut self) {
+            self.2.send(self.0.try_hold(&self.1).is_none()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_of_work_that_was_given_up_is_dropped_before_the_hold() {
+        let (holds, name): (_, InstanceName) = (Holds::default(), "web".parse().unwrap());
+        let (begin, begun) = mpsc::channel::<()>();
+        let (say, said) = mpsc::channel();
+        let hold = holds.hold(&name).await;
+        let result = Said(holds.clone(), name.clone(), say);
+        let work = hold.blocking(move || {
+            begun.recv().unwrap();
+            result
+        });
+        tokio::select! {
+            biased;
+            _ = work => unreachable!("it waits"),
+            () = std::future::ready(()) => {}
+        }
+        drop(hold);
+        begin.send(()).unwrap();
+        assert!(said.recv().unwrap(), "it was free before what came of the work was dropped");
+        drop(holds.hold(&name).await);
     }
 }

@@ -219,6 +219,19 @@ async fn a_start_that_a_dead_controller_did_not_finish_is_ended_and_can_be_repea
 }
 
 #[tokio::test]
+async fn a_start_goes_ahead_over_one_that_a_dead_controller_did_not_finish() {
+    let mut ground = Ground::new();
+    let order = ground.created().await;
+    let pid = ground.pid(&order.instance);
+    fs::write(ground.file("stopped"), "").unwrap();
+    ground.another_life();
+    ground.qemu.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running);
+    assert_ne!(ground.pid(&order.instance), pid);
+    ground.qemu.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_machine_that_powers_itself_off_was_not_a_crash() {
     let ground = Ground::new();
     let order = ground.created().await;

@@ -38,7 +38,9 @@ impl Qemu {
     pub(super) async fn bring_up(&self, held: &Held<'_>, new: &Seed) -> Result<(), DriverError> {
         let act = held.act;
         self.settle(held).await?;
-        if held.look(Folder::state).await? == InstanceState::Running && !powered_off(&held.folder).await {
+        let runs = held.look(Folder::state).await? == InstanceState::Running;
+        // Marked as stopped, it is one that somebody began to start who did not live to end it.
+        if runs && !held.folder.is_marked_stopped() && !powered_off(&held.folder).await {
             return Ok(());
         }
         // What an earlier start or a machine that powered itself off has left behind.
