@@ -11,7 +11,7 @@ use crate::guard::Guard;
 use crate::inputs::Listing;
 use crate::rest::is_occupied;
 use crate::situation::Situation;
-use crate::snapshots::{awaited_snapshot, errand_moves};
+use crate::snapshots::{awaited_snapshot, errand_moves, needs_it_down};
 use crate::standing::{Outage, Standing, outages, standings};
 use crate::table::{Decision, Link, Seen, Under, Want, decide};
 use crate::windows::{Windows, is_disruptive};
@@ -263,7 +263,9 @@ fn stop_reason(situation: &Situation<'_>) -> String {
 
 /// Whether a machine that is to rest keeps its memory: it wakes in no time, with all that ran in it.
 fn suspends(situation: &Situation<'_>) -> bool {
-    situation.rests == Some(Rest::Idle) && situation.view.is_some_and(|view| view.capabilities.suspend)
+    situation.rests == Some(Rest::Idle)
+        && situation.view.is_some_and(|view| view.capabilities.suspend)
+        && !needs_it_down(situation)
 }
 
 fn create(situation: &Situation<'_>, moves: &mut Moves) {

@@ -87,6 +87,12 @@ pub(crate) fn awaited_snapshot(situation: &Situation<'_>, agent: &DeclaredAgent)
     })
 }
 
+/// Whether a snapshot is to be taken which the driver takes only of what is down.
+pub(crate) fn needs_it_down(situation: &Situation<'_>) -> bool {
+    let takes = next(situation).is_some_and(|errand| matches!(errand.ask, Ask::Take { .. }));
+    takes && support(situation) == SnapshotSupport::Down
+}
+
 fn take(situation: &Situation<'_>, name: &SnapshotName, reason: &str, moves: &mut Moves) {
     let snapshot = StepAction::Snapshot { name: name.clone() };
     match (situation.seen, support(situation)) {
@@ -95,10 +101,14 @@ fn take(situation: &Situation<'_>, name: &SnapshotName, reason: &str, moves: &mu
             moves.push(StepAction::Stop, format!("for a snapshot: {reason}"), Cost::Restart);
             moves.push(snapshot, reason, Cost::Restart);
         }
-        (
-            Seen::Stopped | Seen::ShutDown | Seen::Failed | Seen::Suspended,
-            SnapshotSupport::Down | SnapshotSupport::Live,
-        ) => {
+        // What sleeps is not down, and its disk is not whole without its memory.
+        (Seen::Suspended, SnapshotSupport::Down) => {
+            moves.push(StepAction::Start, format!("to go down for a snapshot: {reason}"), Cost::Start);
+            moves.push(StepAction::Stop, format!("for a snapshot: {reason}"), Cost::Restart);
+            moves.push(snapshot, reason, Cost::Restart);
+        }
+        (Seen::Suspended, SnapshotSupport::Live)
+        | (Seen::Stopped | Seen::ShutDown | Seen::Failed, SnapshotSupport::Down | SnapshotSupport::Live) => {
             moves.push(snapshot, reason, Cost::Live);
         }
         _ => {}

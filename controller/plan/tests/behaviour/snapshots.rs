@@ -276,6 +276,46 @@ fn an_agent_without_work_keeps_its_memory_where_the_driver_can() {
     assert_eq!(words(&world::converge(&mut inputs)), "start");
 }
 
+/// An agent that sleeps, with a driver that takes snapshots only of what is down.
+fn asleep(text: &str) -> Inputs {
+    let mut inputs = settled(text);
+    inputs.drivers.values_mut().for_each(|view| view.capabilities.suspend = true);
+    only_down(&mut inputs);
+    world::pass_time(&mut inputs, 600);
+    assert_eq!(words(&world::converge(&mut inputs)), "suspend");
+    inputs
+}
+
+#[test]
+fn a_machine_that_sleeps_is_woken_to_go_down_in_order_where_the_driver_takes_none_of_it() {
+    let mut inputs = asleep("agents: {web: {idle: 10m}}");
+    take(&mut inputs, "one");
+    assert_eq!(words(&steps(&inputs, "web")), "start (stop) (snapshot)");
+    assert_eq!(words(&world::converge(&mut inputs)), "start stop snapshot start");
+    assert_eq!(taken(&inputs), ["one"]);
+    world::pass_time(&mut inputs, 600);
+    assert_eq!(words(&world::converge(&mut inputs)), "suspend", "it sleeps again, with nothing to be woken for");
+}
+
+#[test]
+fn a_machine_that_is_about_to_sleep_goes_down_for_its_snapshot_instead() {
+    let mut inputs = settled("agents: {web: {idle: 10m}}");
+    inputs.drivers.values_mut().for_each(|view| view.capabilities.suspend = true);
+    only_down(&mut inputs);
+    world::pass_time(&mut inputs, 600);
+    take(&mut inputs, "one");
+    assert_eq!(words(&world::converge(&mut inputs)), "stop snapshot");
+    assert_eq!((taken(&inputs).as_slice(), agent(&inputs, "web").rests), (&["one".to_owned()][..], Some(Rest::Idle)));
+}
+
+#[test]
+fn a_machine_that_sleeps_and_has_work_is_up_once_its_snapshot_is_taken() {
+    let mut inputs = asleep("agents: {web: {idle: 10m}}");
+    take(&mut inputs, "one");
+    inputs.work = [world::name("web")].into();
+    assert_eq!(words(&world::converge(&mut inputs)), "start stop snapshot start");
+}
+
 /// Has the machine go back so many times, and a minute pass each time.
 fn go_back_and_forth(inputs: &mut Inputs, to: &str, safeties: &[&str]) {
     for safety in safeties {
