@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vm_agent_drivers::Driver;
-pub use vm_agent_drivers::images::{
-    ImageError, ImageInfo, ImageReference, Images, InvalidReference, Progress, debian, ignore_progress,
-};
+pub use vm_agent_drivers::images::{ImageError, ImageInfo, Images, Progress, debian, ignore_progress};
 use vm_agent_drivers::local::{Local, RuntimeProgram};
 pub use vm_agent_drivers::multipass;
 use vm_agent_drivers::multipass::{Kit, Limits, Multipass};

@@ -8,6 +8,7 @@ use url::Url;
 
 use super::diagnostic::{Finding, nearest};
 use super::file::DriverName;
+use super::image::ImageReference;
 use super::provision::Provision;
 use super::resolve::{AgentSpec, TaskSpec};
 use crate::names::TaskName;
@@ -143,10 +144,16 @@ const MEMORY_LEAST: ByteSize = ByteSize::from_mib(128);
 /// The least disk that Multipass gives a machine.
 const DISK_LEAST: ByteSize = ByteSize::from_mib(512);
 
-/// Sizes that no machine has. An agent of driver `local` is no machine.
+/// Sizes that no machine has, and images that none can be made of. An agent of driver `local` is no machine.
 fn check_machine(spec: &AgentSpec, findings: &mut Findings<'_>) {
     if spec.driver.is_none_or(|driver| driver == DriverName::Local) {
         return;
+    }
+    // What the images of other drivers are called, only they know.
+    if spec.driver == Some(DriverName::Qemu)
+        && let Err(error) = spec.image.parse::<ImageReference>()
+    {
+        findings.add(&["image"], error.to_string());
     }
     for (key, size, least) in [("memory", spec.memory, MEMORY_LEAST), ("disk", spec.disk, DISK_LEAST)] {
         if size < least {

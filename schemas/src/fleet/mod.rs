@@ -5,6 +5,7 @@ mod check;
 mod diagnostic;
 mod file;
 mod host;
+mod image;
 mod keys;
 mod layer;
 mod messages;
@@ -29,6 +30,7 @@ pub use file::{
     AgentEntry, CommandLine, DriverName, FleetFile, HubSettings, Limits, PowerState, Prune, Reconcile, Reserve,
     RestartPolicy,
 };
+pub use image::{ImageReference, InvalidReference};
 pub use keys::{
     DependsOn, DriftField, DriftPolicy, FileContent, FileMode, Idle, InvalidMode, Mount, Probe, SecretSource,
     ServiceEntry, Until, Window,

@@ -8,7 +8,7 @@ use vm_agent_tests::fleet_of_fakes::Runtimes;
 use vm_agent_tests::in_process::{ann, http, pass, qemu, settled, start, stored};
 
 const FILE: &str = "defaults: {driver: qemu}\nagents: {db: {}, rest: {power: stopped}, web: {}}\n";
-const OTHER: &str = "defaults: {driver: qemu}\nagents: {new: {}, web: {image: other, cpus: 7}}\n";
+const OTHER: &str = "defaults: {driver: qemu}\nagents: {new: {}, web: {image: debian, cpus: 7}}\n";
 
 #[tokio::test]
 async fn a_dry_run_of_every_mutating_call_changes_nothing() {

@@ -83,7 +83,7 @@ async fn what_is_protected_is_deleted_by_no_yes_and_no_command() {
     let protected = "defaults: {driver: qemu}\nagents: {db: {}, web: {protect: true}}\n";
     apply(controller, protected).await;
     settled(controller, protected, &["db", "web"]).await;
-    let replaced = "defaults: {driver: qemu}\nprune: auto\nagents: {db: {}, web: {protect: true, image: other}}\n";
+    let replaced = "defaults: {driver: qemu}\nprune: auto\nagents: {db: {}, web: {protect: true, image: debian}}\n";
     let without = "defaults: {driver: qemu}\nprune: auto\nagents: {db: {}}\n";
     for text in [replaced, without] {
         let shown = apply(controller, text).await;
@@ -156,7 +156,7 @@ async fn another_image_waits_for_a_yes_and_then_another_machine_joins() {
     apply(controller, BOTH).await;
     settled(controller, BOTH, &["db", "web"]).await;
     let old = runtimes.disk("web");
-    let other = "defaults: {driver: qemu}\nagents: {db: {}, web: {image: other}}\n";
+    let other = "defaults: {driver: qemu}\nagents: {db: {}, web: {image: debian}}\n";
     let shown = apply(controller, other).await;
     becomes(controller, "web", asks).await;
     pass(controller, other).await;

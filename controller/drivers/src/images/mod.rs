@@ -14,7 +14,6 @@
 mod build;
 mod debian;
 mod download;
-mod reference;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions, TryLockError};
@@ -25,6 +24,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vm_agent_schemas::fleet::ImageReference;
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::InstanceName;
 
@@ -36,7 +36,6 @@ use crate::tool::{self, ToolError};
 pub use self::build::{Recipe, RecipeFile};
 pub use self::debian::debian;
 pub use self::download::DownloadError;
-pub use self::reference::{ImageReference, InvalidReference};
 
 const DISK: &str = "disk.qcow2";
 const KERNEL: &str = "kernel";

@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
-use vm_agent_schemas::fleet::{DriverName, Provision};
+use vm_agent_schemas::fleet::{DriverName, ImageReference, Provision};
 use vm_agent_schemas::guest::{FromGuest, ToGuest, Witness};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
@@ -67,7 +67,7 @@ use self::qmp::{Qmp, RunState};
 use self::warm::Warm;
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
-use crate::images::{ImageReference, Images, ignore_progress};
+use crate::images::{Images, ignore_progress};
 use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target, process};
 
 /// Where a machine with QEMU's user-mode network sees its host.

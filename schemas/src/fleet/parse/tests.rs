@@ -235,6 +235,16 @@ limits: {parallelism: 0x}
          4 |     packages: [git]
            |               ^
         ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\nimage: debain"), @"
+        fleet.yaml:4:12: agents.web.image: image `debain` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the absolute path of a disk, or `https://…#sha256=…` with the disk's checksum
+         4 |     image: debain
+           |            ^
+        ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\nimage: https://example.org/disk.img"), @"
+        fleet.yaml:4:12: agents.web.image: image `https://example.org/disk.img` has no checksum; add it: `#sha256=` and the 64 digits that its publisher tells
+         4 |     image: https://example.org/disk.img
+           |            ^
+        ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\nmemory: 512\ndisk: 10K"), @"
         fleet.yaml:4:13: agents.web.memory: a machine has at least 128M, and not 512
          4 |     memory: 512

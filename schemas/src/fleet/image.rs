@@ -1,12 +1,13 @@
-//! What an image can be called in a fleet file.
+//! What driver `qemu` takes for an image.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use url::{Host, Url};
-use vm_agent_schemas::fleet::{DEBIAN_CLOUD_IMAGE, DEBIAN_IMAGE, DEFAULT_IMAGE};
-use vm_agent_schemas::ids::Digest;
+
+use super::provision::{DEBIAN_CLOUD_IMAGE, DEBIAN_IMAGE, DEFAULT_IMAGE};
+use crate::ids::Digest;
 
 /// An image, as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
