@@ -103,6 +103,7 @@ fn a_fleet_lives_through_everything_and_its_machines_are_booted_no_more_than_the
     more_memory_in_the_file_is_drift_and_mended(&ground, &fleet, &three);
     a_machine_goes_back_to_what_it_was(&fleet);
     an_idle_machine_is_suspended_and_wakes_for_work_where_it_was(&ground, &fleet, &three);
+    one_that_sleeps_is_woken_to_go_down_in_order_for_a_snapshot(&fleet, &three);
     a_killed_controller_harms_no_machine(&fleet);
     assert_eq!(fleet.exec("web", "cat done"), "hello\n", "a task of the file runs once");
 
@@ -247,6 +248,23 @@ fn an_idle_machine_is_suspended_and_wakes_for_work_where_it_was(ground: &Ground,
     fleet.ok(&["apply", "--yes"]);
     fleet.wait_until_well();
     assert_eq!(booted(&before, &boots(fleet)), [""; 0]);
+}
+
+fn one_that_sleeps_is_woken_to_go_down_in_order_for_a_snapshot(fleet: &Fleet, three: &Three<'_>) {
+    let last = fleet.last_event();
+    fleet.write(&three.file("640M", ", idle: 3s"));
+    fleet.ok(&["apply", "--yes", "--no-wait"]);
+    fleet.wait_for_event(last, EventKind::AgentAsleep, Some("db"));
+    fleet.wait_for_agent("db", "asleep", |agent| agent.health == Health::Suspended && agent.sync == Sync::Synced);
+    let last = fleet.last_event();
+    fleet.ok(&["snapshot", "db", "--as", "slept"]);
+    let went = steps(fleet, last);
+    let in_order = ["db: start", "db: stop", "db: snapshot"];
+    assert!(went.len() >= 3 && went.iter().zip(in_order).all(|(step, begins)| step.starts_with(begins)), "{went:?}");
+    fleet.write(&three.file("640M", ""));
+    fleet.ok(&["apply", "--yes"]);
+    fleet.wait_until_well();
+    assert_eq!(fleet.exec("db", "cat state note"), "before\nkept");
 }
 
 fn a_killed_controller_harms_no_machine(fleet: &Fleet) {
