@@ -227,6 +227,7 @@ const WAITS = {
   tombstone: ({ instance }) => `somebody to purge the deleted instance ${instance}, which still holds the name`,
   proof: () => "proof that the instance is ours: its runtime has never said so",
   snapshot: (it) => [`snapshot ${it.name} of agent ${it.agent}, which is being taken`],
+  clone: (it) => [`the machine of agent ${it.agent}, which is being made as a copy of it`],
   restartPolicy: (_, name) => ["a person to start it, as its restart policy says: ", command(`vm-agent start ${name}`)],
   transition: ({ state }) => `the instance, which is ${state}`,
   unknownState: () => "the instance's state to become known",

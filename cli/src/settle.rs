@@ -218,6 +218,7 @@ fn needs_person(reason: &WaitsFor) -> bool {
         | WaitsFor::Operation { .. }
         | WaitsFor::Dependency { .. }
         | WaitsFor::Snapshot { .. }
+        | WaitsFor::Clone { .. }
         | WaitsFor::Lane { .. }
         | WaitsFor::Backoff { .. }
         | WaitsFor::Fuse

@@ -102,8 +102,8 @@ pub struct Capabilities {
     pub suspend: bool,
     /// Of what snapshots can be taken.
     pub snapshots: SnapshotSupport,
-    /// Whether a machine can be made from the snapshot of another.
-    pub clone_from_snapshot: bool,
+    /// Of what machines can be made that begin as another was.
+    pub clones: CloneSupport,
     /// Whether a machine can begin as a copy of one like it that has booted already.
     #[serde(default)]
     pub warm: bool,
@@ -136,6 +136,18 @@ pub enum SnapshotSupport {
     Down,
     /// Of a machine as it is, with its memory while it runs.
     Live,
+}
+
+/// Of what a driver can make machines that begin as another was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CloneSupport {
+    /// Of nothing.
+    None,
+    /// Of a machine that is down, as it is then: of its latest snapshot, for as long as it has not run since.
+    Down,
+    /// Of any snapshot.
+    Snapshots,
 }
 
 /// How long each kind of step may take before it counts as timed out and the instance is looked at

@@ -590,6 +590,11 @@ pub enum WaitsFor {
         /// The snapshot.
         name: SnapshotName,
     },
+    /// The machine of this agent to be made as a copy of this one.
+    Clone {
+        /// The agent.
+        agent: AgentName,
+    },
     /// A person to start it: the restart policy says that the controller does not.
     RestartPolicy,
     /// The instance to become what it is on its way to.
@@ -670,6 +675,7 @@ impl fmt::Display for WaitsFor {
             }
             Self::Proof => f.write_str("proof that the instance is ours: its runtime has never said so"),
             Self::Snapshot { agent, name } => write!(f, "snapshot `{name}` of agent `{agent}`"),
+            Self::Clone { agent } => write!(f, "the machine of agent `{agent}` to be made as a copy of it"),
             Self::RestartPolicy => f.write_str("a person to start it: its restart policy says so"),
             Self::Transition { state } => write!(f, "the instance, which is {state:?}"),
             Self::UnknownState => f.write_str("the instance's state to become known"),

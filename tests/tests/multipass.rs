@@ -102,6 +102,7 @@ fn a_fleet_lives_through_everything_and_its_machines_are_booted_no_more_than_the
     one_that_somebody_deleted_waits_for_somebody_to_recover_it(&ground, &fleet);
     more_memory_in_the_file_is_drift_and_mended(&ground, &fleet, &three);
     a_machine_goes_back_to_what_it_was(&fleet);
+    a_copy_of_a_machine_is_another_and_both_go_on(&ground, &fleet);
     an_idle_machine_is_suspended_and_wakes_for_work_where_it_was(&ground, &fleet, &three);
     one_that_sleeps_is_woken_to_go_down_in_order_for_a_snapshot(&fleet, &three);
     a_killed_controller_harms_no_machine(&fleet);
@@ -222,16 +223,36 @@ fn a_machine_goes_back_to_what_it_was(fleet: &Fleet) {
     assert_eq!(fleet.agent("db").incarnation, incarnation.map(|incarnation| incarnation.next()));
     assert_eq!(booted(&before, &boots(fleet)), ["db"]);
 
-    // Multipass copies only what a machine is now.
     let clone = fleet.run(&["clone", "db", "copy", "--snapshot", "point"]);
     assert_eq!(clone.code, 5, "{clone:?}");
-    assert!(clone.stderr.contains("makes no machine from a snapshot"), "{clone:?}");
+    assert!(clone.stderr.contains("copies only what a machine is now"), "{clone:?}");
 
     let last = fleet.last_event();
     fleet.ok(&["snapshot", "rm", "db", "point"]);
     let left = fleet.document::<List<Snapshot>>(&["snapshot", "ls", "db"]).items;
     assert_eq!(left.len(), 1, "what it was before it went back: {left:?}");
     assert_eq!(booted(&before, &boots(fleet)), ["db"], "{:?}", steps(fleet, last));
+}
+
+fn a_copy_of_a_machine_is_another_and_both_go_on(ground: &Ground, fleet: &Fleet) {
+    let before = boots(fleet);
+    fleet.ok(&["clone", "db", "copy"]);
+    fleet.wait_until_well();
+    assert_eq!(booted(&before, &boots(fleet)), ["db"], "it was down to be copied");
+    assert_eq!(
+        fleet.exec("copy", "cat state note; echo; hostname"),
+        format!("before\nkept\n{}\n", ground.instance("copy"))
+    );
+    assert_ne!(fleet.exec("copy", "cat /etc/machine-id"), fleet.exec("db", "cat /etc/machine-id"));
+    for name in ["db", "copy"] {
+        let told = fleet.ok(&["verify", name]);
+        assert!(told.contains("runs in its machine"), "{told}");
+    }
+    fleet.exec("copy", "echo copied > state");
+    assert_eq!(fleet.exec("db", "cat state"), "before\n");
+    fleet.ok(&["destroy", "copy", "--yes"]);
+    fleet.wait_until_well();
+    assert_eq!(fleet.exec("db", "cat state"), "before\n");
 }
 
 fn an_idle_machine_is_suspended_and_wakes_for_work_where_it_was(ground: &Ground, fleet: &Fleet, three: &Three<'_>) {

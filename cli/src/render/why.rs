@@ -245,7 +245,7 @@ fn remedy(it: &WaitsFor, name: &AgentName, tasks: &[Task], now: Timestamp) -> Op
         WaitsFor::Window { .. } => {
             (true, format!("wait for the window; what you ask for waits for none: vm-agent stop {name}"))
         }
-        WaitsFor::Snapshot { agent, .. } | WaitsFor::Dependency { agent, .. } => {
+        WaitsFor::Snapshot { agent, .. } | WaitsFor::Clone { agent } | WaitsFor::Dependency { agent, .. } => {
             (true, format!("vm-agent why {agent}"))
         }
         WaitsFor::Backoff { until, .. } => {

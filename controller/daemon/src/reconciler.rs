@@ -192,6 +192,7 @@ pub(crate) fn tell(hub: &HubHandle, call: HubCall) {
         HubCall::Enroll(credential, configuration) => hub.enroll(*credential, configuration),
         HubCall::Claimed(agent, claim) => hub.claimed(agent, claim),
         HubCall::Revoke(agent) => hub.revoke(agent),
+        HubCall::Unbind(agent) => hub.unbind(agent),
         HubCall::Configure(agent, configuration) => hub.configure(agent, configuration),
         HubCall::Directory(directory) => hub.directory(directory),
         HubCall::Submit(task, known) => hub.submit(*task, known),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use vm_agent_schemas::fleet::{Mount, Provision};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{CloneSupport, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
@@ -794,8 +794,8 @@ async fn what_runs_and_what_is_no_snapshot_is_not_restored(subject: Subject<'_>)
 }
 
 async fn a_clone_lives_beside_its_source_and_after_it(subject: Subject<'_>) {
-    let driver = subject.driver;
-    if !driver.capabilities().clone_from_snapshot {
+    let (driver, support) = (subject.driver, subject.driver.capabilities().clones);
+    if support == CloneSupport::None {
         return;
     }
     let source = subject.created("web").await;
@@ -805,10 +805,17 @@ async fn a_clone_lives_beside_its_source_and_after_it(subject: Subject<'_>) {
     ok("starting", driver.start(&source.target(), &source.seed, &source.mounts).await);
     let base = Base::Snapshot(source.target(), point());
     let clone = CreateOrder { base, ..subject.order("copy") };
+    let mut beside = InstanceState::Running;
+    if support == CloneSupport::Down {
+        expect_error!("making a clone of what runs", driver.create(&clone).await, Failed);
+        subject.expect_absent(&clone.instance).await;
+        ok("stopping", driver.stop(&source.target()).await);
+        beside = InstanceState::Stopped;
+    }
     for _ in 0..2 {
         ok("making a clone", driver.create(&clone).await);
         subject.expect(&clone, InstanceState::Running).await;
-        subject.expect(&source, InstanceState::Running).await;
+        subject.expect(&source, beside).await;
     }
     subject.note(&clone, "the clone's").await;
     subject.expect_noted(&source, "both").await;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vm_agent_schemas::fleet::{DeclaredAgent, Field, Fleet, Origin, PowerState};
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, Field, Fleet, Origin, PowerState};
 use vm_agent_schemas::ids::OverrideId;
 use vm_agent_schemas::intent::{Change, Override, Presence};
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::names::{AgentName, SnapshotName};
 
 /// What should be: every agent that should exist, with its effective spec.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,6 +18,8 @@ pub struct Effective {
     pub dismissed: Vec<AgentName>,
     /// What a person said of an agent's power, beside what the file or its maker says.
     pub told: BTreeMap<AgentName, PowerState>,
+    /// For each agent those whose machines are to begin as its machine was, and with which snapshot of it.
+    pub clones: BTreeMap<AgentName, Vec<(AgentName, SnapshotName)>>,
 }
 
 /// Lays the overrides that hold at `now` over the file spec.
@@ -55,6 +57,11 @@ pub fn effective(fleet: &Fleet, overrides: &[Override], now: Timestamp) -> Effec
         }
     }
     effective.dismissed.sort();
+    for (name, agent) in &effective.wanted {
+        if let Some(CloneOf { agent: source, snapshot }) = &agent.clone_of {
+            effective.clones.entry(source.clone()).or_default().push((name.clone(), snapshot.clone()));
+        }
+    }
     effective
 }
 

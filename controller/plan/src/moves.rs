@@ -11,7 +11,7 @@ use crate::guard::Guard;
 use crate::inputs::Listing;
 use crate::rest::is_occupied;
 use crate::situation::Situation;
-use crate::snapshots::{awaited_snapshot, errand_moves, needs_it_down};
+use crate::snapshots::{awaited_clone, awaited_snapshot, errand_moves, needs_it_down};
 use crate::standing::{Outage, Standing, outages, standings};
 use crate::table::{Decision, Link, Seen, Under, Want, decide};
 use crate::windows::{Windows, is_disruptive};
@@ -204,6 +204,10 @@ fn power(situation: &Situation<'_>, drift: &[Drift], decision: Decision, moves: 
         // Only a create finishes what a create has left half made. It acts on no instance but its own.
         Decision::Act(Action::Start) if situation.is_half_made() => {
             moves.push(StepAction::Create, "it is half made", Cost::Create);
+        }
+        Decision::Act(Action::Start) if awaited_clone(situation).is_some() => {
+            moves.settling = true;
+            moves.waits_for.extend(awaited_clone(situation).map(|agent| WaitsFor::Clone { agent: agent.clone() }));
         }
         Decision::Act(Action::Start) if corrects(drift, DriftClass::Power) => {
             resize(situation, drift, moves);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, DriverName, PowerState};
-use vm_agent_schemas::names::AgentName;
+use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::observe::{
     Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
 };
@@ -38,6 +38,8 @@ pub(crate) struct Situation<'a> {
     /// The session of the present incarnation.
     pub(crate) session: Option<&'a SessionSeen>,
     pub(crate) tasks: &'a [FileTask],
+    /// The agents whose machines are to begin as this one was with a snapshot.
+    pub(crate) clones: &'a [(AgentName, SnapshotName)],
     pub(crate) backoff: Option<&'a Backoff>,
     pub(crate) want: Want,
     /// Why the machine is to be down although the spec says that it should run.
@@ -70,6 +72,7 @@ impl<'a> Situation<'a> {
             operation: inputs.operation(name),
             session,
             tasks: inputs.tasks.get(name).map(Vec::as_slice).unwrap_or_default(),
+            clones: effective.clones.get(name).map(Vec::as_slice).unwrap_or_default(),
             backoff: inputs.backoffs.get(name),
             want: want(inputs.mode, wanted),
             rests: None,

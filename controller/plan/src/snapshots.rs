@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent};
 use vm_agent_schemas::names::{AgentName, ScheduleName, SnapshotName};
-use vm_agent_schemas::observe::{Claim, Proof, SnapshotSupport};
+use vm_agent_schemas::observe::{Claim, CloneSupport, InstanceState, Proof, SnapshotSupport};
 use vm_agent_schemas::plan::{Cost, Health, Rest, SnapshotLoss, StepAction, WaitsFor};
 use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Keeper, Point, Snapshot, SnapshotSchedule};
 
 use crate::clock::after;
 use crate::effective::{Effective, effective};
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Observed};
 use crate::moves::Moves;
 use crate::situation::Situation;
 use crate::standing::is_completed;
@@ -28,6 +28,9 @@ const NAME_PART: usize = 40;
 /// How many of the snapshots stay that were taken before a machine went back to another: as many ways back from a
 /// way back as anybody still knows the meaning of.
 const BEFORE_RESTORE: usize = 3;
+
+/// How long a machine stays down for a copy of it that is to be made. It is made within some minutes.
+const HELD_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// The steps of what is to be done next with the machine's snapshots. They come before all others on it.
 pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
@@ -70,12 +73,21 @@ pub(crate) fn errand_moves(situation: &Situation<'_>) -> Moves {
     moves
 }
 
-/// What a machine waits for that is to be made from a snapshot which is not there.
+/// What a machine waits for that is to be made from a snapshot which is not there, or which the driver can make nothing
+/// of any more.
 pub(crate) fn awaited_snapshot(situation: &Situation<'_>, agent: &DeclaredAgent) -> Option<WaitsFor> {
     let CloneOf { agent, snapshot } = agent.clone_of.as_ref()?;
     let inputs = situation.inputs;
-    if inputs.snapshots.get(agent).is_some_and(|known| known.contains_key(snapshot)) {
-        return None;
+    if let Some(known) = inputs.snapshots.get(agent).and_then(|known| known.get(snapshot)) {
+        let view = situation.view.filter(|view| view.capabilities.clones == CloneSupport::Down)?;
+        let source = inputs.claims.get(agent).and_then(|claim| view.find(claim));
+        return (!source.is_some_and(|source| is_still(source, known))).then(|| WaitsFor::Problem {
+            what: format!(
+                "agent `{agent}` is no longer what it was with snapshot `{snapshot}`, which it is to be made from, and driver \
+                 {} copies only what a machine is: destroy it, and clone once more",
+                situation.driver.map_or_else(String::new, |driver| driver.to_string())
+            ),
+        });
     }
     let takes = |errand: &Errand| matches!(&errand.ask, Ask::Take { name, .. } if name == snapshot);
     Some(if inputs.errands.get(agent).into_iter().flatten().any(takes) {
@@ -85,6 +97,28 @@ pub(crate) fn awaited_snapshot(situation: &Situation<'_>, agent: &DeclaredAgent)
             what: format!("snapshot `{snapshot}` of agent `{agent}`, which it is to be made from, is gone"),
         }
     })
+}
+
+/// The agent whose machine is about to be made as a copy of this one, which stays down for that: once it has run, it is
+/// no longer what it is to be a copy of. It does so neither for ever nor for one that went wrong.
+pub(crate) fn awaited_clone<'a>(situation: &Situation<'a>) -> Option<&'a AgentName> {
+    let (inputs, observed) = (situation.inputs, situation.observed?);
+    let unmade = |name: &AgentName| inputs.claims.get(name).is_none_or(|claim| claim.proof == Proof::Pending);
+    let mut held = held_for(situation).filter(|(_, snapshot)| after(snapshot.taken_at, HELD_FOR) > inputs.now);
+    held.find(|(name, snapshot)| is_still(observed, snapshot) && unmade(name) && !inputs.backoffs.contains_key(*name))
+        .map(|(name, _)| name)
+}
+
+/// Those for whom this one may stay down, each with the snapshot that is to be its beginning.
+fn held_for<'a>(situation: &Situation<'a>) -> impl Iterator<Item = (&'a AgentName, &'a Snapshot)> + use<'a> {
+    let copies = situation.view.is_some_and(|view| view.capabilities.clones == CloneSupport::Down);
+    let known = situation.inputs.snapshots.get(situation.name).filter(|_| copies);
+    situation.clones.iter().filter_map(move |(name, snapshot)| Some((name, known?.get(snapshot)?)))
+}
+
+/// Whether a machine is still what it was when a snapshot of it was taken.
+fn is_still(observed: &Observed, snapshot: &Snapshot) -> bool {
+    observed.instance.state == InstanceState::Stopped && !snapshot.running && snapshot.taken_at >= observed.since
 }
 
 /// Whether a snapshot is to be taken which the driver takes only of what is down.
@@ -258,10 +292,11 @@ pub(crate) fn wishes(situation: &Situation<'_>, health: Option<Health>, bases: &
     all
 }
 
-/// When the file may ask for something because time goes by.
+/// When the file may ask for something because time goes by, or a machine stays down for a copy no longer.
 pub(crate) fn turns<'a>(situation: Situation<'a>) -> impl Iterator<Item = Timestamp> + use<'a> {
     let schedules = situation.wanted.into_iter().flat_map(|agent| &agent.spec.snapshots.schedules);
-    schedules.filter_map(move |(name, schedule)| schedule.cron.next_after(since(situation.claim?, name)))
+    let held = held_for(&situation).map(|(_, snapshot)| after(snapshot.taken_at, HELD_FOR));
+    schedules.filter_map(move |(name, schedule)| schedule.cron.next_after(since(situation.claim?, name))).chain(held)
 }
 
 fn since(claim: &Claim, schedule: &ScheduleName) -> Timestamp {

@@ -27,10 +27,14 @@ fn of_agents<'a>(inputs: &'a Inputs, effective: &'a Effective) -> impl Iterator<
             || !spec.snapshots.schedules.is_empty()
             || spec.tasks.values().any(|task| matches!(task.when, TaskWhen::Cron(_)))
     };
-    effective.wanted.iter().filter(move |(_, agent)| timed(&agent.spec)).flat_map(move |(name, _)| {
-        let situation = Situation::of(inputs, name, effective);
-        rest::turns(situation).chain(standing::turns(situation)).chain(snapshots::turns(situation))
-    })
+    effective
+        .wanted
+        .iter()
+        .filter(move |(name, agent)| timed(&agent.spec) || effective.clones.contains_key(*name))
+        .flat_map(move |(name, _)| {
+            let situation = Situation::of(inputs, name, effective);
+            rest::turns(situation).chain(standing::turns(situation)).chain(snapshots::turns(situation))
+        })
 }
 
 /// When what is written down comes to its time.

@@ -13,7 +13,7 @@ use vm_agent_schemas::event::EventKind;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::names::{AgentName, SnapshotName};
-use vm_agent_schemas::observe::{Capabilities, InstanceState, SnapshotSupport};
+use vm_agent_schemas::observe::{Capabilities, CloneSupport, InstanceState, SnapshotSupport};
 use vm_agent_schemas::plan::{SnapshotLoss, Sync};
 use vm_agent_schemas::snapshot::{Ask, Cause, Errand, ErrandEnd, Keeper};
 use vm_agent_schemas::units::Span;
@@ -26,7 +26,8 @@ const FILE: &str = "defaults: {driver: qemu}\nagents: {web: {}}\n";
 
 fn fake(snapshots: SnapshotSupport) -> Fake {
     let limit = Span::from_secs(20);
-    let able = Capabilities { snapshots, clone_from_snapshot: true, ..capabilities(limit) };
+    let clones = if snapshots == SnapshotSupport::Live { CloneSupport::Snapshots } else { CloneSupport::Down };
+    let able = Capabilities { snapshots, clones, ..capabilities(limit) };
     Fake::new(DriverName::Qemu, able)
 }
 

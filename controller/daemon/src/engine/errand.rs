@@ -10,7 +10,7 @@ use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{CloneOf, PowerState, TaskSpec, TaskWhen};
 use vm_agent_schemas::ids::{ClaimId, ErrandId};
 use vm_agent_schemas::names::{AgentName, SnapshotName, TaskName};
-use vm_agent_schemas::observe::{Capabilities, Claim, SnapshotSupport};
+use vm_agent_schemas::observe::{Capabilities, Claim, CloneSupport, SnapshotSupport};
 use vm_agent_schemas::plan::StepAction;
 use vm_agent_schemas::snapshot::{Ask, Cause, Errand, ErrandEnd, Snapshot, Tried};
 use vm_agent_schemas::wire::TaskOutcome;
@@ -164,9 +164,18 @@ pub fn clone_agent(
     let wanted = effective(&records.fleet, &records.overrides, asked.now).wanted;
     let declared = wanted.get(source).ok_or_else(|| intent::unknown(source))?;
     let claim = asked.claim(records)?;
-    if !asked.capabilities.is_some_and(|capabilities| capabilities.clone_from_snapshot) {
-        let reason = format!("driver {} of agent `{source}` makes no machine from a snapshot", claim.driver);
-        return Err(Problem::new(ProblemCode::Conflict, reason));
+    let support = asked.capabilities.map_or(CloneSupport::None, |capabilities| capabilities.clones);
+    match (support, &request.snapshot) {
+        (CloneSupport::None, _) => {
+            let reason = format!("driver {} of agent `{source}` makes no machine from another", claim.driver);
+            return Err(Problem::new(ProblemCode::Conflict, reason));
+        }
+        (CloneSupport::Down, Some(_)) => {
+            let reason = format!("driver {} copies only what a machine is now, and no snapshot of it", claim.driver);
+            return Err(Problem::new(ProblemCode::Conflict, reason)
+                .remedy(format!("leave the snapshot out, or restore it first: vm-agent clone {source} {new}")));
+        }
+        (CloneSupport::Down, None) | (CloneSupport::Snapshots, _) => {}
     }
     if wanted.contains_key(new) || records.claims.contains_key(new) {
         return Err(Problem::new(ProblemCode::Conflict, format!("there is an agent `{new}` already"))

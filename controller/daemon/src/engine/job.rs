@@ -12,9 +12,10 @@ use vm_agent_schemas::credential::{Credential, JoinToken};
 use vm_agent_schemas::event::{EventKind, NewEvent};
 use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent};
 use vm_agent_schemas::ids::{Boot, ClaimId, Digest, Epoch, Nonce, OperationId, Secret};
-use vm_agent_schemas::names::{InstanceName, InvalidName, SnapshotName};
+use vm_agent_schemas::names::{AgentName, InstanceName, InvalidName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Action, Backoff, Birth, Capabilities, Claim, History, InstanceState, Operation, Proof, Restoring, Sizes, Standing,
+    Action, Backoff, Birth, Capabilities, Claim, CloneSupport, History, InstanceState, Operation, Proof, Restoring,
+    Sizes, Standing,
 };
 use vm_agent_schemas::plan::{Plan, Step, StepAction};
 use vm_agent_schemas::snapshot::Errand;
@@ -54,6 +55,8 @@ pub struct Job {
     pub claim: Claim,
     /// The credential that the runtime is going to need, where it needs a new one.
     pub enroll: Option<(Credential, Option<Configuration>)>,
+    /// The agent whose machine is copied as it is, with its key: that opens nothing any more.
+    pub copied: Option<AgentName>,
     /// Whether no instance had the name when the step was planned.
     name_was_free: bool,
     /// Whether it ran when the step was planned.
@@ -129,10 +132,13 @@ pub fn prepare(
     // A runtime may be late by as long as it is given to connect.
     let join_until = later(deadline, capabilities.deadlines.connect.get());
     let known = records.claims.get(&step.agent).ok_or(Unprepared::NotClaimed);
-    let mut changes = Vec::new();
+    let (mut changes, mut copied) = (Vec::new(), None);
     let (claim, work, enroll) = match action {
         Action::Create => {
             let agent = wanted?;
+            let unbound = source(agent, records, view).map(unbound);
+            copied = unbound.as_ref().map(|credential| credential.agent.clone());
+            changes.extend(unbound.map(|credential| Change::Credential(Box::new(credential))));
             let claim = claim_for_create(step, agent, known.ok(), records, now)?;
             let (seed, credential) = seed(&claim, records, hub.seen_from(capabilities), join_until);
             let (instance, birth) = (claim.instance.clone(), claim.birth.clone());
@@ -189,7 +195,7 @@ pub fn prepare(
     let was = |state| observed.is_some_and(|instance| instance.state == state);
     let (ran, slept) = (was(InstanceState::Running), was(InstanceState::Suspended));
     let errand = errand::of_step(&step.agent, &step.action, records).cloned();
-    Ok((Job { operation, claim, enroll, name_was_free, ran, slept, errand, work, deadline: limit }, changes))
+    Ok((Job { operation, claim, enroll, copied, name_was_free, ran, slept, errand, work, deadline: limit }, changes))
 }
 
 /// The configuration that a runtime gets with its welcome. One with secrets comes later: nothing that
@@ -265,6 +271,19 @@ fn base(agent: &DeclaredAgent, records: &Records) -> Result<Base, Unprepared> {
     let claim = records.claims.get(source).filter(|_| known);
     let claim = claim.ok_or_else(|| Unprepared::NoSnapshot(snapshot.clone()))?;
     Ok(Base::Snapshot(target(claim), snapshot.clone()))
+}
+
+/// The credential of the machine that is down, and that an agent's machine is made of as it is.
+fn source<'a>(agent: &DeclaredAgent, records: &'a Records, view: &DriverView) -> Option<&'a Credential> {
+    let CloneOf { agent: source, .. } =
+        agent.clone_of.as_ref().filter(|_| view.capabilities.clones == CloneSupport::Down)?;
+    let observed = view.find(records.claims.get(source)?)?;
+    records.credentials.get(source).filter(|_| observed.instance.state == InstanceState::Stopped)
+}
+
+/// A credential whose key opens nothing any more. The next start brings the means to join with another.
+fn unbound(known: &Credential) -> Credential {
+    Credential { join: None, binding: None, boot: Boot::default(), ..known.clone() }
 }
 
 /// The instance of a claim.
@@ -622,6 +641,17 @@ mod tests {
         job
     }
 
+    /// The runtime of `web` joins.
+    fn join(records: &mut Records) {
+        let credential = records.credentials.get_mut("web").unwrap();
+        credential.binding = Some(vm_agent_schemas::credential::Binding {
+            next_key: None,
+            public_key: "key".into(),
+            machine_id: Digest::of(b"machine"),
+            verified: false,
+        });
+    }
+
     /// The snapshot `one` of `web`, as it is recorded once it was taken of an instance in that state.
     fn taken_of(records: &mut Records, state: InstanceState) -> Snapshot {
         let claim = records.claims["web"].clone();
@@ -747,6 +777,35 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_a_machine_that_is_copied_as_it_is_opens_nothing_any_more() {
+        let mut records = records();
+        prepared(&mut records, StepAction::Create);
+        taken_of(&mut records, InstanceState::Stopped);
+        let (web, twin) = ("web".parse::<AgentName>().unwrap(), "twin".parse::<AgentName>().unwrap());
+        let clone_of = Some(CloneOf { agent: web.clone(), snapshot: "one".parse().unwrap() });
+        let agent = DeclaredAgent { clone_of, ..records.fleet.agents["web"].as_ref().clone() };
+        std::sync::Arc::make_mut(&mut records.fleet).agents.insert(twin.clone(), agent.into());
+        let (down, any) = (CloneSupport::Down, CloneSupport::Snapshots);
+        let (stopped, running) = (InstanceState::Stopped, InstanceState::Running);
+        for (clones, state, is_copied) in [(any, stopped, false), (down, running, false), (down, stopped, true)] {
+            join(&mut records);
+            let seen = listing(vec![instance(state, Some(records.claims["web"].nonce.clone()))]);
+            let capabilities = Capabilities { clones, ..Fake::capabilities_default() };
+            let view = DriverView { capabilities, listing: seen, looked_at: None };
+            let plan = vm_agent_plan::plan(&records.inputs(NOW));
+            let hub = HubAddress { url: "ws://127.0.0.1:9/v1/runtime".into(), pin: None, loopback: None };
+            let step = Step { agent: twin.clone(), ..step(StepAction::Create) };
+            let (job, changes) = prepare(&step, Action::Create, &plan, &records, &view, &hub, NOW).unwrap();
+            changes.into_iter().for_each(|change| records.apply(change));
+            assert_eq!(job.copied, is_copied.then(|| web.clone()));
+            assert_eq!(records.credentials["web"].binding.is_some(), !is_copied);
+            records.apply(Change::Unclaim(twin.clone()));
+        }
+        let again = prepared(&mut records, StepAction::Start);
+        assert!(again.enroll.is_some_and(|(credential, _)| credential.join.is_some()), "it joins anew");
+    }
+
+    #[test]
     fn what_can_not_be_seen_is_as_the_driver_says() {
         let job = prepared(&mut records(), StepAction::Create);
         assert!(settle(&job, &Called::Done, None, None, None, 0.5, NOW).succeeded);
@@ -760,13 +819,7 @@ mod tests {
         let first = prepared(&mut records, StepAction::Create);
         let again = prepared(&mut records, StepAction::Create);
         assert_eq!(again.claim.nonce, first.claim.nonce);
-        let credential = records.credentials.get_mut("web").unwrap();
-        credential.binding = Some(vm_agent_schemas::credential::Binding {
-            next_key: None,
-            public_key: "key".into(),
-            machine_id: Digest::of(b"machine"),
-            verified: false,
-        });
+        join(&mut records);
         let next = prepared(&mut records, StepAction::Create);
         assert_ne!(next.claim.nonce, first.claim.nonce);
         assert!(next.enroll.is_some());

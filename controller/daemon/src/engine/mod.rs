@@ -111,6 +111,8 @@ pub enum HubCall {
     Claimed(AgentName, ClaimId),
     /// The agent's instance is no more.
     Revoke(AgentName),
+    /// The agent's machine is down, and another has what is in it: its key opens nothing any more.
+    Unbind(AgentName),
     /// The agent has another configuration.
     Configure(AgentName, Configuration),
     /// The declared agents are these, and who may write to whom.

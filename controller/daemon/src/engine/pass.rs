@@ -198,6 +198,7 @@ fn steps(
         if job.operation.action == Action::Create {
             sequence.push(Effect::Hub(HubCall::Claimed(job.operation.agent.clone(), job.claim.id)));
         }
+        sequence.extend(job.copied.take().map(HubCall::Unbind).map(Effect::Hub));
         let enroll = job.enroll.take();
         sequence.extend(
             enroll.map(|(credential, configuration)| Effect::Hub(HubCall::Enroll(Box::new(credential), configuration))),

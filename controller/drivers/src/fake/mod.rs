@@ -23,7 +23,7 @@ use vm_agent_schemas::guest::Witness;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Capabilities, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
@@ -138,7 +138,7 @@ impl Fake {
             resize_running: false,
             suspend: false,
             snapshots: SnapshotSupport::None,
-            clone_from_snapshot: false,
+            clones: CloneSupport::None,
             warm: false,
             labels: false,
             mounts: true,
@@ -544,11 +544,17 @@ impl Driver for Fake {
     async fn create(&self, order: &CreateOrder) -> Result<(), DriverError> {
         let sizes = self.capabilities.sizes.then_some(order.sizes);
         let make = |world: &mut State| {
-            if let Base::Snapshot(source, name) = &order.base
-                && !world.snapshots(source)?.contains(name)
-            {
-                let reason = format!("instance `{}` has no snapshot `{name}`", source.instance);
-                return Err(DriverError::Failed { action: "create", instance: order.instance.clone(), reason });
+            if let Base::Snapshot(source, name) = &order.base {
+                let only_down = self.capabilities.clones != CloneSupport::Snapshots;
+                let runs = world.ours(source)?.state != InstanceState::Stopped;
+                let reason = match world.snapshots(source)?.contains(name) {
+                    false => Some(format!("instance `{}` has no snapshot `{name}`", source.instance)),
+                    true if only_down && runs => Some(format!("instance `{}` is not down", source.instance)),
+                    true => None,
+                };
+                if let Some(reason) = reason {
+                    return Err(DriverError::Failed { action: "create", instance: order.instance.clone(), reason });
+                }
             }
             self.check_mounts(&order.mounts)?;
             world.make(order, sizes)
@@ -767,11 +773,11 @@ mod tests {
         let running = Capabilities { resize_running: true, ..Fake::capabilities_default() };
         let sizeless = Capabilities { sizes: false, ..Fake::capabilities_default() };
         let mountless = Capabilities { mounts: false, ..Fake::capabilities_default() };
-        let (suspend, clone_from_snapshot) = (true, true);
         let base = Fake::capabilities_default();
-        let down = Capabilities { snapshots: SnapshotSupport::Down, clone_from_snapshot, ..base.clone() };
-        let live =
-            Capabilities { snapshots: SnapshotSupport::Live, clone_from_snapshot, suspend, warm: true, ..base.clone() };
+        let (support, clones) = (SnapshotSupport::Down, CloneSupport::Down);
+        let down = Capabilities { snapshots: support, clones, ..base.clone() };
+        let (support, clones) = (SnapshotSupport::Live, CloneSupport::Snapshots);
+        let live = Capabilities { snapshots: support, clones, suspend: true, warm: true, ..base.clone() };
         for capabilities in [base, running, sizeless, mountless, down, live] {
             for sight in [NonceSight::Listed, NonceSight::Proved, NonceSight::Hidden] {
                 for check in contract::CHECKS {

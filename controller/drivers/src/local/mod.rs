@@ -38,7 +38,9 @@ use async_trait::async_trait;
 use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{
+    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport,
+};
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
 
@@ -152,7 +154,7 @@ impl Driver for Local {
             resize_running: false,
             suspend: false,
             snapshots: SnapshotSupport::None,
-            clone_from_snapshot: false,
+            clones: CloneSupport::None,
             warm: false,
             labels: false,
             mounts: true,

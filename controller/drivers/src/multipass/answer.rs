@@ -175,12 +175,19 @@ impl Version {
         self >= Self::new(1, 14, 0)
     }
 
+    /// Whether it copies machines.
+    #[must_use]
+    pub fn has_clones(self) -> bool {
+        self >= Self::new(1, 15, 0)
+    }
+
     /// What it lacks that later ones have, each as a sentence's part.
     #[must_use]
     pub fn lacks(self) -> Vec<&'static str> {
         let features = [
             (self.has_snapshots(), "snapshots (1.13)"),
             (self.has_forced_stop(), "a forced stop, so a machine that hangs stays up (1.14)"),
+            (self.has_clones(), "clones (1.15)"),
             (self >= Self::new(1, 16, 2), "state files that outlive a loss of power (1.16.2)"),
         ];
         features.into_iter().filter_map(|(has, what)| (!has).then_some(what)).collect()
@@ -290,7 +297,8 @@ mod tests {
         assert!("soon".parse::<Version>().is_err());
         assert!(!version("1.12.2").has_snapshots() && version("1.13").has_snapshots());
         assert!(!version("1.13.1").has_forced_stop() && version("1.14.0").has_forced_stop());
-        assert_eq!(version("1.13.0").lacks().len(), 2);
+        assert!(!version("1.14.1").has_clones() && version("1.15.0").has_clones());
+        assert_eq!(version("1.13.0").lacks().len(), 3);
         assert!(version("1.16.3").lacks().is_empty());
         assert_eq!(version("1.16.3+mac").to_string(), "1.16.3");
     }

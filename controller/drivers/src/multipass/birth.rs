@@ -17,14 +17,14 @@ use super::record::{Power, later};
 use super::trouble::Trouble;
 use super::{Fault, Held, Multipass};
 use crate::provisioning::launch_data;
-use crate::{CreateOrder, DriverError, Mounts};
+use crate::{Base, CreateOrder, DriverError, Mounts};
 
 /// How much longer than its limit a command may take to say so, as a part of that.
 const MARGIN: u32 = 5;
 /// How long an instance that is up may take until it has its seed.
 const SEED_LIMIT: SignedDuration = SignedDuration::from_mins(8);
 /// How long the machine's own cloud-init may take to have written down whose it is.
-const SETTLE_LIMIT: Duration = Duration::from_secs(600);
+pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(600);
 /// How long a machine may take to have what it is to have besides the runtime.
 const PROVISION_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// How often that is asked for.
@@ -147,6 +147,9 @@ impl Multipass {
 
     /// Has the daemon make the instance. Its name was free in the last listing.
     async fn launch(&self, held: &mut Held<'_>, order: &CreateOrder, tried: &mut Tried) -> Result<(), DriverError> {
+        if let Base::Snapshot(source, snapshot) = &order.base {
+            return self.clone_from(held, order, source, snapshot).await;
+        }
         let image = super::image(order)?;
         let Err(fault) = self.launch_from(held, order, image.as_deref(), tried).await? else { return Ok(()) };
         if fault.trouble() != Trouble::ImageLocked {
@@ -317,6 +320,7 @@ impl Multipass {
         if held.record.adopting {
             self.brand(held).await?;
         }
+        self.rebrand(held).await?;
         let mut shown = guest.shown().await;
         if matches!(&shown, Ok(shown) if shown.birth.is_none()) && !held.record.is_known {
             // It may be so early that it has not been written down yet.

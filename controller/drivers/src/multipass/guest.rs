@@ -94,6 +94,15 @@ impl Guest<'_> {
         self.heard(&script, None, WORD_LIMIT, "branded").await.map(drop)
     }
 
+    /// Has it say from now on that it was made with this nonce, where it says that other one.
+    pub(super) async fn rebrand(self, from: &Nonce, to: &Nonce) -> Result<(), Fault> {
+        let script = format!(
+            "set -e\numask 077\nif [ \"$(cat {BIRTH_FILE})\" = {from} ]; then echo {to} >{BIRTH_FILE}.new; mv {BIRTH_FILE}.new \
+             {BIRTH_FILE}; sync; fi\necho '{MARK} branded'"
+        );
+        self.heard(&script, None, WORD_LIMIT, "branded").await.map(drop)
+    }
+
     /// Makes folders of the user's, with those on the way to them.
     pub(super) async fn make_folders(self, user: &str, folders: &[String]) -> Result<(), Fault> {
         let folders: Vec<_> = folders.iter().map(|folder| quoted(folder)).collect();

@@ -23,6 +23,7 @@
 mod answer;
 mod birth;
 mod cli;
+mod clones;
 mod copies;
 mod doctor;
 mod guest;
@@ -50,7 +51,7 @@ use vm_agent_schemas::guest::{FromGuest, MachineId, ToGuest, Witness};
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Capabilities, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
@@ -431,6 +432,7 @@ impl Record {
             has_mounts: false,
             snapshots: BTreeMap::new(),
             dropped: BTreeSet::new(),
+            copy_of: None,
         }
     }
 }
@@ -439,11 +441,7 @@ impl Record {
 fn image(order: &CreateOrder) -> Result<Option<String>, DriverError> {
     let image = match &order.base {
         Base::Image(image) => image,
-        Base::Existing => return Ok(None),
-        Base::Snapshot(..) => {
-            let what = "make a machine from a snapshot of another: Multipass copies only what a machine is now";
-            return Err(DriverError::Unsupported { driver: DriverName::Multipass, what: what.to_owned() });
-        }
+        Base::Existing | Base::Snapshot(..) => return Ok(None),
     };
     match image.trim() {
         DEFAULT_IMAGE | "" => Ok(None),
@@ -485,7 +483,7 @@ impl Driver for Multipass {
             resize_running: false,
             suspend: true,
             snapshots: if has_snapshots { SnapshotSupport::Down } else { SnapshotSupport::None },
-            clone_from_snapshot: false,
+            clones: if version.is_none_or(Version::has_clones) { CloneSupport::Down } else { CloneSupport::None },
             warm: false,
             labels: false,
             mounts: true,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep};
+use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
 
 use super::answer::State;
@@ -219,7 +220,8 @@ impl Multipass {
         }
         let shown = tokio::time::timeout(RECOGNISE_LIMIT, self.guest(held.act.1).shown()).await;
         let Ok(Ok(shown)) = shown else { return Ok(()) };
-        if shown.birth.as_ref().is_some_and(|birth| *birth == held.record.birth) {
+        let of_ours = |birth: &Nonce| *birth == held.record.birth || held.record.copy_of.as_ref() == Some(birth);
+        if shown.birth.as_ref().is_some_and(of_ours) {
             return Ok(());
         }
         // One that was never known may be too young to show anything.

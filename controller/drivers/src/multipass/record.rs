@@ -46,6 +46,9 @@ pub(super) struct Record {
     /// Whether it was not made by us, and is just being taken over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) adopting: bool,
+    /// Of a copy of another instance, the nonce which that was made with, until it says that it was made with its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) copy_of: Option<Nonce>,
     /// Whether folders of the host may be mounted in it.
     pub(super) has_mounts: bool,
     /// The sizes that it had when each of its snapshots was taken: a restore brings them back.
@@ -227,6 +230,7 @@ pub(super) mod tests {
             has_mounts: false,
             snapshots: BTreeMap::new(),
             dropped: BTreeSet::new(),
+            copy_of: None,
         }
     }
 

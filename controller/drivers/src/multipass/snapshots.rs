@@ -109,7 +109,7 @@ impl Multipass {
     }
 
     /// The snapshots that there are of an instance now.
-    async fn taken(&self, held: &Held<'_>) -> Result<BTreeSet<SnapshotName>, DriverError> {
+    pub(super) async fn taken(&self, held: &Held<'_>) -> Result<BTreeSet<SnapshotName>, DriverError> {
         self.sight.snapshots_changed();
         let known = self.sight.snapshots(&self.program).await;
         let known = known.ok_or_else(|| held.failed("the snapshots of Multipass can't be listed"))?;

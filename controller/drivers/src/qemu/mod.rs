@@ -55,7 +55,9 @@ use vm_agent_schemas::fleet::{DriverName, ImageReference, Provision};
 use vm_agent_schemas::guest::{FromGuest, ToGuest, Witness};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{Capabilities, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{
+    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport,
+};
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
 
@@ -267,7 +269,7 @@ impl Driver for Qemu {
             resize_running: false,
             suspend: true,
             snapshots: SnapshotSupport::Live,
-            clone_from_snapshot: true,
+            clones: CloneSupport::Snapshots,
             warm: true,
             labels: false,
             mounts: false,

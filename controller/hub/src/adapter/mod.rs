@@ -226,6 +226,11 @@ impl HubHandle {
         self.tell(Event::Revoke(agent));
     }
 
+    /// Has the agent's key open nothing any more: another machine has it too.
+    pub fn unbind(&self, agent: AgentName) {
+        self.tell(Event::Unbind(agent));
+    }
+
     /// Gives the agent another configuration. One with secrets is sent and not kept, and one that is too
     /// large for a message is not sent: [`configuration_fits`](crate::configuration_fits) tells before.
     pub fn configure(&self, agent: AgentName, configuration: Configuration) {

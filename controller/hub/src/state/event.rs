@@ -87,6 +87,8 @@ pub enum Event {
     Claimed(AgentName, ClaimId),
     /// The agent's instance is no more.
     Revoke(AgentName),
+    /// The agent's machine is down, and another has what is in it: its key opens nothing any more.
+    Unbind(AgentName),
     /// The agent has another configuration.
     Configure(AgentName, Configuration),
     /// An accepted, stored task is to be delivered. So much of the present attempt's output is stored.

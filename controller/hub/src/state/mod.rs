@@ -180,6 +180,7 @@ impl Hub {
             Event::Enroll(credential, configuration) => self.enroll(credential, configuration, now),
             Event::Claimed(agent, claim) => self.claimed(agent, claim, now),
             Event::Revoke(agent) => self.revoke(&agent, now),
+            Event::Unbind(agent) => self.unbind(&agent),
             Event::Configure(agent, configuration) => self.configure(&agent, configuration),
             Event::Submit(task, known) => self.submit(task, known, now),
             Event::CancelTask { task, by } => self.cancel(task, by, now),

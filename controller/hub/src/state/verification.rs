@@ -102,6 +102,18 @@ impl Hub {
         self.effects.push(Effect::Distrusted { request, revoked: true });
     }
 
+    /// The key of an agent opens nothing any more: a copy of its machine has it too. Nobody who speaks with it now is
+    /// heard either.
+    pub(super) fn unbind(&mut self, agent: &AgentName) {
+        if let Some(conn) = self.live(agent) {
+            self.refuse(conn, Refusal::new(RefusalCode::Unverified, "its machine is being copied, with its key"));
+        }
+        let Some(enrolled) = self.agents.get_mut(agent) else { return };
+        let credential = &mut enrolled.credential;
+        (credential.join, credential.binding, credential.boot) = (None, None, Boot::default());
+        self.effects.push(Effect::Store(Record::Credential(credential.clone())));
+    }
+
     /// The session of an agent, if it is still the one with this epoch.
     fn session_of(&mut self, agent: &AgentName, epoch: Epoch) -> Option<(ConnId, &mut super::sessions::Session)> {
         let conn = self.live(agent)?;

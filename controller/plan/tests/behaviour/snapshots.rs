@@ -2,13 +2,13 @@ use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
 use proptest::prelude::*;
-use vm_agent_plan::{Inputs, kept, plan, wake_at};
-use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, PowerState};
+use vm_agent_plan::{Inputs, after_failure, kept, plan, wake_at};
+use vm_agent_schemas::fleet::{CloneOf, DeclaredAgent, PowerState, Reconcile};
 use vm_agent_schemas::ids::Incarnation;
 use vm_agent_schemas::intent::{Change, Presence};
 use vm_agent_schemas::names::SnapshotName;
-use vm_agent_schemas::observe::{InstanceState, SnapshotSupport, Standing};
-use vm_agent_schemas::plan::{Cost, Rest, SnapshotLoss, Step, StepAction, WaitsFor};
+use vm_agent_schemas::observe::{CloneSupport, InstanceState, SnapshotSupport, Standing};
+use vm_agent_schemas::plan::{Cost, Rest, SnapshotLoss, Step, StepAction, Sync, WaitsFor};
 use vm_agent_schemas::snapshot::{Ask, Cause, Keeper, Point, Snapshot};
 
 use crate::{agent, say, settled, steps, words, world};
@@ -397,6 +397,62 @@ fn the_snapshot_of_a_clone_goes_once_its_machine_is_there_and_none_that_somebody
     assert_eq!(done[2].action.snapshot(), Some(&name("clone-1")));
     assert_eq!(taken(&inputs), ["mine"]);
     assert_eq!(keepers(&inputs, "mine"), "manual");
+}
+
+/// Somebody wants a copy of `web`, with a driver that copies only what is down.
+fn copy(inputs: &mut Inputs, reconcile: Reconcile) {
+    for view in inputs.drivers.values_mut() {
+        (view.capabilities.snapshots, view.capabilities.clones) = (SnapshotSupport::Down, CloneSupport::Down);
+    }
+    clone(inputs, "twin", "clone-1");
+    say(inputs, "twin", Change::Reconcile { wanted: reconcile, covers: Reconcile::Auto });
+    let cause = Cause::Clone { to: world::name("twin") };
+    world::ask(inputs, "web", Ask::Take { name: name("clone-1"), cause, comment: None });
+}
+
+#[test]
+fn a_machine_stays_down_until_its_copy_is_made_where_only_what_is_down_is_copied() {
+    let mut inputs = settled("agents: {web: {}}");
+    copy(&mut inputs, Reconcile::Auto);
+    let done = world::converge(&mut inputs);
+    assert_eq!(words(&done), "stop snapshot create dropSnapshot start");
+    assert_eq!(done.iter().map(|step| step.agent.as_str()).collect::<Vec<_>>(), ["web", "web", "twin", "web", "web"]);
+}
+
+#[test]
+fn a_machine_stays_down_for_no_copy_that_takes_too_long() {
+    let mut inputs = settled("agents: {web: {}}");
+    copy(&mut inputs, Reconcile::Paused);
+    assert_eq!(words(&world::converge(&mut inputs)), "stop snapshot");
+    let (web, twin) = (agent(&inputs, "web"), world::name("twin"));
+    assert_eq!((web.waits_for.as_slice(), web.sync), (&[WaitsFor::Clone { agent: twin }][..], Sync::Reconciling));
+    let begun = inputs.now;
+    let done = loop {
+        inputs.now = wake_at(&inputs).expect("it does not wait for ever");
+        let done = world::converge(&mut inputs);
+        if !done.is_empty() {
+            break done;
+        }
+    };
+    assert_eq!((words(&done).as_str(), inputs.now.duration_since(begun).as_mins()), ("start", 30));
+    say(&mut inputs, "twin", Change::Reconcile { wanted: Reconcile::Auto, covers: Reconcile::Auto });
+    assert_eq!(words(&world::converge(&mut inputs)), "", "it has run since, and is no longer what it was");
+    let twin = agent(&inputs, "twin");
+    assert!(
+        matches!(&twin.waits_for[..], [WaitsFor::Problem { what }] if what.contains("clone once more")),
+        "{twin:?}"
+    );
+}
+
+#[test]
+fn a_machine_stays_down_for_no_copy_that_went_wrong() {
+    let mut inputs = settled("agents: {web: {}}");
+    copy(&mut inputs, Reconcile::Paused);
+    assert_eq!(words(&world::converge(&mut inputs)), "stop snapshot");
+    let twin = world::name("twin");
+    let failure = after_failure(&twin, None, None, "the disk is full".into(), 0.5, inputs.now);
+    inputs.backoffs.insert(twin, failure);
+    assert_eq!(words(&world::converge(&mut inputs)), "start");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
 use vm_agent_schemas::ids::{ClaimId, ErrandId, Incarnation, Nonce, TaskId};
 use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Birth, Capabilities, Claim, Deadlines, Instance, InstanceState, Proof, SnapshotSupport, Standing, Undone,
+    Birth, Capabilities, Claim, CloneSupport, Deadlines, Instance, InstanceState, Proof, SnapshotSupport, Standing,
+    Undone,
 };
 use vm_agent_schemas::plan::{Step, StepAction};
 use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Snapshot};
@@ -38,7 +39,7 @@ pub fn capabilities() -> Capabilities {
         resize_running: false,
         suspend: false,
         snapshots: SnapshotSupport::Live,
-        clone_from_snapshot: false,
+        clones: CloneSupport::None,
         warm: false,
         labels: false,
         mounts: true,

@@ -28,6 +28,7 @@ impl World {
             HubCall::Enroll(credential, configuration) => HubEvent::Enroll(*credential, configuration),
             HubCall::Claimed(agent, claim) => HubEvent::Claimed(agent, claim),
             HubCall::Revoke(agent) => HubEvent::Revoke(agent),
+            HubCall::Unbind(agent) => HubEvent::Unbind(agent),
             HubCall::Cordon(agents) => HubEvent::Cordon(agents),
             HubCall::Configure(agent, configuration) => HubEvent::Configure(agent, configuration),
             HubCall::Directory(directory) => HubEvent::Directory(directory),

@@ -283,6 +283,23 @@ fn enrolling_what_is_known_changes_only_configuration_and_join_token() {
 }
 
 #[test]
+fn a_key_that_a_copy_has_too_opens_nothing_until_its_machine_has_joined_with_another() {
+    let mut world = World::joined();
+    let effects = world.tell(Event::Unbind(name("web")));
+    assert_eq!(refused(&effects, 1), Some(RefusalCode::Unverified));
+    let [Record::Credential(stored)] = &stored(&effects)[..] else { panic!("{effects:?}") };
+    assert_eq!((&stored.join, &stored.binding), (&None, &None));
+    assert!(refused(&world.join(2, &hello("web", 1), 1), 2).is_some());
+
+    let mut fresh = credential("web", 1);
+    fresh.join = Some(JoinToken { digest: Secret::from_text("fresh").digest(), expires_at: at(600) });
+    world.tell(Event::Enroll(fresh, None));
+    assert!(refused(&world.join(3, &hello("web", 1), 1), 3).is_some(), "the old key does not open it again");
+    let fresh = Hello { join_token: Some(Secret::from_text("fresh")), ..hello("web", 5) };
+    assert!(welcome(&world.join(4, &fresh, 5)).is_some());
+}
+
+#[test]
 fn revoking_ends_the_session_and_the_agent_is_unknown_then() {
     let mut world = World::joined();
     assert_eq!(refused(&world.tell(Event::Revoke(name("web"))), 1), Some(RefusalCode::Revoked));
