@@ -103,6 +103,7 @@ pub struct Capabilities {
     /// Of what snapshots can be taken.
     pub snapshots: SnapshotSupport,
     /// Of what machines can be made that begin as another was.
+    #[serde(default)]
     pub clones: CloneSupport,
     /// Whether a machine can begin as a copy of one like it that has booted already.
     #[serde(default)]
@@ -139,10 +140,11 @@ pub enum SnapshotSupport {
 }
 
 /// Of what a driver can make machines that begin as another was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CloneSupport {
     /// Of nothing.
+    #[default]
     None,
     /// Of a machine that is down, as it is then: of its latest snapshot, for as long as it has not run since.
     Down,

@@ -1,7 +1,7 @@
 //! Instances that are not ours are never touched, whatever their name.
 
 use vm_agent_drivers::fake::{Behaviour, Call, Fake, NonceSight, On};
-use vm_agent_schemas::api::{ImportRequest, ProblemCode};
+use vm_agent_schemas::api::{AgentView, ImportRequest, ProblemCode};
 use vm_agent_schemas::fleet::{DriverName, PowerState};
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::AgentName;
@@ -158,7 +158,9 @@ async fn an_instance_taken_over_beside_the_file_is_protected_and_stays_when_it_i
     assert_eq!(missing.code, ProblemCode::NotFound);
 
     controller.import(name(), taken_over("old-vm"), &ann()).await.unwrap();
-    let old = becomes(controller, "old", |it| it.incarnation.is_some() && it.sync == Sync::Synced).await;
+    // It is up once it is taken over, and goes down again as it was found.
+    let is_over = |it: &AgentView| fake.calls_on(Call::Stop, "old-vm") == 1 && it.sync == Sync::Synced;
+    let old = becomes(controller, "old", is_over).await;
     let spec = &old.wanted.as_ref().unwrap().spec;
     assert_eq!((Sizes::of(spec), spec.protect, spec.power), (sizes, true, PowerState::Stopped));
     let refused = controller.destroy(name(), Default::default(), &ann()).await.unwrap_err();
