@@ -10,7 +10,8 @@ use tokio::time::Instant;
 /// For how long machines come up one at a time after the daemon has failed. Many at once have brought it down before.
 const CAREFUL: Duration = Duration::from_secs(10 * 60);
 
-/// The most machines that come up at a time, however large the host.
+/// The most machines that come up at a time, however large the host. Ten at once have crashed a daemon
+/// ([3336](https://github.com/canonical/multipass/issues/3336)).
 const WIDEST: u32 = 4;
 
 /// The lanes of one daemon.
@@ -94,8 +95,10 @@ impl Drop for Change<'_> {
     }
 }
 
+/// A machine that boots keeps one processor busy. On a host with two, launches of 55 s each took 58 s two at a time and
+/// 141 s four at a time: measured with Multipass 1.16.3 and emulated machines of one CPU.
 fn width(cpus: usize) -> u32 {
-    u32::try_from(cpus / 2).unwrap_or(WIDEST).clamp(1, WIDEST)
+    u32::try_from(cpus).unwrap_or(WIDEST).clamp(1, WIDEST)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn machines_come_up_a_few_at_a_time() {
-        assert_eq!([0, 1, 2, 4, 7, 8, 64].map(width), [1, 1, 1, 2, 3, 4, 4]);
+        assert_eq!([0, 1, 2, 3, 4, 64].map(width), [1, 1, 2, 3, 4, 4]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,7 +114,7 @@ impl Trouble {
     pub(super) const fn remedy(self) -> Option<&'static str> {
         match self {
             Self::Unreachable => Some(
-                "start its daemon (`sudo snap start multipass`, or `sudo launchctl kickstart -k \
+                "start its daemon, or restart it (`sudo snap restart multipass`, or `sudo launchctl kickstart -k \
                  system/com.canonical.multipassd` on macOS), or wait until it is up again",
             ),
             Self::Denied => Some(
@@ -139,7 +139,7 @@ pub(super) fn sentence(said: &Said) -> String {
             lines.push(line);
         }
     }
-    let last = lines[lines.len().saturating_sub(LINES)..].join("; ");
+    let last = lines[lines.len().saturating_sub(LINES)..].join("; ").replace(".; ", "; ");
     match (last.is_empty(), said.code) {
         (false, None) => format!("a signal ended it; the last that it said was `{last}`"),
         (false, Some(_)) => last,
@@ -166,9 +166,15 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// A line without the marks of a log before it: `[time] [error] [client] `.
+/// A line without the marks of a log before it: `[time] [error] [client] `, and those of gRPC,
+/// `E1123 23:26:50.674203678    6812 ssl_transport_security.cc:1501] `.
 fn bare(line: &str) -> String {
     let mut rest = line.trim();
+    if let Some((mark, after)) = rest.split_once("] ")
+        && is_of_grpc(mark)
+    {
+        rest = after.trim_start();
+    }
     while let Some((mark, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once("] "))
         && !mark.contains('[')
     {
@@ -178,6 +184,15 @@ fn bare(line: &str) -> String {
     // `launch failed: ` tells the verb, which whoever reads this knows.
     let told = rest.split_once(" failed: ").filter(|(verb, _)| verb.chars().all(|c| c.is_ascii_lowercase()));
     told.map_or(rest, |(_, why)| why).trim_end().to_owned()
+}
+
+/// Whether a line of a log begins like this: severity and date, time, thread, place.
+fn is_of_grpc(mark: &str) -> bool {
+    let words: Vec<&str> = mark.split_whitespace().collect();
+    let [day, _, thread, place] = words[..] else { return false };
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_day = day.strip_prefix(['I', 'W', 'E', 'F']).is_some_and(|date| date.len() == 4 && is_number(date));
+    is_day && is_number(thread) && place.rsplit_once(':').is_some_and(|(_, line)| is_number(line))
 }
 
 /// Whether a line only says that others follow.
@@ -221,6 +236,9 @@ mod tests {
         assert_eq!(told(2, &twice), "instance \"x\" does not exist");
         let logged = "[2026-11-22T10:36:19.675] [error] [client] Caught an unhandled exception: Unable to ask.\n";
         assert_eq!(told(1, logged), "Unable to ask.");
+        let of_grpc = "E1123 23:26:50.674203678    6812 ssl_transport_security.cc:1501]       Handshake failed.\n\
+                       list failed: cannot connect to the multipass socket\n";
+        assert_eq!(told(2, of_grpc), "Handshake failed; cannot connect to the multipass socket");
         assert_eq!(told(3, "\x1b[2K\x1b[0A\x1b[0E"), "it ended with 3 and said nothing");
         let spun = Said {
             code: Some(1),
