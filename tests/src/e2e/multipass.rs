@@ -30,6 +30,8 @@ const REAL_LIMIT: Duration = Duration::from_secs(1800);
 /// The bridge of Multipass. Where this host has it, machines are told to find the hub there; those of the double, which
 /// share this host's network, find it there too.
 const BRIDGE: &str = "/sys/class/net/mpqemubr0";
+/// Asks for all instances.
+const LIST: [&str; 4] = ["list", "--no-ipv4", "--format", "json"];
 
 /// A Multipass with nothing of ours in it. Whatever happens to the test, nothing of ours stays in it either.
 #[derive(Debug)]
@@ -156,11 +158,7 @@ defaults: {{driver: multipass, {SIZES}{image}}}
     /// When they can't be listed.
     #[must_use]
     pub fn states(&self) -> Vec<(String, String)> {
-        let said = self.by_hand(&["list", "--no-ipv4", "--format", "json"]);
-        let said: Value = serde_json::from_str(&said).expect("a list is JSON");
-        let text = |value: &Value| value.as_str().expect("it is a text").to_owned();
-        let all = said["list"].as_array().expect("there is a list");
-        all.iter().map(|instance| (text(&instance["name"]), text(&instance["state"]))).collect()
+        states_in(self.by_hand(&LIST).as_bytes()).expect("a list is JSON")
     }
 
     /// Ends the machine of an agent at once, without anybody being told.
@@ -197,11 +195,20 @@ impl Drop for Ground {
         if !self.is_real() {
             return;
         }
-        let ours = self.instance("");
-        for (name, _) in self.states().iter().filter(|(name, _)| name.starts_with(&ours)) {
+        let (ours, said) = (self.instance(""), self.call(&LIST));
+        // Nothing can be taken away where the daemon is down, which a test that fails is to say, and not its end.
+        let all = states_in(&said.stdout).unwrap_or_default();
+        for (name, _) in all.iter().filter(|(name, _)| name.starts_with(&ours)) {
             self.call(&["delete", "--purge", name]);
         }
     }
+}
+
+/// The state of every instance in a list, in Multipass's words.
+fn states_in(list: &[u8]) -> Option<Vec<(String, String)>> {
+    let list: Value = serde_json::from_slice(list).ok()?;
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    list["list"].as_array()?.iter().map(|it| Some((text(&it["name"])?, text(&it["state"])?))).collect()
 }
 
 /// What a program needs in its environment to find both.
