@@ -558,8 +558,13 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
             learnt.proof = Some(Proof::Watched { life: job.operation.life });
         }
     }
-    if reached && job.operation.action.brings_up() {
-        learnt.standing = Some(if job.stays_down() { Standing::Down } else { Standing::Up });
+    if job.operation.action.brings_up() {
+        learnt.standing = match seen {
+            _ if reached => Some(if job.stays_down() { Standing::Down } else { Standing::Up }),
+            // What did not come up did not go down by itself either.
+            Look::There(observed) if is_down(observed.instance.state) => Some(Standing::Down),
+            _ => None,
+        };
     }
     if reached {
         learnt.sizes = job.resized_to();
@@ -568,6 +573,10 @@ fn learn(job: &Job, called: &Called, seen: &Look<'_>, proved: Option<&Nonce>, re
         learnt.adopted = job.operation.action == Action::Create;
     }
     learnt
+}
+
+const fn is_down(state: InstanceState) -> bool {
+    matches!(state, InstanceState::Stopped | InstanceState::Failed)
 }
 
 fn explain(job: &Job, called: &Called, seen: &Look<'_>) -> String {
@@ -597,6 +606,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use vm_agent_drivers::fake::Fake;
+    use vm_agent_plan::{Inputs, Upkeep};
     use vm_agent_schemas::fleet::{DriverName, parse};
     use vm_agent_schemas::ids::{Digest, ErrandId, Incarnation, Life};
     use vm_agent_schemas::observe::Instance;
@@ -774,6 +784,27 @@ mod tests {
         let other = Nonce::generate();
         let wrong = settle(&job, &Called::Done, Some(&unshown), Some(&other), None, 0.5, NOW);
         assert!(!wrong.succeeded);
+    }
+
+    #[test]
+    fn what_was_not_brought_up_did_not_go_down_by_itself() {
+        let mut records = records();
+        let job = prepared(&mut records, StepAction::Create);
+        let timed_out = Called::TimedOut(Duration::from_secs(1));
+        let seen = |state| listing(vec![instance(state, Some(job.claim.nonce.clone()))]);
+        for state in [InstanceState::Stopped, InstanceState::Failed] {
+            let settled = settled(&job, &timed_out, &seen(state));
+            assert_eq!((settled.succeeded, learnt(&settled).standing), (false, Some(Standing::Down)));
+            settled.changes.into_iter().for_each(|change| records.apply(change));
+            // The next look takes it for no crash.
+            let (capabilities, listing) = (Fake::capabilities_default(), seen(state));
+            let view = DriverView { capabilities, listing, looked_at: None };
+            let inputs = Inputs { drivers: [(job.claim.driver, view)].into(), ..records.inputs(NOW) };
+            let upkeep = vm_agent_plan::upkeep(&inputs, &vm_agent_plan::plan(&inputs));
+            assert!(!upkeep.iter().any(|item| matches!(item, Upkeep::Crashed(_))), "{upkeep:?}");
+        }
+        // It may yet come up.
+        assert_eq!(learnt(&settled(&job, &timed_out, &seen(InstanceState::Starting))).standing, None);
     }
 
     #[test]
