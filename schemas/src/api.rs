@@ -342,6 +342,9 @@ pub struct SnapshotChange {
     /// What there is to say about it.
     #[serde(default)]
     pub comment: Option<String>,
+    /// Change nothing, and answer as if.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// A snapshot, and what is known of it besides.

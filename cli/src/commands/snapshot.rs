@@ -70,9 +70,6 @@ enum SnapshotCommand {
     Rm {
         #[command(flatten)]
         which: Which,
-        /// Change nothing, and say what would be done
-        #[arg(long)]
-        dry_run: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -96,6 +93,9 @@ struct Which {
     /// The snapshots
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<SnapshotName>,
+    /// Change nothing, and say what would be done
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Bring an agent's machine back to a snapshot
@@ -152,7 +152,7 @@ pub(crate) async fn run(context: &mut Context, args: SnapshotArgs) -> CommandRes
     match args.command {
         None => take(context, args).await,
         Some(SnapshotCommand::Ls { name, output }) => list(context, name, output.output).await,
-        Some(SnapshotCommand::Rm { which, dry_run, wait }) => remove(context, which, dry_run, &wait).await,
+        Some(SnapshotCommand::Rm { which, wait }) => remove(context, which, &wait).await,
         Some(SnapshotCommand::Protect { which }) => protect(context, which, true).await,
         Some(SnapshotCommand::Unprotect { which }) => protect(context, which, false).await,
     }
@@ -188,9 +188,10 @@ async fn list(context: &mut Context, name: Option<AgentName>, format: Format) ->
     Ok(Exit::SUCCESS)
 }
 
-async fn remove(context: &mut Context, which: Which, dry_run: bool, wait: &WaitArgs) -> CommandResult {
+async fn remove(context: &mut Context, which: Which, wait: &WaitArgs) -> CommandResult {
     let client = context.place.client().await?;
-    let (Which { name, snapshots }, request) = (which, SnapshotDeletion { dry_run });
+    let Which { name, snapshots, dry_run } = which;
+    let request = SnapshotDeletion { dry_run };
     each(context, Format::Table, snapshots, async |context, snapshot| {
         let path = format!("/agents/{name}/snapshots/{snapshot}");
         let asked = about(&client, &name, client.call::<Errand>(Method::DELETE, &path, &request).await).await?;
@@ -201,12 +202,17 @@ async fn remove(context: &mut Context, which: Which, dry_run: bool, wait: &WaitA
 
 async fn protect(context: &mut Context, which: Which, protect: bool) -> CommandResult {
     let client = context.place.client().await?;
-    let Which { name, snapshots } = which;
-    let request = SnapshotChange { protect: Some(protect), comment: None };
+    let Which { name, snapshots, dry_run } = which;
+    let request = SnapshotChange { protect: Some(protect), comment: None, dry_run };
     each(context, Format::Table, snapshots, async |context, snapshot| {
         let path = format!("/agents/{name}/snapshots/{snapshot}");
         about(&client, &name, client.call::<Snapshot>(Method::PATCH, &path, &request).await).await?;
-        let told = if protect { "only deleting its machine deletes it" } else { "it may be deleted" };
+        let told = match (protect, dry_run) {
+            (true, false) => "only deleting its machine deletes it",
+            (true, true) => "only deleting its machine would delete it",
+            (false, false) => "it may be deleted",
+            (false, true) => "it could be deleted",
+        };
         context.ui.status(format_args!("{name}: snapshot {snapshot}: {told}"))
     })
     .await

@@ -127,7 +127,7 @@ async fn whoever_would_destroy_an_agent_is_told_of_its_snapshots() {
         let asked = controller.take_snapshot(&web(), called(name), &ann()).await.unwrap();
         over(controller, &asked).await;
     }
-    let protect = SnapshotChange { protect: Some(true), comment: None };
+    let protect = SnapshotChange { protect: Some(true), ..SnapshotChange::default() };
     controller.change_snapshot(&web(), &"one".parse().unwrap(), protect, &ann()).await.unwrap();
     let both = Some(SnapshotLoss { snapshots: 2, protected: 1 });
     let request = ChangeRequest { dry_run: true, ..ChangeRequest::default() };
@@ -226,13 +226,16 @@ async fn what_can_not_be_asked_is_refused_with_what_to_do() {
     let twice = controller.take_snapshot(&web(), called("one"), &ann()).await.unwrap_err();
     assert_eq!(twice.code, ProblemCode::Conflict);
     over(controller, &asked).await;
-    let protect = SnapshotChange { protect: Some(true), comment: Some("keep".into()) };
+    let protect = SnapshotChange { protect: Some(true), comment: Some("keep".into()), dry_run: false };
+    let would = SnapshotChange { dry_run: true, ..protect.clone() };
+    assert!(controller.change_snapshot(&web(), &one, would, &ann()).await.unwrap().protect);
+    assert!(!controller.snapshots(Some(&web())).await.unwrap()[0].snapshot.protect, "nothing is changed");
     controller.change_snapshot(&web(), &one, protect, &ann()).await.unwrap();
     let really = SnapshotDeletion::default();
     let refused = controller.delete_snapshot(&web(), &one, really, &ann()).await.unwrap_err();
     assert_eq!(refused.code, ProblemCode::Blocked);
     assert!(refused.remediation.unwrap().contains("unprotect"));
-    let release = SnapshotChange { protect: Some(false), comment: None };
+    let release = SnapshotChange { protect: Some(false), ..SnapshotChange::default() };
     controller.change_snapshot(&web(), &one, release, &ann()).await.unwrap();
     let dry_run = SnapshotDeletion { dry_run: true };
     let would = controller.delete_snapshot(&web(), &one, dry_run, &ann()).await.unwrap();

@@ -112,7 +112,11 @@ impl Controller {
         request: SnapshotChange,
         actor: &Actor,
     ) -> Result<Snapshot, Problem> {
+        let dry_run = request.dry_run;
         let changed = errand::change(&self.core.ledger.records(), agent, name, request)?;
+        if dry_run {
+            return Ok(changed);
+        }
         tracing::info!(
             actor = actor.name,
             agent.name = agent.as_str(),

@@ -31,7 +31,7 @@ impl World {
         let change = match what {
             2 => errand::delete(records, asked, &name).ok().map(Box::new).map(Change::Errand),
             3 => {
-                let request = SnapshotChange { protect: Some(self.rng.bool()), comment: None };
+                let request = SnapshotChange { protect: Some(self.rng.bool()), ..SnapshotChange::default() };
                 errand::change(records, agent, &name, request).ok().map(Box::new).map(Change::Snapshot)
             }
             _ => {
