@@ -156,6 +156,10 @@ fn agents_are_told_apart_by_label_and_explained_one_by_one() {
     let document = fleet.json(&["why", "web-1"]);
     assert_eq!((&document["kind"], &document["name"]), (&"Agent".into(), &"web-1".into()));
     assert!(document["events"].as_array().is_some_and(|events| !events.is_empty()));
+    let events = fleet.json(&["events", "web-1"]);
+    assert!(events["items"].as_array().unwrap().iter().all(|event| event["agent"] == "web-1"), "{events}");
+    assert!(fleet.ok(&["events", "web-1", "--limit", "1"]).contains("web-1"));
+    assert!(fleet.fails(&["events", "web-3"], 4).contains("did you mean `web-1`"));
     let spec = fleet.ok(&["spec", "web-1"]);
     let row = |field: &str| spec.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
     assert!(row("env.A").ends_with("file"), "{spec}");

@@ -193,7 +193,7 @@ async fn passes(controller: &Controller) -> u64 {
 /// # Panics
 /// When the store fails.
 pub async fn events(controller: &Controller) -> Vec<Event> {
-    controller.events(None, 1000).await.expect("the store answers")
+    controller.events(None, None, 1000).await.expect("the store answers")
 }
 
 /// How many events of a kind an agent has.

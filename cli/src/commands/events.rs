@@ -1,16 +1,20 @@
 use clap::Args;
-use vm_agent_schemas::api::List;
+use vm_agent_schemas::api::{AgentView, List};
 use vm_agent_schemas::event::Event;
+use vm_agent_schemas::names::AgentName;
 
 use crate::Context;
 use crate::client::{Client, SseStream};
 use crate::exit::{CommandError, CommandResult, Exit};
 use crate::render;
+use crate::select::about;
 use crate::ui::{Format, OutputArgs};
 
 /// Show what happened
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
+    /// Only those of this agent
+    name: Option<AgentName>,
     /// Go on with what happens, until Ctrl-C; with `-o json` one document a line
     #[arg(short, long)]
     follow: bool,
@@ -28,25 +32,30 @@ pub(crate) async fn run(context: &mut Context, args: EventsArgs) -> CommandResul
     let client = context.place.client().await?;
     let format = args.output.output;
     if args.follow {
-        let stream = client.stream(&(path(args.since, args.limit) + "&follow=true")).await?;
+        let stream = client.stream(&(path(args.name.as_ref(), args.since, args.limit) + "&follow=true")).await?;
         follow(context, stream, format == Format::Json).await?;
         return Ok(Exit::SUCCESS);
     }
-    let answer = client.get::<List<Event>>(&path(args.since, args.limit)).await?;
+    let answer = client.get::<List<Event>>(&path(args.name.as_ref(), args.since, args.limit)).await?;
+    if let Some(name) = args.name.as_ref().filter(|_| answer.content.items.is_empty()) {
+        // Nothing happened to it, or there never was one.
+        about(&client, name, client.get::<AgentView>(&format!("/agents/{name}")).await).await?;
+    }
     let lines = || answer.content.items.iter().map(|event| render::event(event) + "\n").collect();
     context.ui.document(format, &answer.raw, lines)?;
     Ok(Exit::SUCCESS)
 }
 
-fn path(since: Option<u64>, limit: usize) -> String {
+fn path(of: Option<&AgentName>, since: Option<u64>, limit: usize) -> String {
+    let of = of.map_or_else(String::new, |agent| format!("&agent={agent}"));
     let since = since.map_or_else(String::new, |since| format!("&since={since}"));
-    format!("/events?limit={limit}{since}")
+    format!("/events?limit={limit}{of}{since}")
 }
 
 /// Events from now on, without any of before.
 pub(super) async fn from_now(client: &Client) -> Result<SseStream, CommandError> {
-    let last = client.get::<List<Event>>(&path(None, 1)).await?.content.items.pop();
-    client.stream(&(path(Some(last.map_or(0, |event| event.seq)), 1) + "&follow=true")).await
+    let last = client.get::<List<Event>>(&path(None, None, 1)).await?.content.items.pop();
+    client.stream(&(path(None, Some(last.map_or(0, |event| event.seq)), 1) + "&follow=true")).await
 }
 
 /// Prints events as they come, until the controller goes away.

@@ -12,9 +12,7 @@ use crate::render;
 use crate::select::about;
 use crate::ui::{Format, OutputArgs};
 
-/// How many events are looked through for those about the agent: the most that one answer has.
-const LOOK_BACK: usize = 1000;
-/// How many of them, and of its tasks, are shown.
+/// How many events, and tasks, are shown.
 const SHOWN: usize = 5;
 
 /// Show the controller, or everything about one agent
@@ -56,8 +54,5 @@ pub(crate) async fn run(context: &mut Context, args: StatusArgs) -> CommandResul
 
 /// What happened to an agent last, oldest first.
 pub(super) async fn last_events(client: &Client, name: &AgentName, most: usize) -> Result<Vec<Event>, CommandError> {
-    let events = client.get::<List<Event>>(&format!("/events?limit={LOOK_BACK}")).await?.content.items;
-    let mut about: Vec<Event> = events.into_iter().filter(|event| event.agent.as_ref() == Some(name)).collect();
-    about.drain(..about.len().saturating_sub(most));
-    Ok(about)
+    Ok(client.get::<List<Event>>(&format!("/events?agent={name}&limit={most}")).await?.content.items)
 }

@@ -357,15 +357,15 @@ impl Controller {
         Ok(plan)
     }
 
-    /// Events after `since`, oldest first, at most `limit`; without `since` the latest `limit`.
+    /// Events after `since`, of all or of one agent, oldest first, at most `limit`; without `since` the latest `limit`.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn events(&self, since: Option<u64>, limit: usize) -> Result<Vec<Event>, Problem> {
+    pub async fn events(&self, since: Option<u64>, of: Option<AgentName>, limit: usize) -> Result<Vec<Event>, Problem> {
         let limit = u32::try_from(limit.min(EVENTS_MAX)).unwrap_or(u32::MAX);
         self.read(move |conn| match since {
-            Some(seq) => store::events::since(conn, seq, limit),
-            None => store::events::latest(conn, limit),
+            Some(seq) => store::events::since(conn, seq, of.as_ref(), limit),
+            None => store::events::latest(conn, of.as_ref(), limit),
         })
         .await
     }

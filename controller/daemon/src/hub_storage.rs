@@ -211,7 +211,7 @@ mod tests {
             for _ in 0..2 {
                 storage.store(Arc::new(vec![Record::Task(ended(&began))])).await.unwrap();
             }
-            let events = ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap();
+            let events = ledger.store().read(|conn| store::events::latest(conn, None, 10)).await.unwrap();
             let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
             assert_eq!(kinds, [EventKind::TaskEnded], "it is stored with what it tells of");
             if let Ok(event) = heard.try_recv() {

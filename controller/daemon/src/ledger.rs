@@ -232,7 +232,7 @@ mod tests {
         assert!(ledger.announce(event(), decided, now).await.unwrap());
         ledger.record(vec![Change::Mode(Mode::Down)], now).await.unwrap();
         assert!(!ledger.announce(event(), decided, now).await.unwrap());
-        assert_eq!(ledger.store().read(|conn| store::events::latest(conn, 10)).await.unwrap().len(), 2);
+        assert_eq!(ledger.store().read(|conn| store::events::latest(conn, None, 10)).await.unwrap().len(), 2);
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use vm_agent_schemas::api::{Kind, LogPage, Problem};
 use vm_agent_schemas::event::Event;
 use vm_agent_schemas::ids::{Digest, Secret};
+use vm_agent_schemas::names::AgentName;
 
 use super::answer::Doc;
 use super::openapi::{Described, content};
@@ -164,8 +165,13 @@ impl<T: Kind + JsonSchema> OperationOutput for Followed<T> {
 pub(super) trait Journal: Send + 'static {
     /// Events from now on.
     fn subscribe(&self) -> broadcast::Receiver<Event>;
-    /// Events after `since`, oldest first, at most `limit`; without `since` the latest `limit`.
-    fn read(&self, since: Option<u64>, limit: usize) -> impl Future<Output = Result<Vec<Event>, Problem>> + Send;
+    /// Events after `since`, of all or of one agent, oldest first, at most `limit`; without `since` the latest `limit`.
+    fn read(
+        &self,
+        since: Option<u64>,
+        of: Option<AgentName>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Event>, Problem>> + Send;
 }
 
 impl Journal for Controller {
@@ -173,12 +179,12 @@ impl Journal for Controller {
         Self::subscribe(self)
     }
 
-    async fn read(&self, since: Option<u64>, limit: usize) -> Result<Vec<Event>, Problem> {
-        self.events(since, limit).await
+    async fn read(&self, since: Option<u64>, of: Option<AgentName>, limit: usize) -> Result<Vec<Event>, Problem> {
+        self.events(since, of, limit).await
     }
 }
 
-/// Follows a journal without gaps and without repeats.
+/// Follows a journal, or what it says of one agent, without gaps and without repeats.
 ///
 /// The journal is what counts; what is heard live only says that there may be more in it. Only an
 /// event that directly follows the last one is passed on without a look: that saves the read in the
@@ -186,6 +192,8 @@ impl Journal for Controller {
 struct Follower<J> {
     journal: J,
     live: broadcast::Receiver<Event>,
+    of: Option<AgentName>,
+    /// What was passed on, or let by, last.
     last: u64,
     /// Whether the journal may hold more than the last.
     behind: bool,
@@ -194,17 +202,17 @@ struct Follower<J> {
 
 impl<J: Journal> Follower<J> {
     /// Begins after `since`, or with the latest `limit`.
-    async fn begin(journal: J, since: Option<u64>, limit: usize) -> Result<Self, Problem> {
+    async fn begin(journal: J, since: Option<u64>, of: Option<AgentName>, limit: usize) -> Result<Self, Problem> {
         // Subscribed before reading: what happens in between is in both, and told apart by its number.
         let live = journal.subscribe();
-        let newest = journal.read(None, 1).await?.last().map_or(0, |event| event.seq);
-        let mut follower = Self { journal, live, last: 0, behind: false, ready: VecDeque::new() };
+        let newest = journal.read(None, None, 1).await?.last().map_or(0, |event| event.seq);
+        let mut follower = Self { journal, live, of, last: 0, behind: false, ready: VecDeque::new() };
         // A number beyond the newest is of another journal, such as before a restore.
         if let Some(since) = since.filter(|since| *since <= newest) {
             follower.last = since;
             follower.behind = true;
         } else {
-            follower.take(follower.journal.read(None, limit).await?);
+            follower.take(follower.journal.read(None, follower.of.clone(), limit).await?);
         }
         Ok(follower)
     }
@@ -221,7 +229,7 @@ impl<J: Journal> Follower<J> {
                 return Ok(Some(event));
             }
             if self.behind {
-                let events = self.journal.read(Some(self.last), PAGE).await?;
+                let events = self.journal.read(Some(self.last), self.of.clone(), PAGE).await?;
                 self.behind = !events.is_empty();
                 self.take(events);
                 continue;
@@ -234,6 +242,10 @@ impl<J: Journal> Follower<J> {
         }
     }
 
+    fn is_meant(&self, event: &Event) -> bool {
+        self.of.is_none() || event.agent == self.of
+    }
+
     /// Waits for something newer than the last event.
     async fn heard(&mut self) -> Heard {
         loop {
@@ -241,8 +253,12 @@ impl<J: Journal> Follower<J> {
                 Ok(event) if event.seq <= self.last => {}
                 Ok(event) if event.seq == self.last + 1 => {
                     self.last = event.seq;
-                    return Heard::Next(event);
+                    if self.is_meant(&event) {
+                        return Heard::Next(event);
+                    }
                 }
+                // Nothing of what may have come before it is lost: the next that is meant shows the gap.
+                Ok(event) if !self.is_meant(&event) => {}
                 Ok(_) | Err(RecvError::Lagged(_)) => return Heard::More,
                 Err(RecvError::Closed) => return Heard::End,
             }
@@ -259,13 +275,14 @@ enum Heard {
     End,
 }
 
-/// Events after `since`, or the latest `limit`, and then what comes.
+/// Events after `since`, or the latest `limit`, of all or of one agent, and then what comes.
 pub(super) async fn events<J: Journal>(
     journal: J,
     since: Option<u64>,
+    of: Option<AgentName>,
     limit: usize,
 ) -> Result<impl Stream<Item = Message> + Send, Problem> {
-    let follower = Follower::begin(journal, since, limit).await?;
+    let follower = Follower::begin(journal, since, of, limit).await?;
     Ok(stream::unfold(follower, async |mut follower| match follower.next().await {
         Ok(event) => event.map(|event| (message(&event), follower)),
         Err(problem) => {
@@ -326,13 +343,17 @@ mod tests {
         }
 
         fn write(&self) -> Event {
+            self.write_of(None)
+        }
+
+        fn write_of(&self, agent: Option<&AgentName>) -> Event {
             let mut events = self.events.lock().unwrap();
             let seq = events.len() as u64 + 1;
             let event = Event {
                 seq,
                 at: jiff::Timestamp::UNIX_EPOCH,
                 kind: EventKind::StepStarted,
-                agent: None,
+                agent: agent.cloned(),
                 message: String::new(),
             };
             events.push(event.clone());
@@ -350,11 +371,12 @@ mod tests {
             self.live.subscribe()
         }
 
-        async fn read(&self, since: Option<u64>, limit: usize) -> Result<Vec<Event>, Problem> {
-            let events = self.events.lock().unwrap();
+        async fn read(&self, since: Option<u64>, of: Option<AgentName>, limit: usize) -> Result<Vec<Event>, Problem> {
+            let mut events = self.events.lock().unwrap().clone();
+            events.retain(|event| of.is_none() || event.agent == of);
             Ok(match since {
-                Some(since) => events.iter().filter(|event| event.seq > since).take(limit).cloned().collect(),
-                None => events[events.len().saturating_sub(limit)..].to_vec(),
+                Some(since) => events.into_iter().filter(|event| event.seq > since).take(limit).collect(),
+                None => events.split_off(events.len().saturating_sub(limit)),
             })
         }
     }
@@ -370,7 +392,7 @@ mod tests {
     #[tokio::test]
     async fn a_follower_begins_with_the_latest_and_goes_on_with_what_comes() {
         let memory = Memory::with(5);
-        let mut follower = Follower::begin(memory.clone(), None, 2).await.unwrap();
+        let mut follower = Follower::begin(memory.clone(), None, None, 2).await.unwrap();
         assert_eq!(seqs(&mut follower, 2).await, [4, 5]);
         memory.write_and_tell();
         memory.write_and_tell();
@@ -380,7 +402,7 @@ mod tests {
     #[tokio::test]
     async fn a_follower_that_comes_back_misses_nothing_and_hears_nothing_twice() {
         let memory = Memory::with(PAGE as u64 * 2 + 3);
-        let mut follower = Follower::begin(memory.clone(), Some(2), 1).await.unwrap();
+        let mut follower = Follower::begin(memory.clone(), Some(2), None, 1).await.unwrap();
         memory.write_and_tell();
         let expected: Vec<u64> = (3..=PAGE as u64 * 2 + 4).collect();
         assert_eq!(seqs(&mut follower, expected.len()).await, expected);
@@ -389,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn a_follower_that_was_too_slow_reads_what_it_missed() {
         let memory = Memory::with(1);
-        let mut follower = Follower::begin(memory.clone(), None, 10).await.unwrap();
+        let mut follower = Follower::begin(memory.clone(), None, None, 10).await.unwrap();
         assert_eq!(seqs(&mut follower, 1).await, [1]);
         for _ in 0..10 {
             memory.write_and_tell();
@@ -400,7 +422,7 @@ mod tests {
     #[tokio::test]
     async fn an_event_that_nobody_told_of_comes_with_the_next() {
         let memory = Memory::with(1);
-        let mut follower = Follower::begin(memory.clone(), Some(1), 10).await.unwrap();
+        let mut follower = Follower::begin(memory.clone(), Some(1), None, 10).await.unwrap();
         assert!(tokio::time::timeout(Duration::ZERO, follower.next()).await.is_err());
         memory.write();
         memory.write_and_tell();
@@ -408,15 +430,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_follower_of_one_agent_hears_of_it_alone_and_misses_nothing_of_it() {
+        let (memory, web) = (Memory::with(3), "web".parse::<AgentName>().unwrap());
+        let tell = |event: Event| assert_eq!(memory.live.send(event).unwrap(), 1);
+        memory.write_of(Some(&web));
+        let mut follower = Follower::begin(memory.clone(), None, Some(web.clone()), 2).await.unwrap();
+        assert_eq!(seqs(&mut follower, 1).await, [4]);
+        memory.write_and_tell();
+        tell(memory.write_of(Some(&web)));
+        assert_eq!(seqs(&mut follower, 1).await, [6]);
+        // Nobody tells of one of it, and then of one that is not.
+        memory.write_of(Some(&web));
+        memory.write_and_tell();
+        assert!(tokio::time::timeout(Duration::ZERO, follower.next()).await.is_err());
+        tell(memory.write_of(Some(&web)));
+        assert_eq!(seqs(&mut follower, 2).await, [7, 9]);
+    }
+
+    #[tokio::test]
     async fn a_number_of_another_journal_begins_anew() {
-        let mut follower = Follower::begin(Memory::with(3), Some(900), 2).await.unwrap();
+        let mut follower = Follower::begin(Memory::with(3), Some(900), None, 2).await.unwrap();
         assert_eq!(seqs(&mut follower, 2).await, [2, 3]);
     }
 
     #[tokio::test]
     async fn a_follower_of_an_empty_journal_hears_the_first_event() {
         let memory = Memory::with(0);
-        let mut follower = Follower::begin(memory.clone(), None, 10).await.unwrap();
+        let mut follower = Follower::begin(memory.clone(), None, None, 10).await.unwrap();
         memory.write_and_tell();
         assert_eq!(seqs(&mut follower, 1).await, [1]);
     }

@@ -100,7 +100,8 @@ impl Courier {
         let mut news = self.core.ledger.subscribe();
         let mut cursor = self.begin().await?;
         loop {
-            let events = self.core.ledger.store().read(move |conn| store::events::since(conn, cursor, PAGE)).await?;
+            let events =
+                self.core.ledger.store().read(move |conn| store::events::since(conn, cursor, None, PAGE)).await?;
             let Some(last) = events.last().map(|event| event.seq) else {
                 // Lagging means that there is something to read as well.
                 if matches!(news.recv().await, Err(broadcast::error::RecvError::Closed)) {

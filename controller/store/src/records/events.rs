@@ -26,21 +26,22 @@ pub fn append(conn: &Connection, new: &NewEvent, at: Timestamp) -> Result<Event,
     Ok(Event { seq, at, kind: new.kind, agent: new.agent.clone(), message: new.message.clone() })
 }
 
-/// The first events after that place, the oldest first.
+/// The first events after that place, of all or of one agent, the oldest first.
 ///
 /// # Errors
 /// When the database fails.
-pub fn since(conn: &Connection, seq: u64, limit: u32) -> Result<Vec<Event>, StoreError> {
-    rows(conn, "SELECT * FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2", (seq, limit), read)
+pub fn since(conn: &Connection, seq: u64, of: Option<&AgentName>, limit: u32) -> Result<Vec<Event>, StoreError> {
+    let sql = "SELECT * FROM events WHERE seq > ?1 AND (?2 IS NULL OR agent = ?2) ORDER BY seq LIMIT ?3";
+    rows(conn, sql, (seq, of.map(AgentName::as_str), limit), read)
 }
 
-/// The latest events, the oldest first.
+/// The latest events, of all or of one agent, the oldest first.
 ///
 /// # Errors
 /// When the database fails.
-pub fn latest(conn: &Connection, limit: u32) -> Result<Vec<Event>, StoreError> {
-    let sql = "SELECT * FROM (SELECT * FROM events ORDER BY seq DESC LIMIT ?1) ORDER BY seq";
-    rows(conn, sql, [limit], read)
+pub fn latest(conn: &Connection, of: Option<&AgentName>, limit: u32) -> Result<Vec<Event>, StoreError> {
+    let latest = "SELECT * FROM events WHERE ?1 IS NULL OR agent = ?1 ORDER BY seq DESC LIMIT ?2";
+    rows(conn, &format!("SELECT * FROM ({latest}) ORDER BY seq"), (of.map(AgentName::as_str), limit), read)
 }
 
 /// The latest event of one of two kinds.

@@ -652,9 +652,13 @@ fn events_of_every_kind_come_back_in_order() {
         appended.push(events::append(&conn, &new, at(-seconds)).unwrap());
     }
     assert!(appended.is_sorted_by(|a, b| a.seq < b.seq));
-    assert_eq!(events::since(&conn, 0, 1000).unwrap(), appended);
-    assert_eq!(events::since(&conn, appended[1].seq, 2).unwrap(), appended[2..4]);
-    assert_eq!(events::latest(&conn, 3).unwrap(), appended[appended.len() - 3..]);
+    assert_eq!(events::since(&conn, 0, None, 1000).unwrap(), appended);
+    assert_eq!(events::since(&conn, appended[1].seq, None, 2).unwrap(), appended[2..4]);
+    assert_eq!(events::latest(&conn, None, 3).unwrap(), appended[appended.len() - 3..]);
+    let of_web: Vec<_> = appended.iter().filter(|event| event.agent.is_some()).cloned().collect();
+    assert_eq!(events::since(&conn, appended[0].seq, Some(&web), 2).unwrap(), of_web[1..3]);
+    assert_eq!(events::latest(&conn, Some(&web), 2).unwrap(), of_web[of_web.len() - 2..]);
+    assert_eq!(events::latest(&conn, Some(&agent("db")), 2).unwrap(), []);
     let of = |kinds| events::latest_of(&conn, kinds).unwrap();
     assert_eq!(of([appended[3].kind, appended[1].kind]).as_ref(), Some(&appended[3]));
     assert_eq!(of([appended[1].kind; 2]).as_ref(), Some(&appended[1]));
@@ -667,7 +671,7 @@ fn pruned_events_never_lend_their_place() {
     let all: Vec<_> = (0..5).map(|_| append()).collect();
     assert_eq!(events::prune(&conn, 9).unwrap(), 0);
     assert_eq!(events::prune(&conn, 2).unwrap(), 3);
-    assert_eq!(events::latest(&conn, 9).unwrap(), all[3..]);
+    assert_eq!(events::latest(&conn, None, 9).unwrap(), all[3..]);
     assert_eq!(events::prune(&conn, 0).unwrap(), 2);
     assert!(append().seq > all[4].seq);
 }
@@ -700,6 +704,6 @@ fn a_record_that_is_not_one_is_an_error_that_names_its_table() {
     let error = claims::all(&conn).unwrap_err();
     assert_eq!(error.to_string(), "a record of table `claims` can't be read");
     conn.execute("INSERT INTO events (at, kind, message) VALUES ('2026-01-01T00:00:00Z', 'Nonsense', '')", ()).unwrap();
-    let error = events::latest(&conn, 1).unwrap_err();
+    let error = events::latest(&conn, None, 1).unwrap_err();
     assert!(matches!(error, StoreError::Unreadable { table: "events", .. }), "{error}");
 }

@@ -275,7 +275,7 @@ async fn a_backup_taken_during_a_write_opens_and_holds_what_was_answered() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
     let copy = Store::open(&path).unwrap();
-    assert_eq!(copy.read(|conn| events::latest(conn, 9)).await.unwrap(), [stored]);
+    assert_eq!(copy.read(|conn| events::latest(conn, None, 9)).await.unwrap(), [stored]);
 }
 
 #[tokio::test]

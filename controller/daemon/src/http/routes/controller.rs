@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use vm_agent_schemas::api::{Alive, ControllerStatus, List, Stats, Version};
 use vm_agent_schemas::event::Event;
+use vm_agent_schemas::names::AgentName;
 use vm_agent_schemas::wire::PROTOCOL;
 
 use super::{Asked, at_most, usual_page};
@@ -68,6 +69,8 @@ struct EventsQuery {
     /// Only events after the one with this number.
     #[schemars(extend("type" = "integer"))]
     since: Option<u64>,
+    /// Only events of this agent.
+    agent: Option<AgentName>,
     /// How many, at most 1000. Without `since`, the latest.
     #[serde(default = "usual_page")]
     limit: usize,
@@ -84,8 +87,8 @@ async fn list_events(
 ) -> Result<Followed<List<Event>>, Refusal> {
     let limit = at_most("limit", query.limit)?;
     if !query.follow {
-        return Ok(Followed::once(List { items: controller.events(query.since, limit).await? }));
+        return Ok(Followed::once(List { items: controller.events(query.since, query.agent, limit).await? }));
     }
-    let events = stream::events(controller, last.or(query.since), limit).await?;
+    let events = stream::events(controller, last.or(query.since), query.agent, limit).await?;
     Ok(Followed::live(events, shutdown))
 }
