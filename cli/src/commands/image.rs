@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use vm_agent_daemon::machines::{self, ImageError, ImageInfo, Images, Progress};
 use vm_agent_schemas::api::API_VERSION;
-use vm_agent_schemas::fleet::ImageReference;
+use vm_agent_schemas::fleet::{ImageReference, InvalidReference};
 use vm_agent_schemas::ids::Digest;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::units::ByteSize;
@@ -20,7 +20,7 @@ use crate::ui::{Format, OutputArgs, Ui};
 
 /// List, get, build and delete the images that driver qemu makes machines from
 ///
-/// An image is `debian` (built here in about a minute), the absolute path of a disk, or a disk elsewhere with its
+/// An image is `debian` (built here in some minutes), the path of a disk (`/…`, `./…`), or a disk elsewhere with its
 /// checksum: `https://…#sha256=…`. A machine gets its image by itself; with these it is there beforehand.
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
@@ -39,6 +39,7 @@ enum ImageCommand {
     /// Get an image: download it, going on where an earlier attempt was cut, or take a disk of this host
     Pull {
         /// The image, as the fleet file writes it
+        #[arg(value_parser = reference)]
         image: ImageReference,
     },
     /// Build the image `debian`, unless it is here
@@ -52,6 +53,15 @@ enum ImageCommand {
         /// The beginning of its digest, or what it was made from
         image: String,
     },
+}
+
+/// An image as a fleet file in this folder would write it.
+fn reference(text: &str) -> Result<ImageReference, InvalidReference> {
+    let beside = ["./", "../"].iter().any(|start| text.starts_with(start));
+    match std::path::absolute(text) {
+        Ok(path) if beside => Ok(ImageReference::File(path)),
+        _ => text.parse(),
+    }
 }
 
 pub(crate) async fn run(context: &mut Context, args: ImageArgs) -> CommandResult {

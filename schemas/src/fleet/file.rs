@@ -126,7 +126,8 @@ pub struct AgentEntry {
 
     /// The image that the machine is made from, in the driver's own terms. `default` is the one that the
     /// driver takes by itself: `qemu` builds a small Debian out of its packages, which it also knows as `debian`, and
-    /// with cloud-init in it as `debian+cloud-init`.
+    /// with cloud-init in it as `debian+cloud-init`. What begins with `./` or `../` is a file, from the folder of the
+    /// fleet file on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"debian", extend("default" = "default", "x-cost" = "birth"))]
     pub image: Option<String>,

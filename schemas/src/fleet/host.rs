@@ -18,39 +18,65 @@ pub(super) fn absolutise(file: &mut FleetFile, folder: Option<&Path>, findings: 
         host_paths(entry).into_iter().map(move |(path, host)| (at.iter().cloned().chain(path).collect(), host))
     };
     let of_entries = defaults.chain(profiles).chain(agents).flat_map(of_entry);
-    let all: Vec<(Vec<String>, &mut PathBuf)> =
+    let all: Vec<(Vec<String>, HostPath<'_>)> =
         of_entries.chain(file.webhooks.iter_mut().enumerate().filter_map(of_webhook)).collect();
     for (at, host) in all {
-        match from(folder, host) {
-            Ok(absolute) => *host = absolute,
-            Err(message) => {
-                findings.push(Finding::at(&at, message.to_owned()).advised("write an absolute path".to_owned()));
-            }
+        if let Err(message) = host.absolutise(folder) {
+            findings.push(Finding::at(&at, message.to_owned()).advised("write an absolute path".to_owned()));
         }
     }
 }
 
+/// A path of the host, as a key has it.
+enum HostPath<'a> {
+    Path(&'a mut PathBuf),
+    /// One among other things that the key may hold.
+    Text(&'a mut String),
+}
+
+impl HostPath<'_> {
+    fn absolutise(self, folder: Option<&Path>) -> Result<(), &'static str> {
+        match self {
+            Self::Path(path) => *path = from(folder, path)?,
+            Self::Text(text) => {
+                let path = from(folder, Path::new(text))?.into_os_string();
+                *text = path.into_string().map_err(|_| "the folder of this file has a name that is no text")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The host path of a webhook's secret, with where it stands in the file.
-fn of_webhook((index, webhook): (usize, &mut Webhook)) -> Option<(Vec<String>, &mut PathBuf)> {
+fn of_webhook((index, webhook): (usize, &mut Webhook)) -> Option<(Vec<String>, HostPath<'_>)> {
     let path = webhook.secret.as_mut().and_then(of_secret)?;
     Some((vec!["webhooks".into(), index.to_string(), "secret".into(), "file".into()], path))
 }
 
-const fn of_secret(source: &mut SecretSource) -> Option<&mut PathBuf> {
+const fn of_secret(source: &mut SecretSource) -> Option<HostPath<'_>> {
     match source {
-        SecretSource::File(path) => Some(path),
+        SecretSource::File(path) => Some(HostPath::Path(path)),
         SecretSource::Env(_) | SecretSource::Command(_) => None,
     }
 }
 
+/// An image that is a file beside this one. What else may be an image, only drivers know.
+fn of_image(image: &mut String) -> Option<HostPath<'_>> {
+    ["./", "../", "~/"].iter().any(|start| image.starts_with(start)).then_some(HostPath::Text(image))
+}
+
 /// The host paths of an entry, each with where it stands in it.
-fn host_paths(entry: &mut AgentEntry) -> Vec<(Vec<String>, &mut PathBuf)> {
-    let mounts = entry.mounts.iter_mut().map(|(name, mount)| (vec!["mounts".into(), name.clone()], &mut mount.source));
+fn host_paths(entry: &mut AgentEntry) -> Vec<(Vec<String>, HostPath<'_>)> {
+    let image = entry.image.as_mut().and_then(of_image).map(|path| (vec!["image".into()], path));
+    let mounts = entry
+        .mounts
+        .iter_mut()
+        .map(|(name, mount)| (vec!["mounts".into(), name.clone()], HostPath::Path(&mut mount.source)));
     let secrets = entry
         .secrets
         .iter_mut()
         .filter_map(|(name, source)| Some((vec!["secrets".into(), name.clone(), "file".into()], of_secret(source)?)));
-    mounts.chain(secrets).collect()
+    image.into_iter().chain(mounts).chain(secrets).collect()
 }
 
 /// An absolute path without `.` and `..`, or why there is none.

@@ -32,7 +32,7 @@ pub enum ImageReference {
 pub enum InvalidReference {
     /// It is none of the ways to write one.
     #[error(
-        "image `{0}` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the absolute path of a disk, or \
+        "image `{0}` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the path of a disk (`/…`, `./…`), or \
          `https://…#sha256=…` with the disk's checksum"
     )]
     Unknown(String),
@@ -62,6 +62,7 @@ impl FromStr for ImageReference {
         let mut url: Url = text.parse().map_err(|_| unknown())?;
         match url.scheme() {
             "https" => {}
+            "file" => return url.to_file_path().map(Self::File).map_err(|()| unknown()),
             "http" if is_loopback(&url) => {}
             "http" => return Err(InvalidReference::Plain(text.to_owned())),
             _ => return Err(unknown()),
@@ -106,6 +107,7 @@ mod tests {
         assert_eq!(read("default"), Ok(ImageReference::Recipe));
         assert_eq!(read("debian+cloud-init"), Ok(ImageReference::CloudRecipe));
         assert_eq!(read("/disks/a b.qcow2"), Ok(ImageReference::File("/disks/a b.qcow2".into())));
+        assert_eq!(read("file:///disks/a%20b.qcow2"), Ok(ImageReference::File("/disks/a b.qcow2".into())));
         for base in ["https://example.org/disk.img", "http://127.0.0.1:9/d", "http://[::1]/d", "http://localhost/d"] {
             let url: Url = base.parse().unwrap();
             let upper = digest.as_str().to_ascii_uppercase();
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn what_is_no_image_is_told_with_what_to_write() {
         let error = |text: &str| text.parse::<ImageReference>().unwrap_err().to_string();
-        for text in ["24.04", "disk.qcow2", "ftp://example.org/d#sha256=00", ""] {
+        for text in ["24.04", "disk.qcow2", "ftp://example.org/d#sha256=00", "file://elsewhere/d", ""] {
             assert!(error(text).contains("write `debian`"), "{text}");
         }
         assert!(error("https://example.org/d").contains("add it"));

@@ -236,7 +236,7 @@ limits: {parallelism: 0x}
            |               ^
         ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\nimage: debain"), @"
-        fleet.yaml:4:12: agents.web.image: image `debain` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the absolute path of a disk, or `https://…#sha256=…` with the disk's checksum
+        fleet.yaml:4:12: agents.web.image: image `debain` is none that driver qemu can make; write `debian`, `debian+cloud-init`, the path of a disk (`/…`, `./…`), or `https://…#sha256=…` with the disk's checksum
          4 |     image: debain
            |            ^
         ");
@@ -811,24 +811,29 @@ mod several_files {
 
     #[test]
     fn host_paths_begin_in_the_folder_of_their_file() {
-        let text = "agents:\n  web:\n    mounts: {/src: ./src, /data: {source: ../data}, /etc: /etc}\n    secrets: {KEY: {file: key}}\nwebhooks: [{url: 'https://example.com', secret: {file: ../hook}}]\n";
+        let text = "agents:\n  web:\n    image: ./base.img\n    mounts: {/src: ./src, /data: {source: ../data}, /etc: /etc}\n    secrets: {KEY: {file: key}}\nwebhooks: [{url: 'https://example.com', secret: {file: ../hook}}]\n";
         let fleet = parse_all(&[file("one.yaml", text)]).unwrap();
         let spec = &fleet.agents[&agent("web")].spec;
         let sources: Vec<_> = spec.mounts.values().map(|mount| mount.source.to_str().unwrap()).collect();
         assert_eq!(sources, ["/data", "/etc", "/fleets/src"]);
+        assert_eq!(spec.image, "/fleets/base.img");
         assert_eq!(spec.secrets["KEY"].to_string(), "the file /fleets/key");
         assert_eq!(fleet.webhooks[0].secret.as_ref().unwrap().to_string(), "the file /hook");
     }
 
     #[test]
     fn a_relative_host_path_needs_a_folder_to_begin_in() {
-        insta::assert_snapshot!(complaint_of_agent("mounts: {/src: ./src, /home: {source: ~/x}}"), @"
-        fleet.yaml:3:20: agents.web.mounts./src: a relative path begins in the folder of its file, and this text has none
-         3 |     mounts: {/src: ./src, /home: {source: ~/x}}
+        insta::assert_snapshot!(complaint_of_agent("image: ~/x\nmounts: {/src: ./src, /home: {source: ~/x}}"), @"
+        fleet.yaml:3:12: agents.web.image: `~` stands for a person's home only in a shell
+         3 |     image: ~/x
+           |            ^
+        hint: write an absolute path
+        fleet.yaml:4:20: agents.web.mounts./src: a relative path begins in the folder of its file, and this text has none
+         4 |     mounts: {/src: ./src, /home: {source: ~/x}}
            |                    ^
         hint: write an absolute path
-        fleet.yaml:3:34: agents.web.mounts./home: `~` stands for a person's home only in a shell
-         3 |     mounts: {/src: ./src, /home: {source: ~/x}}
+        fleet.yaml:4:34: agents.web.mounts./home: `~` stands for a person's home only in a shell
+         4 |     mounts: {/src: ./src, /home: {source: ~/x}}
            |                                  ^
         hint: write an absolute path
         ");
