@@ -110,8 +110,8 @@ pub struct Capabilities {
     pub warm: bool,
     /// Whether instances carry labels.
     pub labels: bool,
-    /// Whether folders of the host can be mounted.
-    pub mounts: bool,
+    /// Which folders of the host can be mounted.
+    pub mounts: MountSupport,
     /// Whether the machines take memory, processors and disk of this host.
     pub uses_host: bool,
     /// Whether a call goes on when the controller that made it is gone. Then an open operation of
@@ -125,6 +125,18 @@ pub struct Capabilities {
     pub host_address: Option<IpAddr>,
     /// How long each step may take.
     pub deadlines: Deadlines,
+}
+
+/// Which folders of the host a driver can mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum MountSupport {
+    /// None.
+    None,
+    /// Those that machines may write to.
+    Writable,
+    /// Any.
+    Any,
 }
 
 /// Of what a driver can take snapshots.

@@ -671,7 +671,11 @@ impl fmt::Display for WaitsFor {
                  take it over with `vm-agent import`"
             ),
             Self::Tombstone { instance } => {
-                write!(f, "somebody to purge the deleted instance `{instance}`, which still holds the name")
+                write!(
+                    f,
+                    "somebody to free the name of the deleted instance `{instance}`: `multipass recover {instance}` \
+                     brings it back, `multipass delete --purge {instance}` deletes it for good"
+                )
             }
             Self::Proof => f.write_str("proof that the instance is ours: its runtime has never said so"),
             Self::Snapshot { agent, name } => write!(f, "snapshot `{name}` of agent `{agent}`"),

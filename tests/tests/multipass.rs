@@ -185,7 +185,7 @@ fn one_that_somebody_deleted_waits_for_somebody_to_recover_it(ground: &Ground, f
     let blocked = fleet.wait_for_agent("box", "Blocked", |agent| agent.sync == Sync::Blocked);
     assert_eq!(blocked.instance, Some(InstanceState::Deleted));
     let why = fleet.ok(&["why", "box"]);
-    assert!(why.contains(&format!("purge the deleted instance `{instance}`")), "{why}");
+    assert!(why.contains(&format!("`multipass delete --purge {instance}` deletes it for good")), "{why}");
     assert_eq!(steps(fleet, last), [""; 0]);
     ground.by_hand(&["recover", &instance]);
     fleet.wait_until_well();
@@ -313,7 +313,7 @@ fn what_others_made_is_let_alone_until_somebody_says_so() {
     let says = [
         format!("rename or delete instance `{web}`, which has this agent's name and is not ours"),
         "take it over with `vm-agent import`".to_owned(),
-        format!("purge the deleted instance `{db}`, which still holds the name"),
+        format!("free the name of the deleted instance `{db}`: `multipass recover {db}` brings it back"),
     ];
     assert!(says.iter().all(|sentence| up.stderr.contains(sentence)), "{up:?}");
     assert!(fleet.agents().values().all(|agent| agent.sync == Sync::Blocked), "{:?}", fleet.agents());

@@ -31,12 +31,15 @@ struct Finding {
     detail: String,
 }
 
+/// Without it nothing is amiss: there is another driver for machines.
+const ABSENT: &str = "not installed; only agents of driver `multipass` need it: https://canonical.com/multipass";
+
 pub(crate) async fn run(context: &mut Context, args: DoctorArgs) -> CommandResult {
     let state_dir = context.place.here("doctor")?;
     let program = std::env::current_exe().map_err(|error| CommandError::io("this program can't be found", &error))?;
     let mut findings = match Program::find() {
         Some(program) => of_multipass(&health(&program).await),
-        None => Vec::new(),
+        None => vec![Finding { name: "multipass", ok: true, detail: ABSENT.to_owned() }],
     };
     match Programs::find() {
         Ok(programs) => findings.extend(of_host(&Host::look(&programs).await)),
@@ -58,7 +61,6 @@ fn of_host(host: &Host) -> Vec<Finding> {
     ]
 }
 
-/// Without it nothing is amiss: there is another driver for machines.
 fn of_multipass(health: &Health) -> Vec<Finding> {
     let versions = health.versions.map(|found| match found.daemon {
         Some(daemon) if daemon == found.client => format!("version {daemon}"),

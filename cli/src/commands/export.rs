@@ -117,6 +117,7 @@ fn entry(instance: &InstanceInfo, spec: Option<&AgentSpec>) -> AgentEntry {
         services: spec.services,
         files: spec.files,
         packages: spec.packages,
+        networks: spec.networks,
         user: spec.user,
         sudo: spec.sudo.then_some(true),
         cloud_init: spec.cloud_init,

@@ -369,7 +369,7 @@ pub(crate) fn controller(state: FileState, diagnostics: Vec<Diagnostic>) -> Cont
 pub(crate) fn driver() -> DriverStatus {
     let capabilities = json!({
         "sizes": false, "images": false, "resizeRunning": false, "suspend": false, "snapshots": "none",
-        "clones": "none", "labels": false, "mounts": false, "usesHost": false,
+        "clones": "none", "labels": false, "mounts": "none", "usesHost": false,
         "callsOutliveController": false, "lanes": 8,
         "deadlines": {
             "list": "10s", "create": "1m", "start": "1m", "stop": "1m", "resize": "1m", "destroy": "1m", "snapshot": "1m",

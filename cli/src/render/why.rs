@@ -232,7 +232,10 @@ fn remedy(it: &WaitsFor, name: &AgentName, tasks: &[Task], now: Timestamp) -> Op
         WaitsFor::ForeignInstance { instance } => {
             (false, format!("rename or delete the instance `{instance}` yourself: it is not ours to touch"))
         }
-        WaitsFor::Tombstone { instance } => (false, format!("purge the deleted instance `{instance}` yourself")),
+        WaitsFor::Tombstone { instance } => (
+            false,
+            format!("free the name yourself: multipass recover {instance}, or multipass delete --purge {instance}"),
+        ),
         WaitsFor::TaskFailed { task, .. } => (false, task_failed(task, tasks, name)),
         WaitsFor::Problem { what } => {
             (false, format!("mend what is wrong: {what}; its log may say more: vm-agent logs {name}"))

@@ -30,6 +30,7 @@ pub(crate) struct Wish {
 /// When the plan is no longer the one that was shown, and when the store fails.
 pub(crate) async fn accept(core: &Core, wish: Wish, _turn: &Turn<'_>) -> Result<Applied, Problem> {
     let Wish { source, fleet, terms, cause, dry_run } = wish;
+    core.first_listings().await;
     let records = core.ledger.records();
     let hypothetical = Records { fleet: Arc::new(fleet.clone()), ..records.as_ref().clone() };
     let planned = plan(&core.inputs_with(&hypothetical).await);

@@ -7,8 +7,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vm_agent_hub::HubHandle;
@@ -34,6 +36,9 @@ use crate::upgrading::{self, Upgrading};
 use crate::verifying::Verifying;
 use crate::watch::Watch;
 use crate::webhooks::Outages;
+
+/// How long a plan waits for the drivers' first listings. A driver that answers takes a part of this.
+const LISTINGS: Duration = Duration::from_secs(5);
 
 /// Everything that the parts of the controller share.
 pub(crate) struct Core {
@@ -95,6 +100,11 @@ impl Core {
     /// hub hears last is never older than what it heard before.
     pub(crate) fn declare(&self) {
         self.ledger.look(|records| self.hub.directory(directory(records, Timestamp::now())));
+    }
+
+    /// Waits for the drivers' first listings, without which a plan says nothing; after a while it says what is known.
+    pub(crate) async fn first_listings(&self) {
+        let _ = timeout(LISTINGS, join_all(self.observers.values().map(Observer::ready))).await;
     }
 
     /// Everything that a plan is made from, as it is now.

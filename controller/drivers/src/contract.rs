@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use vm_agent_schemas::fleet::{Mount, Provision};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
-use vm_agent_schemas::observe::{CloneSupport, Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{CloneSupport, Instance, InstanceState, MountSupport, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
@@ -180,9 +180,13 @@ impl Subject<'_> {
         CreateOrder { base: Base::Image(self.world.image()), sizes: self.world.sizes(false), ..an_order(name) }
     }
 
+    fn mounts(self) -> bool {
+        self.driver.capabilities().mounts != MountSupport::None
+    }
+
     /// An order with a folder of the host in it, where the driver can mount any.
     fn mounting(self, name: &str) -> CreateOrder {
-        let folder = self.driver.capabilities().mounts.then(|| self.world.folder());
+        let folder = self.mounts().then(|| self.world.folder());
         CreateOrder { mounts: folder.map(|folder| mounted(&folder)).unwrap_or_default(), ..self.order(name) }
     }
 
@@ -526,7 +530,7 @@ async fn stops_and_starts_given_up_anywhere_are_finished_by_the_next(subject: Su
         let started = give_up_after(polls, driver.start(&target, &order.seed, &order.mounts)).await;
         ok("starting after a start that was given up", driver.start(&target, &order.seed, &order.mounts).await);
         subject.expect(&order, InstanceState::Running).await;
-        subject.expect_note(&order, driver.capabilities().mounts.then_some("seen")).await;
+        subject.expect_note(&order, subject.mounts().then_some("seen")).await;
         if stopped && started {
             return;
         }
@@ -570,7 +574,7 @@ async fn an_instance_has_the_mounts_of_its_last_start(subject: Subject<'_>) {
     note(&folders[1], "second");
     let order = CreateOrder { mounts: mounted(&folders[0]), ..subject.order("web") };
     let created = driver.create(&order).await;
-    if !driver.capabilities().mounts {
+    if !subject.mounts() {
         expect_error!("mounting what can't be mounted", created, Unsupported);
         return subject.expect_absent(&order.instance).await;
     }
@@ -589,7 +593,7 @@ async fn an_instance_has_the_mounts_of_its_last_start(subject: Subject<'_>) {
 }
 
 async fn the_hosts_folders_outlive_the_instance(subject: Subject<'_>) {
-    if !subject.driver.capabilities().mounts {
+    if !subject.mounts() {
         return;
     }
     let folder = subject.world.folder();
@@ -613,7 +617,7 @@ async fn the_hosts_folders_outlive_the_instance(subject: Subject<'_>) {
 
 async fn a_folder_that_is_not_there_fails_the_start_until_it_is(subject: Subject<'_>) {
     let driver = subject.driver;
-    if !driver.capabilities().mounts {
+    if !subject.mounts() {
         return;
     }
     let folder = subject.world.folder().join("later");

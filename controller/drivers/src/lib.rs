@@ -241,7 +241,7 @@ pub enum DriverError {
         reason: String,
     },
     /// The instance is not the one that was meant.
-    #[error("instance `{instance}` is not ours: its nonce is another")]
+    #[error("instance `{instance}` is not ours: something else has its name")]
     Foreign {
         /// The instance.
         instance: InstanceName,

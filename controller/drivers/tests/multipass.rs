@@ -119,6 +119,25 @@ impl Ground {
         assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
     }
 
+    /// Has everything done to an instance of that name that can be, and sees that nothing is: it is another's.
+    async fn let_alone(&self, order: &CreateOrder) {
+        let (target, before) = (order.target(), self.said().len());
+        let snapshot = "point".parse().unwrap();
+        let answers = [
+            self.multipass.start(&target, &order.seed, &order.mounts).await,
+            self.multipass.snapshot(&target, &snapshot).await,
+            self.multipass.resize(&target, &order.sizes).await,
+            self.multipass.stop(&target).await,
+            self.multipass.destroy(&target).await,
+        ];
+        for answer in answers {
+            assert!(matches!(answer, Err(DriverError::Foreign { .. })), "{answer:?}");
+        }
+        let said = self.said().split_off(before);
+        let changing = |said: &&String| !["list", "version", "exec"].iter().any(|verb| said.starts_with(verb));
+        assert_eq!(said.iter().find(changing), None, "nothing is done to it");
+    }
+
     /// The arguments of all calls so far.
     fn said(&self) -> Vec<String> {
         self.double().calls().iter().map(|call| call.argv.join(" ")).collect()
@@ -265,6 +284,131 @@ async fn one_that_took_the_place_of_ours_is_nobody_we_know() {
     ground.by_hand(&["launch", "--name", "web"]);
     ground.by_hand(&["stop", "web"]);
     assert_eq!(ground.listed().await[0].nonce, None);
+    ground.let_alone(&order).await;
+    assert_eq!(ground.state().await, InstanceState::Stopped);
+    ground.by_hand(&["start", "web"]);
+    ground.let_alone(&order).await;
+    let challenge = ground.multipass.challenge(&order.target(), &Secret::generate()).await.unwrap_err();
+    assert!(matches!(challenge, DriverError::Foreign { .. }), "{challenge}");
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_ours_that_was_out_of_sight_shows_itself_before_anything_is_done_to_it() {
+    let ground = Ground::new();
+    let (order, other) = (ground.created().await, an_order("other"));
+    ground.multipass.create(&other).await.unwrap();
+    ground.set(Knobs { vanished: vec!["web".to_owned()], ..Knobs::default() });
+    assert_eq!(ground.listed().await.len(), 1);
+    ground.set(Knobs::default());
+    assert!(ground.listed().await.iter().any(|it| it.name == order.instance && it.nonce.is_none()));
+    ground.multipass.stop(&order.target()).await.unwrap();
+    ground.multipass.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
+    assert!(ground.listed().await.iter().any(|it| it.nonce.as_ref() == Some(&order.seed.nonce)));
+    ground.multipass.destroy(&order.target()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_faster_to_take_a_name_is_let_alone() {
+    let free = Wrong::Fails { code: 0, stdout: r#"{"list": []}"#.to_owned(), stderr: String::new() };
+    let fault = Fault { command: "list".to_owned(), containing: None, times: 2, after: 0, what: free };
+    let ground = Ground::new();
+    ground.by_hand(&["launch", "--name", "web"]);
+    ground.set(Knobs { faults: vec![fault], ..Knobs::default() });
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err();
+    assert!(matches!(error, DriverError::Foreign { .. }), "{error}");
+    assert_eq!(ground.double().count("launch"), 2, "it was tried");
+    assert_eq!(ground.listed().await[0].nonce, None);
+    ground.let_alone(&order).await;
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_daemon_does_not_say_of_one_that_nobody_sees_is_not_taken_for_a_no() {
+    let latency = BTreeMap::from([("launch.prepare".to_owned(), 1500)]);
+    let odd = Wrong::Fails { code: 2, stdout: String::new(), stderr: "set failed: odd\n".to_owned() };
+    let fault = Fault { command: "set".to_owned(), containing: None, times: 1, after: 0, what: odd };
+    let ground = Ground::with(Knobs { latency, faults: vec![fault], ..Knobs::default() });
+    let order = an_order("web");
+    assert!(timeout(Duration::from_millis(700), ground.multipass.create(&order)).await.is_err());
+    ground.multipass.destroy(&order.target()).await.unwrap_err();
+    ground.multipass.destroy(&order.target()).await.unwrap();
+    assert_eq!(ground.listed().await, []);
+    assert_eq!(ground.double().state().instances.len(), 0, "it is not nobody's");
+}
+
+/// A command that so often does nothing but exit and say so.
+fn idle(command: &str, code: u8, stderr: &str, times: u32) -> Fault {
+    let what = Wrong::Fails { code, stdout: String::new(), stderr: stderr.to_owned() };
+    Fault { command: command.to_owned(), containing: None, times, after: 0, what }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_can_not_be_stopped_just_now_is_asked_again() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let busy = "stop failed: Cannot shut down instance while starting.\n";
+    ground.set(Knobs { faults: vec![idle("stop", 2, busy, 2)], ..Knobs::default() });
+    ground.multipass.stop(&order.target()).await.unwrap();
+    assert_eq!(ground.state().await, InstanceState::Stopped);
+    assert_eq!(ground.double().count("stop"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_does_nothing_and_says_that_all_is_well_is_not_repeated_for_ever() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    ground.set(Knobs { faults: vec![idle("recover", 0, "", 9)], ..Knobs::default() });
+    ground.by_hand(&["delete", "web"]);
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("lists it as deleted"), "{error}");
+    ground.set(Knobs::default());
+    ground.multipass.create(&order).await.unwrap();
+    ground.by_hand(&["suspend", "web"]);
+    ground.set(Knobs { faults: vec![idle("stop", 0, "", 9)], ..Knobs::default() });
+    let error = ground.multipass.stop(&order.target()).await.unwrap_err().to_string();
+    assert!(error.contains("lists it as it was"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_without_snapshots_is_asked_for_them_no_more_than_another() {
+    let ground = Ground::with(Knobs { unsupported: vec!["snapshots".to_owned()], ..Knobs::default() });
+    let order = ground.created().await;
+    let looks = [ground.listed().await, ground.listed().await, ground.listed().await];
+    assert!(looks.iter().all(|found| found[0].nonce.as_ref() == Some(&order.seed.nonce)));
+    assert_eq!(ground.said().iter().filter(|said| said.starts_with("list --snapshots")).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_let_go_of_is_taken_over_again() {
+    let ground = Ground::new();
+    let order = ground.created().await;
+    let again = CreateOrder { base: Base::Existing, mounts: Mounts::new(), ..an_order("web") };
+    ground.multipass.create(&again).await.unwrap();
+    assert_eq!(ground.listed().await[0].nonce.as_ref(), Some(&again.seed.nonce));
+    let error = ground.multipass.stop(&order.target()).await.unwrap_err();
+    assert!(matches!(error, DriverError::Foreign { .. }), "{error}");
+    ground.multipass.stop(&again.target()).await.unwrap();
+    ground.multipass.start(&again.target(), &again.seed, &again.mounts).await.unwrap();
+    ground.multipass.destroy(&again.target()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_of_a_clone_is_ours_as_well() {
+    let ground = Ground::new();
+    let (mut source, point) = (ground.created().await, "point".parse().unwrap());
+    for name in ["second", "third"] {
+        ground.multipass.stop(&source.target()).await.unwrap();
+        ground.multipass.snapshot(&source.target(), &point).await.unwrap();
+        let clone = CreateOrder { base: Base::Snapshot(source.target(), point.clone()), ..an_order(name) };
+        ground.multipass.create(&clone).await.unwrap();
+        source = clone;
+    }
+    let found = ground.listed().await;
+    let third = found.iter().find(|it| it.name == source.instance).unwrap();
+    assert_eq!((third.state, third.nonce.as_ref()), (InstanceState::Running, Some(&source.seed.nonce)));
+    ground.multipass.destroy(&source.target()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

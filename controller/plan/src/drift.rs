@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, Provision};
 use vm_agent_schemas::ids::Digest;
-use vm_agent_schemas::observe::Sizes;
+use vm_agent_schemas::observe::{MountSupport, Sizes};
 use vm_agent_schemas::plan::{Cost, Drift, DriftClass};
 use vm_agent_schemas::wire::{Configuration, ServiceReport, ServiceState};
 
@@ -174,7 +174,9 @@ fn mounts(situation: &Situation<'_>) -> Option<Drift> {
     let starts = || situation.want == Want::Running && power_policy(situation) == DriftPolicy::Correct;
     let cost = match situation.seen {
         _ if situation.unsupported().is_some() => Cost::Wait,
-        _ if !situation.view?.capabilities.mounts || agent.spec.mounts == claim.birth.mounts => return None,
+        _ if situation.view?.capabilities.mounts == MountSupport::None || agent.spec.mounts == claim.birth.mounts => {
+            return None;
+        }
         Seen::Starting | Seen::Running if situation.want == Want::Running => Cost::Restart,
         Seen::Stopped | Seen::ShutDown | Seen::Failed | Seen::Suspended if starts() => Cost::Start,
         _ => return None,

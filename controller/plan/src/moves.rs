@@ -273,7 +273,8 @@ fn suspends(situation: &Situation<'_>) -> bool {
 }
 
 fn create(situation: &Situation<'_>, moves: &mut Moves) {
-    let reason = if situation.claim.is_some() { "its instance is gone" } else { "it does not exist" };
+    let had_one = situation.claim.is_some() && !situation.is_half_made();
+    let reason = if had_one { "its instance is gone" } else { "it does not exist" };
     moves.push(StepAction::Create, reason, Cost::Create);
     moves.steps[0].waits_for.extend(situation.wanted.and_then(|agent| awaited_snapshot(situation, agent)));
     if situation.want == Want::Stopped && power_policy(situation) == DriftPolicy::Correct {

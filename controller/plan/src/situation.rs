@@ -6,7 +6,7 @@ use std::time::Duration;
 use vm_agent_schemas::fleet::{DeclaredAgent, DriftField, DriftPolicy, DriverName, PowerState};
 use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Action, Backoff, Capabilities, Claim, InstanceState, Operation, Proof, Sizes, Standing,
+    Action, Backoff, Capabilities, Claim, InstanceState, MountSupport, Operation, Proof, Sizes, Standing,
 };
 use vm_agent_schemas::plan::{Disturbance, Health, Rest, StepAction, WaitsFor};
 
@@ -118,11 +118,15 @@ impl<'a> Situation<'a> {
     /// What the spec asks for that the agent's driver can't do.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
         let (agent, can) = (self.wanted?, &self.view?.capabilities);
-        let mounts = !agent.spec.mounts.is_empty() && self.policy(DriftField::Mounts) == DriftPolicy::Correct;
+        let mounts = self.policy(DriftField::Mounts) == DriftPolicy::Correct;
+        let (any, read_only) = (!agent.spec.mounts.is_empty(), agent.spec.mounts.values().any(|mount| !mount.writable));
         // How a machine began that is there is nobody's concern any more.
         let warm = agent.spec.warm && agent.clone_of.is_none() && self.claim.is_none();
         match () {
-            () if mounts && !can.mounts => Some("mount folders of the host"),
+            () if mounts && any && can.mounts == MountSupport::None => Some("mount folders of the host"),
+            () if mounts && read_only && can.mounts == MountSupport::Writable => {
+                Some("keep a machine from writing into a folder of the host, unless it says `writable: true`")
+            }
             () if warm && !can.warm => Some("start machines warm"),
             () => None,
         }

@@ -14,7 +14,9 @@ use vm_agent_schemas::fleet::{
 use vm_agent_schemas::ids::{Digest, Life, Nonce, OperationId, TaskId};
 use vm_agent_schemas::intent::{Change, Override, Presence};
 use vm_agent_schemas::names::AgentName;
-use vm_agent_schemas::observe::{Action, Backoff, Host, Instance, InstanceState, Operation, Proof, Sizes, Standing};
+use vm_agent_schemas::observe::{
+    Action, Backoff, Host, Instance, InstanceState, MountSupport, Operation, Proof, Sizes, Standing,
+};
 use vm_agent_schemas::plan::{AgentPlan, DriftClass, Fuse, Health, Rest, StepAction, WaitsFor};
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::{ServiceState, TaskOutcome};
@@ -247,7 +249,7 @@ fn any_world() -> impl Strategy<Value = Inputs> {
             view.capabilities.sizes = sizes;
             view.capabilities.images = images;
             view.capabilities.resize_running = live;
-            view.capabilities.mounts = mounts;
+            view.capabilities.mounts = if mounts { MountSupport::Any } else { MountSupport::None };
             view.capabilities.calls_outlive_controller = outlive;
             for (index, agent) in agents.iter().enumerate() {
                 place(&mut inputs, &name(index), agent);

@@ -79,6 +79,13 @@ pub(super) fn check_agent(spec: &AgentSpec, path: &[String], found: &mut Vec<Fin
         findings
             .add(&["mounts"], "driver `qemu` has no folders of the host in its machines; `vm-agent cp` copies them");
     }
+    if spec.driver == Some(DriverName::Multipass) {
+        for place in spec.mounts.iter().filter(|(_, mount)| !mount.writable).map(|(place, _)| place) {
+            let message = "driver `multipass` can't keep a machine from writing to what it mounts; write \
+                           `writable: true`, or copy it: `vm-agent cp`";
+            findings.add(&["mounts", place], message);
+        }
+    }
     check_places(spec, &mut findings);
     check_size(spec, &mut findings);
     for (name, task) in &spec.tasks {

@@ -15,7 +15,7 @@ use super::Planned;
 use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
 use super::messages::Messages;
 use super::ports::Ports;
-use super::provision::{CloudInit, Package, UserName};
+use super::provision::{CloudInit, Network, Package, UserName};
 use super::task::TaskEntry;
 use super::webhook::Webhook;
 use crate::names::{AgentName, FleetName, ProfileName, ServiceName, TaskName};
@@ -217,6 +217,12 @@ pub struct AgentEntry {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     #[schemars(extend("default" = [], "x-cost" = "birth", "examples" = [["git", "python3-venv"]]))]
     pub packages: BTreeSet<Package>,
+
+    /// Networks of the host that the machine is in besides its driver's own, by the names that `multipass networks`
+    /// lists. To those of the layers below these are added. Only driver `multipass` has them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(extend("default" = [], "x-cost" = "birth", "examples" = [["en0"]]))]
+    pub networks: BTreeSet<Network>,
 
     /// The user of the machine that everything in the agent runs as; made where there is none of that name.
     /// Without this key `vm-agent`. With driver `local` it is yours, and this key is refused.

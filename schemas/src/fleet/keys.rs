@@ -104,7 +104,7 @@ pub enum DriftField {
     /// Folders of the host.
     Mounts,
     /// `env`, `labels`, `files`, `secrets` and `services`: what the runtime is told. And `packages`, `user`,
-    /// `sudo` and `cloudInit`: what the machine got at its birth.
+    /// `sudo`, `cloudInit` and `networks`: what the machine got at its birth.
     Provisioning,
     /// Tasks of the file.
     Tasks,

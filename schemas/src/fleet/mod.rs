@@ -40,8 +40,8 @@ pub use parse::{parse, parse_all};
 pub use planned::Planned;
 pub use ports::Ports;
 pub use provision::{
-    CloudInit, DEBIAN_CLOUD_IMAGE, DEBIAN_IMAGE, DEFAULT_IMAGE, InvalidProvision, Package, Provision, RUNTIME_USER,
-    UserName,
+    CloudInit, DEBIAN_CLOUD_IMAGE, DEBIAN_IMAGE, DEFAULT_IMAGE, InvalidProvision, Network, Package, Provision,
+    RUNTIME_USER, UserName,
 };
 pub use resolve::{AgentSpec, CloneOf, DeclaredAgent, Field, Fleet, Origin, SLOTS, TaskSpec, resolve_entry};
 pub(crate) use short::text_or_map;

@@ -39,11 +39,14 @@ pub struct Provision {
     /// What its cloud-init is told besides.
     #[serde(skip_serializing_if = "CloudInit::is_empty")]
     pub cloud_init: CloudInit,
+    /// Networks of the host that it is in, besides its driver's own.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub networks: BTreeSet<Network>,
 }
 
 impl Provision {
     /// The keys of the fleet file that say something of it, in the order in which people read them.
-    pub const KEYS: [&str; 4] = ["user", "sudo", "packages", "cloudInit"];
+    pub const KEYS: [&str; 5] = ["user", "sudo", "packages", "cloudInit", "networks"];
 
     /// What a spec says of it.
     #[must_use]
@@ -53,12 +56,19 @@ impl Provision {
             sudo: spec.sudo,
             packages: spec.packages.clone(),
             cloud_init: spec.cloud_init.clone(),
+            networks: spec.networks.clone(),
         }
     }
 
     /// The first key that says something of this.
     fn first_key(&self) -> Option<&'static str> {
-        let said = [self.user.is_some(), self.sudo, !self.packages.is_empty(), !self.cloud_init.is_empty()];
+        let said = [
+            self.user.is_some(),
+            self.sudo,
+            !self.packages.is_empty(),
+            !self.cloud_init.is_empty(),
+            !self.networks.is_empty(),
+        ];
         Self::KEYS.into_iter().zip(said).find_map(|(key, is_said)| is_said.then_some(key))
     }
 
@@ -82,6 +92,11 @@ impl Provision {
             Some(DriverName::Local) => {
                 let key = self.first_key()?;
                 Some((key, format!("driver `local` makes no machine, and `{key}` would change this host")))
+            }
+            Some(DriverName::Qemu) if !self.networks.is_empty() => {
+                let message =
+                    "machines of driver `qemu` are in no network of the host; `vm-agent forward` reaches their ports";
+                Some(("networks", message.to_owned()))
             }
             Some(DriverName::Qemu) if !self.cloud_init.is_empty() && [DEFAULT_IMAGE, DEBIAN_IMAGE].contains(&image) => {
                 let message = format!(
@@ -109,6 +124,11 @@ pub enum InvalidProvision {
     /// It names no package.
     #[error("`{0}` is no name of a package: letters, digits, `.`, `+`, `-`, `_`, and a version behind a `=`")]
     Package(String),
+    /// It names no network.
+    #[error(
+        "`{0}` is no name of a network: no `,`, no `=` and nothing that can't be seen, and no `-` at its beginning"
+    )]
+    Network(String),
     /// What ours is needed for.
     #[error("`{key}` can't be set in `cloudInit`: {reason}")]
     Reserved {
@@ -178,6 +198,31 @@ impl FromStr for Package {
     }
 }
 
+/// A network of the host, by the name that its driver has for it, such as `en0`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Network(String);
+
+impl Network {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Network {
+    type Err = InvalidProvision;
+    fn from_str(text: &str) -> Result<Self, InvalidProvision> {
+        let is_name = !text.is_empty()
+            && text.len() <= 64
+            && !text.starts_with('-')
+            && text.trim() == text
+            && text.chars().all(|c| !c.is_control() && !matches!(c, ',' | '='));
+        if is_name { Ok(Self(text.to_owned())) } else { Err(InvalidProvision::Network(text.to_owned())) }
+    }
+}
+
 macro_rules! text {
     ($type:ident, $pattern:literal, $example:literal) => {
         impl TryFrom<String> for $type {
@@ -214,6 +259,7 @@ macro_rules! text {
 }
 
 text!(UserName, "^[a-z_][a-z0-9_-]{0,31}$", "dev");
+text!(Network, "^[^-,=\\s]([^,=]*[^,=\\s])?$", "en0");
 text!(Package, "^[A-Za-z0-9][A-Za-z0-9.+_:-]*(=[A-Za-z0-9][A-Za-z0-9.+_:~-]*)?$", "git");
 
 /// What cloud-init is told besides what brings the runtime: its modules' keys with their values.

@@ -17,7 +17,7 @@ use super::file::{
 use super::keys::{DependsOn, DriftField, DriftPolicy, FileContent, Idle, Mount, SecretSource, ServiceEntry, Window};
 use super::messages::{Messages, check_messages};
 use super::ports::Ports;
-use super::provision::{CloudInit, DEFAULT_IMAGE, Package, UserName};
+use super::provision::{CloudInit, DEFAULT_IMAGE, Network, Package, UserName};
 use super::task::TaskEntry;
 use super::webhook::Webhook;
 use super::when::TaskWhen;
@@ -123,6 +123,8 @@ pub struct AgentSpec {
     pub files: BTreeMap<String, FileContent>,
     /// Packages that the machine gets at its birth.
     pub packages: BTreeSet<Package>,
+    /// Networks of the host that it is in.
+    pub networks: BTreeSet<Network>,
     /// The user that everything in it runs as; nothing means one that the driver makes.
     pub user: Option<UserName>,
     /// Whether that user may become root.
@@ -187,6 +189,7 @@ impl Default for AgentSpec {
             services: BTreeMap::new(),
             files: BTreeMap::new(),
             packages: BTreeSet::new(),
+            networks: BTreeSet::new(),
             user: None,
             sudo: false,
             cloud_init: CloudInit::default(),
@@ -240,6 +243,8 @@ pub enum Field {
     Files,
     /// Packages.
     Packages,
+    /// Networks of the host.
+    Networks,
     /// The user that everything runs as.
     User,
     /// Whether it may become root.
@@ -266,7 +271,7 @@ pub enum Field {
 
 impl Field {
     /// All fields, in the order in which people read them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Driver,
         Self::Image,
         Self::Cpus,
@@ -284,6 +289,7 @@ impl Field {
         Self::Services,
         Self::Files,
         Self::Packages,
+        Self::Networks,
         Self::User,
         Self::Sudo,
         Self::CloudInit,
@@ -318,6 +324,7 @@ impl Field {
             Self::Services => "services",
             Self::Files => "files",
             Self::Packages => "packages",
+            Self::Networks => "networks",
             Self::User => "user",
             Self::Sudo => "sudo",
             Self::CloudInit => "cloudInit",
@@ -516,6 +523,7 @@ fn stack(layers: &[(Origin, &AgentEntry)]) -> DeclaredAgent {
         set(Field::Services, merge(&mut spec.services, &layer.services, Clone::clone));
         set(Field::Files, merge(&mut spec.files, &layer.files, Clone::clone));
         set(Field::Packages, unite(&mut spec.packages, &layer.packages));
+        set(Field::Networks, unite(&mut spec.networks, &layer.networks));
         set(Field::User, lay(&mut spec.user, layer.user.clone().map(Some)));
         set(Field::Sudo, lay(&mut spec.sudo, layer.sudo));
         set(Field::CloudInit, spec.cloud_init.lay(&layer.cloud_init));

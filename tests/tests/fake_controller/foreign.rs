@@ -22,7 +22,7 @@ async fn an_instance_that_is_not_ours_blocks_its_agent_and_is_never_touched() {
     let cases = [
         (InstanceState::Running, Some("another"), "rename or delete instance `web`"),
         (InstanceState::Stopped, None, "rename or delete instance `web`"),
-        (InstanceState::Deleted, None, "purge the deleted instance `web`"),
+        (InstanceState::Deleted, None, "`multipass delete --purge web`"),
     ];
     for (state, nonce, sentence) in cases {
         let folder = tempfile::tempdir().unwrap();

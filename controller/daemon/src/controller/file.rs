@@ -32,6 +32,7 @@ impl Controller {
     /// # Errors
     /// When the other file has errors or is another fleet's.
     pub async fn plan(&self, request: PlanRequest) -> Result<PlanView, Problem> {
+        self.core.first_listings().await;
         let records = self.core.ledger.records();
         let Some(source) = request.source else {
             return Ok(PlanView { plan: self.plan_with(&records).await, reach: Vec::new() });

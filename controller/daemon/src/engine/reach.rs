@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use vm_agent_schemas::fleet::{
-    AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, SecretSource, Webhook, WebhookUrl, resolve_entry,
+    AgentEntry, AgentSpec, CommandLine, DriverName, Fleet, Mount, Network, SecretSource, Webhook, WebhookUrl,
+    resolve_entry,
 };
 use vm_agent_schemas::names::{AgentName, ProfileName};
 use vm_agent_schemas::net::Listen;
@@ -30,6 +31,8 @@ pub enum Reach {
     Mount { agent: Guest, target: String, source: PathBuf, writable: bool },
     /// A secret of the host is in an agent.
     Secret { agent: Guest, variable: String, source: String },
+    /// An agent's machine is in a network of the host.
+    Network { agent: Guest, network: Network },
     /// An agent runs on the host itself.
     Local { agent: Guest },
     /// A door can be reached from beyond the host.
@@ -53,6 +56,7 @@ impl fmt::Display for Reach {
             Self::Secret { agent, variable, source } => {
                 format!("{} gets the secret {variable} from {source}", who(agent))
             }
+            Self::Network { agent, network } => format!("{} is in the host's network {network}", who(agent)),
             Self::Local { agent } => {
                 format!("{} runs on the host itself: driver local isolates nothing", who(agent))
             }
@@ -88,7 +92,9 @@ pub fn reach(fleet: &Fleet) -> BTreeSet<Reach> {
             variable: variable.clone(),
             source: origin(source),
         };
+        let network = |network: &Network| Reach::Network { agent: guest.clone(), network: network.clone() };
         all.extend(spec.mounts.iter().map(mount));
+        all.extend(spec.networks.iter().map(network));
         all.extend(spec.secrets.iter().map(secret));
     }
     let local = guests.iter().find(|(_, spec)| spec.driver == Some(DriverName::Local));
@@ -118,6 +124,7 @@ fn by_hand(fleet: &Fleet) -> Vec<(Guest, AgentSpec)> {
         let Some(mut spec) = of(Some(profile)) else { continue };
         if let Some(plain) = &plain {
             spec.mounts.retain(|target, mount| plain.mounts.get(target) != Some(mount));
+            spec.networks.retain(|network| !plain.networks.contains(network));
             spec.secrets.retain(|variable, source| plain.secrets.get(variable) != Some(source));
         }
         guests.push((Guest::From(profile.clone()), spec));
@@ -165,6 +172,13 @@ mod tests {
     fn beyond(before: &str, after: &str) -> Vec<String> {
         let read = |text: &str| parse("fleet.yaml", text).unwrap_or_else(|problems| panic!("{problems:?}"));
         widened(&read(before), &read(after)).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_network_of_the_host_is_told_for_each_agent_that_comes_into_it() {
+        let (none, one) = ("agents: {web: {}}", "agents: {web: {networks: [en0]}}");
+        assert_eq!(beyond(none, one), ["agent `web` is in the host's network en0"]);
+        assert_eq!(beyond(one, none), [""; 0]);
     }
 
     #[test]

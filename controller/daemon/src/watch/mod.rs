@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::join_all;
 use jiff::Timestamp;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind as Happening, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -45,10 +44,6 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// How long the disk may take to answer before that is told. A network file system may not answer at all.
 const ANSWERS: Duration = Duration::from_secs(10);
-
-/// How long what changed while nobody watched waits for the drivers' first listings, without which its
-/// plan says nothing.
-const LISTINGS: Duration = Duration::from_secs(1);
 
 /// The pause after a look whose outcome the store refused.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -214,9 +209,6 @@ impl Watcher {
         }
         let done = match (verdict, disk) {
             (Verdict::Apply, OnDisk::Fleet(source, fleet)) => {
-                let listings = join_all(core.observers.values().map(|observer| observer.ready()));
-                // Later than that the plan says what it knows.
-                let _ = tokio::time::timeout(LISTINGS, listings).await;
                 let (terms, cause) = (Terms::default(), Cause::Changed);
                 let wish = Wish { source, fleet: *fleet, terms, cause, dry_run: false };
                 let accepted = accept(&core, wish, &turn).await;

@@ -23,7 +23,7 @@ use vm_agent_schemas::guest::Witness;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, MountSupport, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
@@ -141,7 +141,7 @@ impl Fake {
             clones: CloneSupport::None,
             warm: false,
             labels: false,
-            mounts: true,
+            mounts: MountSupport::Any,
             uses_host: true,
             calls_outlive_controller: false,
             lanes: 4,
@@ -379,7 +379,7 @@ impl Fake {
     }
 
     fn check_mounts(&self, mounts: &Mounts) -> Result<(), DriverError> {
-        if self.capabilities.mounts || mounts.is_empty() {
+        if self.capabilities.mounts != MountSupport::None || mounts.is_empty() {
             return Ok(());
         }
         Err(DriverError::Unsupported { driver: self.name, what: "mount folders of the host".to_owned() })
@@ -772,7 +772,7 @@ mod tests {
     async fn the_fake_keeps_the_contract_with_all_capabilities() {
         let running = Capabilities { resize_running: true, ..Fake::capabilities_default() };
         let sizeless = Capabilities { sizes: false, ..Fake::capabilities_default() };
-        let mountless = Capabilities { mounts: false, ..Fake::capabilities_default() };
+        let mountless = Capabilities { mounts: MountSupport::None, ..Fake::capabilities_default() };
         let base = Fake::capabilities_default();
         let (support, clones) = (SnapshotSupport::Down, CloneSupport::Down);
         let down = Capabilities { snapshots: support, clones, ..base.clone() };

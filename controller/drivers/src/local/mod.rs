@@ -39,7 +39,7 @@ use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::ids::Nonce;
 use vm_agent_schemas::names::InstanceName;
 use vm_agent_schemas::observe::{
-    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, MountSupport, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
@@ -157,7 +157,7 @@ impl Driver for Local {
             clones: CloneSupport::None,
             warm: false,
             labels: false,
-            mounts: true,
+            mounts: MountSupport::Any,
             // Its processes take what they take of the host: there are no sizes to count.
             uses_host: false,
             // A call is made of short pieces of work in this process.

@@ -13,9 +13,9 @@ use vm_agent_schemas::wire::Seed;
 use super::answer::State;
 use super::copies::locked;
 use super::guest::Guest;
-use super::record::{Power, later};
+use super::record::{Identity, Power, later};
 use super::trouble::Trouble;
-use super::{Fault, Held, Multipass};
+use super::{Fault, Held, Multipass, UNCLEAR};
 use crate::provisioning::launch_data;
 use crate::{Base, CreateOrder, DriverError, Mounts};
 
@@ -51,6 +51,8 @@ enum Next {
     Wait,
     /// To give it its seed.
     Enter,
+    /// Nobody can say.
+    Unclear,
 }
 
 /// What a listing and a record say about an instance that is to be up.
@@ -64,13 +66,14 @@ fn next(seen: Option<State>, power: Power, now: Timestamp) -> Next {
         // A first boot shows as unknown until the guest lets the daemon in.
         Some(State::Unknown) if power.is_under_way(now) => Next::Wait,
         Some(State::Unknown) => Next::Force,
-        Some(State::Starting | State::Suspending | State::Other) => Next::Wait,
+        Some(State::Starting | State::Suspending) => Next::Wait,
+        Some(State::Other) => Next::Unclear,
     }
 }
 
-/// What to make of a launch or a start that did not succeed.
+/// What to make of a launch, a copy or a start that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// The daemon goes on with it, or somebody else's is still under way.
     GoesOn,
     /// It is over; the instance shows what came of it.
@@ -83,11 +86,11 @@ enum After {
 
 /// Decides that. A command that gave up or was killed leaves the daemon at work, whatever it said before, and so may one
 /// that says what makes no sense; what the daemon itself gives up is over.
-const fn after(trouble: Trouble, client_gave_up: bool) -> After {
+pub(super) const fn after(trouble: Trouble, client_gave_up: bool) -> After {
     match trouble {
         _ if client_gave_up => After::GoesOn,
-        Trouble::Busy | Trouble::Other => After::GoesOn,
-        Trouble::Late | Trouble::Exists | Trouble::Deleted | Trouble::Lost | Trouble::Transport => After::Look,
+        Trouble::Busy | Trouble::Exists | Trouble::Other => After::GoesOn,
+        Trouble::Late | Trouble::Deleted | Trouble::Lost | Trouble::Transport => After::Look,
         Trouble::Unreachable | Trouble::Denied => After::Daemon,
         Trouble::Missing
         | Trouble::State
@@ -104,6 +107,7 @@ const fn after(trouble: Trouble, client_gave_up: bool) -> After {
 struct Tried {
     /// Whether this very call had it launched.
     launched: bool,
+    recovered: bool,
     forced: bool,
     starts: u32,
     /// What the last that failed said.
@@ -128,7 +132,13 @@ impl Multipass {
                     let order = order.ok_or_else(|| DriverError::Missing { instance: held.act.1.clone() })?;
                     self.launch(held, order, &mut tried).await?;
                 }
-                Next::Recover => self.recover(held).await?,
+                Next::Recover if tried.recovered => {
+                    return Err(held.failed("Multipass says that it is recovered, and lists it as deleted"));
+                }
+                Next::Recover => {
+                    tried.recovered = true;
+                    self.recover(held).await?;
+                }
                 Next::Start => self.start_it(held, mounts, &mut tried).await?,
                 Next::Force if tried.forced => return Err(self.give_up(held, &tried).await),
                 Next::Force => {
@@ -137,6 +147,7 @@ impl Multipass {
                 }
                 Next::Enter => return self.enter(held, seed, mounts).await,
                 Next::Wait => {}
+                Next::Unclear => return Err(held.failed(UNCLEAR)),
             }
             if matches!(next(seen, held.record.power, Timestamp::now()), Next::Wait | Next::Launch) {
                 sleep(pause).await;
@@ -177,14 +188,24 @@ impl Multipass {
         let data = launch_data(&order.provision, &held.record.birth, !order.mounts.is_empty());
         let limit = self.limits.launch;
         let arguments = launch_arguments(order, image, limit);
+        let is_first = !matches!(held.record.power, Power::Coming { .. });
         // Stored before the daemon is told: whatever comes of it is ours then.
         // The daemon gives each of its two waits as long as the whole.
         held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
+        held.record.given = held.record.birth.clone();
         self.remember(held).await?;
         let call = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN);
         let called = self.lanes.coming_up(call).await;
-        tried.launched = true;
-        let Err(fault) = called else { return self.came_up(held).await.map(Ok) };
+        let Err(fault) = called else {
+            tried.launched = true;
+            return self.came_up(held).await.map(Ok);
+        };
+        if is_first && fault.trouble() == Trouble::Exists {
+            // Somebody was faster, while this waited for its turn.
+            self.forget(held).await?;
+            return Err(DriverError::Foreign { instance: held.act.1.clone() });
+        }
+        tried.launched |= !matches!(fault.trouble(), Trouble::Exists | Trouble::Busy);
         tried.why = Some(fault.to_string());
         let after = after(fault.trouble(), fault.is_clients());
         if after == After::Daemon {
@@ -249,7 +270,7 @@ impl Multipass {
     /// and was watched from when its name was free: it is taken back.
     async fn give_up(&self, held: &mut Held<'_>, tried: &Tried) -> DriverError {
         let why = tried.why.clone().unwrap_or_else(|| "its guest does not answer".to_owned());
-        if !tried.launched || held.record.is_known {
+        if !tried.launched || held.record.is_known() {
             return held
                 .failed(&format!("{why}; it was stopped by force and started again, and still is not to be reached"));
         }
@@ -322,7 +343,7 @@ impl Multipass {
         }
         self.rebrand(held).await?;
         let mut shown = guest.shown().await;
-        if matches!(&shown, Ok(shown) if shown.birth.is_none()) && !held.record.is_known {
+        if matches!(&shown, Ok(shown) if shown.birth.is_none()) && !held.record.is_known() {
             // It may be so early that it has not been written down yet.
             guest.settled(SETTLE_LIMIT).await.map_err(|fault| self.trouble(held.act, &fault))?;
             shown = guest.shown().await;
@@ -332,8 +353,13 @@ impl Multipass {
             Err(fault) => return Err(self.trouble(held.act, &fault)),
         };
         let is_ours = shown.birth.as_ref() == Some(&held.record.birth);
-        if held.record.is_known != is_ours {
-            held.record.is_known = is_ours;
+        let identity = match held.record.identity {
+            _ if is_ours => Identity::Shown,
+            Identity::Shown => Identity::Doubtful,
+            other => other,
+        };
+        if held.record.identity != identity {
+            held.record.identity = identity;
             self.remember(held).await?;
         }
         if is_ours { Ok(shown.installed) } else { Err(DriverError::Foreign { instance: held.act.1.clone() }) }
@@ -390,7 +416,8 @@ fn launch_arguments(order: &CreateOrder, image: Option<&str>, limit: Duration) -
         ("--timeout", limit.as_secs().to_string()),
         ("--cloud-init", "-".to_owned()),
     ];
-    arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+    let networks = order.provision.networks.iter().map(|network| ("--network", network.to_string()));
+    arguments.extend(options.into_iter().chain(networks).flat_map(|(option, value)| [option.to_owned(), value]));
     arguments
 }
 
@@ -433,7 +460,7 @@ mod tests {
         Some(Suspending) -> Wait, Wait, Wait, Wait
         Some(Suspended) -> Start, Start, Start, Start
         Some(Deleted) -> Recover, Recover, Recover, Recover
-        Some(Other) -> Wait, Wait, Wait, Wait
+        Some(Other) -> Unclear, Unclear, Unclear, Unclear
         ");
     }
 
@@ -445,16 +472,17 @@ mod tests {
         assert_eq!(after(Trouble::Late, false), After::Look);
         assert_eq!(after(Trouble::Busy, false), After::GoesOn);
         assert_eq!(after(Trouble::Other, false), After::GoesOn);
-        assert_eq!(after(Trouble::Exists, false), After::Look);
+        assert_eq!(after(Trouble::Exists, false), After::GoesOn);
         assert_eq!(after(Trouble::Unreachable, false), After::Daemon);
         assert_eq!(after(Trouble::Image, false), After::Fail);
     }
 
     #[test]
     fn a_launch_names_all_that_the_order_says_and_no_secret() {
-        let order = an_order("web");
+        let mut order = an_order("web");
+        order.provision.networks = ["en0", "br0"].map(|name| name.parse().unwrap()).into();
         let arguments = launch_arguments(&order, Some("24.04"), Duration::from_secs(900)).join(" ");
-        insta::assert_snapshot!(arguments, @"launch 24.04 --name web --cpus 1 --memory 1073741824 --disk 5368709120 --timeout 900 --cloud-init -");
+        insta::assert_snapshot!(arguments, @"launch 24.04 --name web --cpus 1 --memory 1073741824 --disk 5368709120 --timeout 900 --cloud-init - --network br0 --network en0");
         let data = launch_data(&order.provision, &order.seed.nonce, false);
         assert!(!data.contains(order.seed.join_token.expose()));
     }

@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use vm_agent_schemas::names::SnapshotName;
 
 use super::answer::State;
-use super::birth::SETTLE_LIMIT;
-use super::record::{Power, Record, later};
+use super::birth::{After, SETTLE_LIMIT, after};
+use super::record::{Identity, Power, Record, later};
 use super::trouble::Trouble;
 use super::{Held, Multipass};
 use crate::{CreateOrder, DriverError, Target};
@@ -34,6 +34,7 @@ impl Multipass {
         if !self.taken(&source).await?.contains(snapshot) {
             return Err(held.failed(&format!("`{}` has no snapshot `{snapshot}`", source.name())));
         }
+        let is_first = !matches!(held.record.power, Power::Coming { .. });
         held.record = Record { provision: order.provision.clone(), ..source.record.copy(held.record.clone()) };
         let limit = SignedDuration::try_from(COPY_LIMIT).unwrap_or(SignedDuration::MAX);
         held.record.power = Power::Coming { until: later(Timestamp::now(), limit) };
@@ -43,11 +44,16 @@ impl Multipass {
             self.call(&["clone", source.name(), "--name", held.name()], None, COPY_LIMIT).await
         };
         let Err(fault) = called else { return self.is_copied(held).await };
+        if is_first && fault.trouble() == Trouble::Exists {
+            // Somebody was faster, while this waited for its turn.
+            self.forget(held).await?;
+            return Err(DriverError::Foreign { instance: held.act.1.clone() });
+        }
         // Whatever it says: the instance shows what came of it.
         if self.look(held.act).await?.contains_key(held.name()) {
             return self.is_copied(held).await;
         }
-        if fault.trouble() != Trouble::Busy && !fault.trouble().is_of_daemon() {
+        if matches!(after(fault.trouble(), fault.is_clients()), After::Look | After::Fail) {
             self.forget(held).await?;
         }
         Err(self.trouble(held.act, &fault))
@@ -65,7 +71,10 @@ impl Multipass {
         let guest = self.guest(held.act.1);
         // Before that, cloud-init would take it back.
         guest.settled(SETTLE_LIMIT).await.map_err(|fault| self.trouble(held.act, &fault))?;
-        guest.rebrand(&source, &held.record.birth).await.map_err(|fault| self.trouble(held.act, &fault))?;
+        guest
+            .rebrand([&source, &held.record.given], &held.record.birth)
+            .await
+            .map_err(|fault| self.trouble(held.act, &fault))?;
         held.record.copy_of = None;
         self.remember(held).await
     }
@@ -78,7 +87,8 @@ impl Record {
             sizes: self.sizes,
             provisioned: self.provisioned,
             has_mounts: true,
-            is_known: false,
+            identity: Identity::Unasked,
+            given: self.given.clone(),
             adopting: false,
             copy_of: Some(self.birth.clone()),
             ..own

@@ -94,11 +94,12 @@ impl Guest<'_> {
         self.heard(&script, None, WORD_LIMIT, "branded").await.map(drop)
     }
 
-    /// Has it say from now on that it was made with this nonce, where it says that other one.
-    pub(super) async fn rebrand(self, from: &Nonce, to: &Nonce) -> Result<(), Fault> {
+    /// Has it say from now on that it was made with this nonce, where it says one of those others.
+    pub(super) async fn rebrand(self, from: [&Nonce; 2], to: &Nonce) -> Result<(), Fault> {
+        let [source, given] = from;
         let script = format!(
-            "set -e\numask 077\nif [ \"$(cat {BIRTH_FILE})\" = {from} ]; then echo {to} >{BIRTH_FILE}.new; mv {BIRTH_FILE}.new \
-             {BIRTH_FILE}; sync; fi\necho '{MARK} branded'"
+            "set -e\numask 077\ncase \"$(cat {BIRTH_FILE})\" in {source}|{given}) echo {to} >{BIRTH_FILE}.new; \
+             mv {BIRTH_FILE}.new {BIRTH_FILE}; sync;; esac\necho '{MARK} branded'"
         );
         self.heard(&script, None, WORD_LIMIT, "branded").await.map(drop)
     }
@@ -125,15 +126,22 @@ impl Guest<'_> {
 
     /// Asks its guest program. Everything that is asked can be asked twice.
     pub(super) async fn ask(self, request: impl Fn(RequestId) -> ToGuest) -> Result<FromGuest, Fault> {
-        let (id, deadline) = (RequestId::generate(), Instant::now() + PATIENCE);
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            let said = self.run(GUEST_CALL, Some(&line(&request(id))), WORD_LIMIT).await?;
-            let answers = Lines::<FromGuest>::default().push(&said.stdout);
-            if let Some(answer) = answers.into_iter().flatten().find(|answer| answer.answers() == Some(id)) {
-                return Ok(answer);
+            match self.ask_once(&request).await {
+                Err(fault) => self.bear(fault, deadline).await?,
+                Ok(answer) => return Ok(answer),
             }
-            self.bear(Fault::of(&said), deadline).await?;
         }
+    }
+
+    /// The same for one that may go down meanwhile: to call again would start it.
+    pub(super) async fn ask_once(self, request: impl Fn(RequestId) -> ToGuest) -> Result<FromGuest, Fault> {
+        let id = RequestId::generate();
+        let said = self.run(GUEST_CALL, Some(&line(&request(id))), WORD_LIMIT).await?;
+        let answers = Lines::<FromGuest>::default().push(&said.stdout);
+        let answer = answers.into_iter().flatten().find(|answer| answer.answers() == Some(id));
+        answer.ok_or_else(|| Fault::of(&said))
     }
 
     /// Runs a script until it has said its last word, and gives what it said.

@@ -13,23 +13,25 @@ use vm_agent_schemas::wire::Seed;
 
 use super::answer::{self, State};
 use super::power::missing;
-use super::record::{Power, Record};
+use super::record::{Identity, Power, Record};
 use super::{Held, Multipass, SHORT_LIMIT};
 use crate::{Act, CreateOrder, DriverError, Target};
 
 impl Multipass {
-    /// Lays a challenge into an instance. Nobody waits for this who has something to do with it: it is not held
-    /// meanwhile.
+    /// Lays a challenge into an instance. It is held meanwhile: a call on one that somebody stops just then would start
+    /// it again.
     pub(super) async fn lay_challenge(&self, target: &Target, challenge: &Secret) -> Result<Witness, DriverError> {
         let act = Act("ask", &target.instance);
+        let _hold = self.holds.hold(&target.instance).await;
         let (seen, record) = (self.look(act).await?, self.recall(act).await?);
         let state = *seen.get(target.instance.as_str()).ok_or_else(|| missing(&target.instance))?;
-        if !record.is_some_and(|record| target.is(&record.nonce)) {
+        let is_it = |record: Record| target.is(&record.nonce) && record.identity != Identity::Doubtful;
+        if !record.is_some_and(is_it) {
             return Err(DriverError::Foreign { instance: target.instance.clone() });
         }
         runs(act, state)?;
         let request = |id| ToGuest::Challenge { id, challenge: challenge.clone() };
-        match self.guest(&target.instance).ask(request).await {
+        match self.guest(&target.instance).ask_once(request).await {
             Ok(FromGuest::Proof(proof)) => Ok(proof.into()),
             Ok(other) => Err(act.failed(&unexpected(other))),
             Err(fault) => Err(self.trouble(act, &fault)),
@@ -70,7 +72,8 @@ impl Multipass {
         }
     }
 
-    /// Holds an instance that is there and is to be taken over: one that nobody has a record of, or this very order's.
+    /// Holds an instance that is there and is to be taken over. A record of it is of before it was let go of, unless it
+    /// is this very order's: no claim has it.
     pub(super) async fn hold_existing<'a>(&self, order: &'a CreateOrder) -> Result<Held<'a>, DriverError> {
         let act = Act("take over", &order.instance);
         let hold = self.holds.hold(&order.instance).await;
@@ -78,16 +81,26 @@ impl Multipass {
         match (known, seen.get(order.instance.as_str())) {
             (_, None) => Err(missing(&order.instance)),
             (Some(record), _) if record.nonce == order.seed.nonce => Ok(Held { act, hold, record }),
-            (Some(_), _) => Err(DriverError::Foreign { instance: order.instance.clone() }),
-            (None, Some(State::Deleted)) => {
+            (_, Some(State::Deleted)) => {
                 let reason = format!("it is deleted; `multipass recover {}` brings it back", order.instance);
                 Err(act.failed(&io::Error::other(reason)))
             }
-            (None, Some(_)) => {
-                let until = Timestamp::now();
-                let power = Power::Coming { until };
-                // Which folders are mounted in it is to be asked.
-                let record = Record { provisioned: true, has_mounts: true, adopting: true, power, ..Record::of(order) };
+            (before, Some(_)) => {
+                let (new, until) = (Record::of(order), Timestamp::now());
+                // What is written down in it, and which snapshots it has, stays as it was.
+                let before = before.unwrap_or_else(|| new.clone());
+                let record = Record {
+                    nonce: new.nonce,
+                    sizes: new.sizes,
+                    provision: new.provision,
+                    provisioned: true,
+                    identity: Identity::Unasked,
+                    power: Power::Coming { until },
+                    adopting: true,
+                    // Which folders are mounted in it is to be asked.
+                    has_mounts: true,
+                    ..before
+                };
                 let held = Held { act, hold, record };
                 self.remember(&held).await?;
                 Ok(held)

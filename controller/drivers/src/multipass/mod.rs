@@ -51,7 +51,7 @@ use vm_agent_schemas::guest::{FromGuest, MachineId, ToGuest, Witness};
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Description, Instance, InstanceState, MountSupport, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::Span;
 use vm_agent_schemas::wire::Seed;
@@ -64,13 +64,15 @@ pub use self::doctor::{Health, health};
 use self::guest::Guest;
 pub use self::lanes::Lanes;
 use self::power::missing;
-use self::record::{Power, Record, Records};
+use self::record::{Identity, Power, Record, Records};
 use self::sight::{LIST_LIMIT, Seen, Sight};
 use self::sizes::Audit;
 use self::trouble::{Trouble, sentence};
 use crate::hold::{Hold, Holds, blocking};
 use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
+/// What is said of an instance in [`answer::State::Other`].
+const UNCLEAR: &str = "Multipass lists it in a state that this version does not know";
 /// How long a call may take that the daemon answers at once, unless it is busy.
 const SHORT_LIMIT: Duration = Duration::from_secs(30);
 /// Longer than the daemon itself waits for a machine whose power button was pressed.
@@ -240,7 +242,7 @@ impl Multipass {
 
     /// All instances, as Multipass sees them from now on.
     async fn seen(&self) -> Result<Seen, Fault> {
-        let expects = || self.records.all().is_ok_and(|all| all.values().any(|record| record.is_known));
+        let expects = || self.records.all().is_ok_and(|all| all.values().any(Record::is_known));
         self.sight.list(&self.program, expects).await
     }
 
@@ -319,13 +321,19 @@ impl Multipass {
         let act = Act(action, &target.instance);
         let hold = self.holds.hold(&target.instance).await;
         let (seen, record) = (self.look(act).await?, self.recall(act).await?);
-        if !seen.contains_key(target.instance.as_str()) {
-            return Err(missing(&target.instance));
-        }
+        let state = *seen.get(target.instance.as_str()).ok_or_else(|| missing(&target.instance))?;
         match record.filter(|record| target.is(&record.nonce)) {
-            Some(record) => Ok(Held { act, hold, record }),
+            Some(record) => self.certain(Held { act, hold, record }, state).await,
             None => Err(DriverError::Foreign { instance: target.instance.clone() }),
         }
+    }
+
+    /// One that is held, and is no other.
+    async fn certain<'a>(&self, mut held: Held<'a>, state: State) -> Result<Held<'a>, DriverError> {
+        if held.record.identity == Identity::Doubtful {
+            self.recognise_again(&mut held, state).await?;
+        }
+        Ok(held)
     }
 
     /// Holds the instance of an order, and writes down that it is ours where its name is free.
@@ -336,7 +344,7 @@ impl Multipass {
         let state = seen.get(order.instance.as_str());
         let is_ours = known.as_ref().is_some_and(|record| record.nonce == order.seed.nonce);
         match (known, state) {
-            (Some(record), Some(_)) if is_ours => return Ok(Held { act, hold, record }),
+            (Some(record), Some(&state)) if is_ours => return self.certain(Held { act, hold, record }, state).await,
             (None, Some(State::Deleted)) => {
                 let name = &order.instance;
                 let reason = format!(
@@ -354,7 +362,7 @@ impl Multipass {
             // A launch that was given up, perhaps: the next one finds out.
             (Some(record), None) => {
                 let mut held = Held { act, hold, record };
-                held.record.is_known = false;
+                held.record.identity = Identity::Unasked;
                 return Ok(held);
             }
             (None, None) => {}
@@ -370,9 +378,10 @@ impl Multipass {
         record: Option<&Record>,
         now: Timestamp,
     ) -> (InstanceState, Option<Nonce>) {
-        let Some(record) = record else { return (Power::Down.shows(state, false, now), None) };
+        let ours = record.filter(|record| record.identity != Identity::Doubtful);
+        let Some(record) = ours else { return (Power::Down.shows(state, false, now), None) };
         let held = self.holds.try_hold(name).is_none();
-        (record.power.shows(state, held, now), record.is_known.then(|| record.nonce.clone()))
+        (record.power.shows(state, held, now), record.is_known().then(|| record.nonce.clone()))
     }
 
     /// Instances of ours that are being made for calls that nobody waits for any more. Until their image is ready no
@@ -401,14 +410,16 @@ impl Multipass {
     async fn note_the_gone(&self, seen: &Seen) -> io::Result<()> {
         let known = self.records.all()?;
         for (name, record) in known {
-            if !record.is_known || seen.contains_key(name.as_str()) {
+            if !record.may_be_lost() || seen.contains_key(name.as_str()) {
                 continue;
             }
             let Some(hold) = self.holds.try_hold(&name) else { continue };
             let records = Arc::clone(&self.records);
             hold.blocking(move || match records.get(&name)? {
-                Some(record) => records.put(&name, &Record { is_known: false, ..record }),
-                None => Ok(()),
+                Some(record) if record.may_be_lost() => {
+                    records.put(&name, &Record { identity: Identity::Doubtful, ..record })
+                }
+                _ => Ok(()),
             })
             .await?;
         }
@@ -426,7 +437,8 @@ impl Record {
             sizes: order.sizes,
             provision: order.provision.clone(),
             provisioned: false,
-            is_known: false,
+            identity: Identity::Unasked,
+            given: order.seed.nonce.clone(),
             power: Power::Down,
             adopting: false,
             has_mounts: false,
@@ -486,7 +498,7 @@ impl Driver for Multipass {
             clones: if version.is_none_or(Version::has_clones) { CloneSupport::Down } else { CloneSupport::None },
             warm: false,
             labels: false,
-            mounts: true,
+            mounts: MountSupport::Writable,
             uses_host: true,
             // Calls do. But what a record says was begun is gone on with, and meanwhile shown as what it is.
             calls_outlive_controller: false,
@@ -536,7 +548,7 @@ impl Driver for Multipass {
             if let (Some(taken), Some(record)) = (&mut taken, record) {
                 taken.retain(|snapshot| !record.dropped.contains(snapshot));
             }
-            let sizes = record.filter(|record| record.is_known).map(|record| record.sizes);
+            let sizes = record.filter(|record| record.is_known()).map(|record| record.sizes);
             Instance { name, state, nonce, sizes, snapshots: taken }
         };
         let unseen = self.unseen(&seen, &records, now).await?;

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, sleep};
-use vm_agent_schemas::ids::Nonce;
+use tokio::time::{Instant, sleep, timeout};
 use vm_agent_schemas::names::InstanceName;
 
 use super::answer::State;
-use super::record::{Power, Record, later};
+use super::record::{Identity, Power, Record, later};
 use super::trouble::Trouble;
-use super::{FORCE_LIMIT, Held, Multipass, SHORT_LIMIT, STOP_LIMIT, SUSPEND_LIMIT};
+use super::{FORCE_LIMIT, Held, Multipass, SHORT_LIMIT, STOP_LIMIT, SUSPEND_LIMIT, UNCLEAR};
 use crate::{Act, DriverError};
 
 /// How long a machine that is coming up may take until it can be stopped. Then it is stopped by force.
@@ -61,7 +60,7 @@ impl Multipass {
         held.record.power = Power::Down;
         self.remember(held).await?;
         let begun = Instant::now();
-        let mut asked = false;
+        let (mut asked, mut forced) = (false, false);
         loop {
             let state = self.state(held).await?;
             match down(state, lost_on_the_way) {
@@ -78,30 +77,41 @@ impl Multipass {
                     return Err(held.failed("Multipass says that it is stopped, and lists it as running"));
                 }
                 Down::Ask => {
-                    asked = true;
-                    self.ask_to_stop(held).await?;
+                    if !held.record.is_known() {
+                        self.recognise_if_possible(held).await?;
+                    }
+                    asked = self.ask_to_stop(held).await? || begun.elapsed() >= COMING_LIMIT;
+                    if !asked {
+                        sleep(PAUSE).await;
+                    }
                 }
                 Down::Wait if begun.elapsed() < COMING_LIMIT => sleep(PAUSE).await,
-                Down::Force | Down::Wait => self.stop_by_force(held).await?,
-                Down::Unclear => {
-                    return Err(held.failed("Multipass lists it in a state that this version does not know"));
+                Down::Force | Down::Wait if forced => {
+                    return Err(held.failed("Multipass says that it is stopped by force, and lists it as it was"));
                 }
+                Down::Force | Down::Wait => {
+                    forced = true;
+                    self.stop_by_force(held).await?;
+                }
+                Down::Unclear => return Err(held.failed(UNCLEAR)),
             }
         }
     }
 
-    async fn ask_to_stop(&self, held: &mut Held<'_>) -> Result<(), DriverError> {
+    /// Asks it to go down; answers whether it could be asked.
+    async fn ask_to_stop(&self, held: &mut Held<'_>) -> Result<bool, DriverError> {
         let called = {
             let _turn = self.lanes.change(format!("stop {}", held.name())).await;
             self.call(&["stop", held.name()], None, STOP_LIMIT).await
         };
-        let Err(fault) = called else { return Ok(()) };
+        let Err(fault) = called else { return Ok(true) };
         match fault.trouble() {
-            // It may have been about to come down by itself.
-            Trouble::Busy | Trouble::Deleted => Ok(()),
+            // It is on its way up, or was about to come down by itself.
+            Trouble::Busy => Ok(false),
+            Trouble::Deleted => Ok(true),
             Trouble::Late | Trouble::Transport | Trouble::Lost => {
                 tracing::warn!(instance = held.name(), %fault, "an instance does not go down when asked");
-                self.stop_by_force(held).await
+                self.stop_by_force(held).await.map(|()| true)
             }
             _ => Err(self.trouble(held.act, &fault)),
         }
@@ -146,9 +156,7 @@ impl Multipass {
                 State::Unknown => {
                     return Err(held.failed("its daemon has lost sight of it; stop it, and start it again"));
                 }
-                State::Other => {
-                    return Err(held.failed("Multipass lists it in a state that this version does not know"));
-                }
+                State::Other => return Err(held.failed(UNCLEAR)),
                 State::Starting | State::Suspending if begun.elapsed() < PASSING_LIMIT => sleep(PAUSE).await,
                 State::Starting | State::Suspending => return Err(held.failed("it is still on its way")),
                 State::Running | State::DelayedShutdown if asked => {
@@ -206,9 +214,11 @@ impl Multipass {
         let change = format!("local.{}.cpus={}", act.1, record.sizes.cpus);
         match self.call(&["set", &change], None, SHORT_LIMIT).await {
             Ok(_) => Ok(false),
-            Err(fault) if fault.trouble() == Trouble::Busy => Ok(true),
-            Err(fault) if fault.trouble().is_of_daemon() => Err(self.trouble(act, &fault)),
-            Err(_) => Ok(false),
+            Err(fault) => match fault.trouble() {
+                Trouble::Busy => Ok(true),
+                Trouble::Missing | Trouble::State | Trouble::Deleted => Ok(false),
+                _ => Err(self.trouble(act, &fault)),
+            },
         }
     }
 
@@ -218,18 +228,28 @@ impl Multipass {
         if self.look(held.act).await?.get(held.name()) != Some(&State::Running) {
             return Ok(());
         }
-        let shown = tokio::time::timeout(RECOGNISE_LIMIT, self.guest(held.act.1).shown()).await;
+        let shown = timeout(RECOGNISE_LIMIT, self.guest(held.act.1).shown()).await;
         let Ok(Ok(shown)) = shown else { return Ok(()) };
-        let of_ours = |birth: &Nonce| *birth == held.record.birth || held.record.copy_of.as_ref() == Some(birth);
-        if shown.birth.as_ref().is_some_and(of_ours) {
+        if shown.birth.as_ref().is_some_and(|birth| held.record.is_of(birth)) {
             return Ok(());
         }
         // One that was never known may be too young to show anything.
         let young = later(Timestamp::now(), SignedDuration::ZERO);
-        if shown.birth.is_none() && !held.record.is_known && held.record.power.is_under_way(young) {
+        if shown.birth.is_none() && !held.record.is_known() && held.record.power.is_under_way(young) {
             return Ok(());
         }
         Err(DriverError::Foreign { instance: held.act.1.clone() })
+    }
+
+    /// Has an instance whose name was free meanwhile show that it is the one that is meant. Only one that runs can.
+    pub(super) async fn recognise_again(&self, held: &mut Held<'_>, state: State) -> Result<(), DriverError> {
+        let shown = async { timeout(RECOGNISE_LIMIT, self.guest(held.act.1).shown()).await.ok()?.ok()?.birth };
+        let shown = if state == State::Running { shown.await } else { None };
+        if !shown.is_some_and(|birth| held.record.is_of(&birth)) {
+            return Err(DriverError::Foreign { instance: held.act.1.clone() });
+        }
+        held.record.identity = Identity::Shown;
+        self.remember(held).await
     }
 
     /// The state of an instance that is there.

@@ -38,14 +38,15 @@ pub(super) struct Record {
     pub(super) provision: Provision,
     /// Whether it has that.
     pub(super) provisioned: bool,
-    /// Whether the birth's nonce has been read back from it, and nobody has seen the name free since. Until then it
-    /// may be anybody's.
-    pub(super) is_known: bool,
+    /// Whether what has its name is this one.
+    pub(super) identity: Identity,
     /// What it was last brought to.
     pub(super) power: Power,
     /// Whether it was not made by us, and is just being taken over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) adopting: bool,
+    /// The nonce that cloud-init writes down at a first boot, of this instance or of a copy of it.
+    pub(super) given: Nonce,
     /// Of a copy of another instance, the nonce which that was made with, until it says that it was made with its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) copy_of: Option<Nonce>,
@@ -56,6 +57,40 @@ pub(super) struct Record {
     /// Those of its snapshots that are deleted, and still on its disk until it is down.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) dropped: BTreeSet<SnapshotName>,
+}
+
+/// Whether what has an instance's name is the one that a record is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Identity {
+    /// It was made, copied or taken over for the record, and has not been asked yet.
+    Unasked,
+    /// The birth's nonce has been read back from it, and nobody has seen the name free since.
+    Shown,
+    /// The name was seen free since: what has it now is another's, until it shows that it is not.
+    Doubtful,
+}
+
+impl Record {
+    /// Whether it has shown that it is the one.
+    pub(super) fn is_known(&self) -> bool {
+        self.identity == Identity::Shown
+    }
+
+    /// Whether an instance that shows this nonce is the one.
+    pub(super) fn is_of(&self, shown: &Nonce) -> bool {
+        let as_source = self.copy_of.as_ref().is_some_and(|source| shown == source || *shown == self.given);
+        *shown == self.birth || as_source
+    }
+
+    /// Whether whatever has its name from now on, where that is free, may be another's: nobody is making it.
+    pub(super) fn may_be_lost(&self) -> bool {
+        match self.identity {
+            Identity::Unasked => !matches!(self.power, Power::Coming { .. }),
+            Identity::Shown => true,
+            Identity::Doubtful => false,
+        }
+    }
 }
 
 /// What an instance was last brought to.
@@ -224,7 +259,8 @@ pub(super) mod tests {
             sizes: order.sizes,
             provision: Provision::default(),
             provisioned: true,
-            is_known: true,
+            identity: Identity::Shown,
+            given: order.seed.nonce.clone(),
             power: Power::Up,
             adopting: false,
             has_mounts: false,

@@ -121,7 +121,12 @@ impl Sight {
         let begun = Instant::now();
         let asked = async {
             let said = program.call(&["list", "--snapshots", "--format", "json"], None, SHORT_LIMIT).await?;
-            if said.code == Some(0) { Ok(answer::snapshots(&said.stdout)?) } else { Err(Fault::of(&said)) }
+            match Fault::of(&said) {
+                _ if said.code == Some(0) => Ok(answer::snapshots(&said.stdout)?),
+                // Where there can be none, there are none.
+                fault if fault.trouble() == Trouble::Unsupported => Ok(BTreeMap::new()),
+                fault => Err(fault),
+            }
         };
         match asked.await {
             Ok(found) => {

@@ -31,7 +31,7 @@ impl Audit {
         if last.0.elapsed() < every {
             return None;
         }
-        let known = |(name, record): (&InstanceName, &Record)| record.is_known.then(|| name.clone());
+        let known = |(name, record): (&InstanceName, &Record)| record.is_known().then(|| name.clone());
         let after = last.1.clone().map_or(Bound::Unbounded, Bound::Excluded);
         let next = records.range((after, Bound::Unbounded)).find_map(known);
         let next = next.or_else(|| records.iter().find_map(known))?;
@@ -125,13 +125,14 @@ impl Multipass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::multipass::record::Identity;
     use crate::multipass::record::tests::a_record;
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn each_known_instance_has_its_turn_and_then_the_first_again() {
         let every = Duration::from_secs(60);
-        let unknown = Record { is_known: false, ..a_record() };
+        let unknown = Record { identity: Identity::Unasked, ..a_record() };
         let all = [("a", a_record()), ("b", unknown), ("c", a_record())];
         let all = all.map(|(name, record)| (name.parse().unwrap(), record)).into();
         let audit = Audit::default();

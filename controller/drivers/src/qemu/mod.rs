@@ -56,7 +56,7 @@ use vm_agent_schemas::guest::{FromGuest, ToGuest, Witness};
 use vm_agent_schemas::ids::{Incarnation, Nonce, Secret};
 use vm_agent_schemas::names::{InstanceName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, Sizes, SnapshotSupport,
+    Capabilities, CloneSupport, Deadlines, Instance, InstanceState, MountSupport, Sizes, SnapshotSupport,
 };
 use vm_agent_schemas::units::{ByteSize, Span};
 use vm_agent_schemas::wire::Seed;
@@ -272,7 +272,7 @@ impl Driver for Qemu {
             clones: CloneSupport::Snapshots,
             warm: true,
             labels: false,
-            mounts: false,
+            mounts: MountSupport::None,
             uses_host: true,
             // What a dead controller was bringing up is ended when it is seen.
             calls_outlive_controller: false,

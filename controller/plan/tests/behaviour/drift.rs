@@ -1,6 +1,6 @@
 use vm_agent_schemas::fleet::{DriftPolicy, PowerState};
 use vm_agent_schemas::intent::Change;
-use vm_agent_schemas::observe::{InstanceState, Standing};
+use vm_agent_schemas::observe::{InstanceState, MountSupport, Standing};
 use vm_agent_schemas::plan::{Cost, DriftClass, Sync, WaitsFor};
 
 use crate::{agent, say, settled, steps, words, world};
@@ -103,16 +103,26 @@ fn a_warm_start_is_asked_of_a_driver_that_can_and_is_no_concern_of_a_machine_tha
 }
 
 #[test]
+fn a_mount_that_is_to_be_read_only_is_told_where_machines_write_to_all_that_they_have() {
+    let mut inputs = world::inputs_of("agents: {web: {mounts: {src: /a}}}");
+    inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = MountSupport::Writable;
+    assert_eq!(words(&steps(&inputs, "web")), "(create)");
+    assert!(agent(&inputs, "web").waits_for[0].to_string().contains("`writable: true`"));
+    world::edit(&mut inputs, "agents: {web: {mounts: {src: {source: /a, writable: true}}}}");
+    assert_eq!(words(&steps(&inputs, "web")), "create");
+}
+
+#[test]
 fn mounts_on_a_driver_that_has_none_are_told_and_keep_the_machine_down() {
     let mut inputs = world::inputs_of("agents: {web: {mounts: {src: /a}}}");
-    inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = false;
+    inputs.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = MountSupport::None;
     let what = WaitsFor::Unsupported { what: "mount folders of the host".into() };
     assert_eq!(words(&steps(&inputs, "web")), "(create)");
     let web = agent(&inputs, "web");
     assert_eq!((web.sync, web.waits_for), (Sync::Blocked, vec![what.clone()]));
 
     let mut running = settled("agents: {web: {}}");
-    running.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = false;
+    running.drivers.get_mut(&world::DRIVER).unwrap().capabilities.mounts = MountSupport::None;
     world::edit(&mut running, "agents: {web: {mounts: {src: /a}}}");
     let web = agent(&running, "web");
     assert_eq!((web.sync, web.waits_for), (Sync::Blocked, vec![what]));

@@ -14,8 +14,8 @@ use vm_agent_schemas::fleet::{DeclaredAgent, DriverName, Fleet, parse};
 use vm_agent_schemas::ids::{ClaimId, ErrandId, Incarnation, Nonce, TaskId};
 use vm_agent_schemas::names::{AgentName, SnapshotName};
 use vm_agent_schemas::observe::{
-    Birth, Capabilities, Claim, CloneSupport, Deadlines, Instance, InstanceState, Proof, SnapshotSupport, Standing,
-    Undone,
+    Birth, Capabilities, Claim, CloneSupport, Deadlines, Instance, InstanceState, MountSupport, Proof, SnapshotSupport,
+    Standing, Undone,
 };
 use vm_agent_schemas::plan::{Step, StepAction};
 use vm_agent_schemas::snapshot::{Ask, Cause, Errand, Snapshot};
@@ -42,7 +42,7 @@ pub fn capabilities() -> Capabilities {
         clones: CloneSupport::None,
         warm: false,
         labels: false,
-        mounts: true,
+        mounts: MountSupport::Any,
         uses_host: true,
         calls_outlive_controller: true,
         lanes: 4,

@@ -98,7 +98,7 @@ limits: {parallelism: 0x}
         fleet.yaml:6:5: agents.web.zone: there is no key `zone` here
          6 |     zone: b
            |     ^
-        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, snapshots, warm, drift
+        hint: the keys here are profile, replicas, driver, image, cpus, memory, disk, power, labels, env, dependsOn, restart, reconcile, protect, tasks, slots, services, files, packages, networks, user, sudo, cloudInit, secrets, mounts, ports, idle, ttl, snapshots, warm, drift
         fleet.yaml:7:1: memory: there is no key `memory` here
          7 | memory: 1G
            | ^
@@ -257,6 +257,21 @@ limits: {parallelism: 0x}
         fleet.yaml:4:13: agents.web.mounts: driver `qemu` has no folders of the host in its machines; `vm-agent cp` copies them
          4 |     mounts: {src: {source: /srv}}
            |             ^
+        ");
+        insta::assert_snapshot!(complaint_of_agent("driver: multipass\nmounts: {src: /srv, out: {source: /out, writable: true}}"), @"
+        fleet.yaml:4:19: agents.web.mounts.src: driver `multipass` can't keep a machine from writing to what it mounts; write `writable: true`, or copy it: `vm-agent cp`
+         4 |     mounts: {src: /srv, out: {source: /out, writable: true}}
+           |                   ^
+        ");
+        insta::assert_snapshot!(complaint_of_agent("driver: qemu\nnetworks: [en0]"), @"
+        fleet.yaml:4:15: agents.web.networks: machines of driver `qemu` are in no network of the host; `vm-agent forward` reaches their ports
+         4 |     networks: [en0]
+           |               ^
+        ");
+        insta::assert_snapshot!(complaint_of_agent("driver: multipass\nnetworks: [--bridged]"), @"
+        fleet.yaml:4:16: agents.web.networks[0]: `--bridged` is no name of a network: no `,`, no `=` and nothing that can't be seen, and no `-` at its beginning
+         4 |     networks: [--bridged]
+           |                ^
         ");
         insta::assert_snapshot!(complaint_of_agent("driver: qemu\ncloudInit: {runcmd: [ls]}"), @"
         fleet.yaml:4:16: agents.web.cloudInit: there is no cloud-init in the image `default` of driver `qemu`; write `image: debian+cloud-init`, or another that has it
