@@ -28,7 +28,7 @@ use vm_agent_schemas::fleet::Provision;
 use vm_agent_schemas::guest::CHALLENGE_FILE;
 use vm_agent_schemas::ids::{Nonce, Secret};
 use vm_agent_schemas::names::InstanceName;
-use vm_agent_schemas::observe::{Instance, InstanceState, Sizes, SnapshotSupport};
+use vm_agent_schemas::observe::{CloneSupport, Instance, InstanceState, Sizes, SnapshotSupport};
 use vm_agent_schemas::units::ByteSize;
 use vm_agent_schemas::wire::Seed;
 
@@ -838,6 +838,54 @@ async fn what_a_version_can_not_do_is_told_and_done_without() {
     ground.set(Knobs { version: Version::Main, ..Knobs::default() });
     ground.multipass.start(&order.target(), &order.seed, &order.mounts).await.unwrap();
     assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_there_is_is_what_the_command_and_its_daemon_both_have() {
+    let clones = async |knobs| {
+        let ground = Ground::with(knobs);
+        ground.listed().await;
+        ground.multipass.capabilities().clones
+    };
+    assert_eq!(clones(Knobs::default()).await, CloneSupport::Down);
+    assert_eq!(clones(Knobs { version: Version::V1_14, ..Knobs::default() }).await, CloneSupport::None);
+    let older = Some("1.14.1".to_owned());
+    assert_eq!(clones(Knobs { daemon_version: older, ..Knobs::default() }).await, CloneSupport::None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snap_that_sees_no_folder_of_the_controller_makes_machines_all_the_same() {
+    let ground = Ground::with(Knobs { snap: true, ..Knobs::default() });
+    ground.created().await;
+    assert_eq!(ground.state().await, InstanceState::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_image_can_be_had_a_create_says_so_and_leaves_nothing_behind() {
+    let ground = Ground::with(Knobs { images_unreachable: true, ..Knobs::default() });
+    let order = an_order("web");
+    let error = ground.multipass.create(&order).await.unwrap_err().to_string();
+    assert!(error.contains("unknown or unreachable"), "{error}");
+    assert_eq!(ground.listed().await, []);
+    ground.set(Knobs::default());
+    ground.by_hand(&["launch", "--name", "web"]);
+    assert_eq!(ground.listed().await[0].nonce, None, "it is whoever's who made it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_a_person_took_has_the_sizes_of_then() {
+    let ground = Ground::new();
+    let (order, name) = (ground.created().await, "point".parse().unwrap());
+    let target = order.target();
+    ground.multipass.stop(&target).await.unwrap();
+    ground.by_hand(&["snapshot", "web", "--name", "point"]);
+    ground.multipass.resize(&target, &Sizes { cpus: 2, ..order.sizes }).await.unwrap();
+    ground.multipass.snapshot(&target, &name).await.unwrap();
+    let mut next = order.clone();
+    (next.seed.nonce, next.seed.incarnation) = (Nonce::generate(), order.seed.incarnation.next());
+    let there = Target { former: Some(order.seed.nonce.clone()), ..next.target() };
+    ground.multipass.go_back(&there, &name, &next.seed).await.unwrap();
+    assert_eq!(ground.listed().await[0].sizes, Some(order.sizes));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

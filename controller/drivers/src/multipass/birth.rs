@@ -11,6 +11,7 @@ use vm_agent_schemas::observe::Sizes;
 use vm_agent_schemas::wire::Seed;
 
 use super::answer::State;
+use super::cli::Said;
 use super::copies::locked;
 use super::guest::Guest;
 use super::record::{Identity, Power, later};
@@ -185,18 +186,8 @@ impl Multipass {
         image: Option<&str>,
         tried: &mut Tried,
     ) -> Result<Result<(), Fault>, DriverError> {
-        let data = launch_data(&order.provision, &held.record.birth, !order.mounts.is_empty());
-        let limit = self.limits.launch;
-        let arguments = launch_arguments(order, image, limit);
         let is_first = !matches!(held.record.power, Power::Coming { .. });
-        // Stored before the daemon is told: whatever comes of it is ours then.
-        // The daemon gives each of its two waits as long as the whole.
-        held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
-        held.record.given = held.record.birth.clone();
-        self.remember(held).await?;
-        let call = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN);
-        let called = self.lanes.coming_up(call).await;
-        let Err(fault) = called else {
+        let Err(fault) = self.call_launch(held, order, image).await? else {
             tried.launched = true;
             return self.came_up(held).await.map(Ok);
         };
@@ -207,6 +198,30 @@ impl Multipass {
         }
         tried.launched |= !matches!(fault.trouble(), Trouble::Exists | Trouble::Busy);
         tried.why = Some(fault.to_string());
+        self.what_is_left(held, fault).await
+    }
+
+    /// Tells the daemon to make the instance, and how long to wait for it.
+    async fn call_launch(
+        &self,
+        held: &mut Held<'_>,
+        order: &CreateOrder,
+        image: Option<&str>,
+    ) -> Result<Result<Said, Fault>, DriverError> {
+        let data = launch_data(&order.provision, &held.record.birth, !order.mounts.is_empty());
+        let limit = self.limits.launch;
+        let arguments = launch_arguments(order, image, limit);
+        // Stored before the daemon is told: whatever comes of it is ours then.
+        // The daemon gives each of its two waits as long as the whole.
+        held.record.power = Power::Coming { until: later(Timestamp::now(), signed(2 * limit)) };
+        held.record.given = held.record.birth.clone();
+        self.remember(held).await?;
+        let call = self.call(&arguments, Some(data.as_bytes()), limit + limit / MARGIN);
+        Ok(self.lanes.coming_up(call).await)
+    }
+
+    /// Finds out what a launch that failed has left. The fault is inside, if that is nothing.
+    async fn what_is_left(&self, held: &mut Held<'_>, fault: Fault) -> Result<Result<(), Fault>, DriverError> {
         let after = after(fault.trouble(), fault.is_clients());
         if after == After::Daemon {
             return Err(self.trouble(held.act, &fault));

@@ -30,6 +30,7 @@ mod guest;
 mod inside;
 mod lanes;
 mod mounts;
+mod network;
 mod power;
 mod record;
 mod sight;
@@ -188,6 +189,23 @@ impl Fault {
         }
     }
 
+    /// What it says, and what a person can do about it.
+    fn told(&self) -> String {
+        match self.trouble().remedy() {
+            Some(remedy) => format!("{self}; {remedy}"),
+            None => self.to_string(),
+        }
+    }
+
+    /// Whether nobody answered in time.
+    fn is_without_answer(&self) -> bool {
+        match self {
+            Self::Shared(fault) => fault.is_without_answer(),
+            Self::Call(CallError::Late { .. }) => true,
+            Self::Call(_) | Self::Unreadable(_) | Self::Said { .. } => false,
+        }
+    }
+
     /// Whether it is the command that gave up or was ended, and not its daemon, which goes on.
     fn is_clients(&self) -> bool {
         match self {
@@ -251,7 +269,10 @@ impl Multipass {
         match self.seen().await {
             Ok(seen) => Ok(seen),
             // Of a list that fails, nothing can be told about any instance.
-            Err(fault) => Err(self.unavailable(Some(act), &fault)),
+            Err(fault) => {
+                tracing::debug!(action = act.0, instance = %act.1, %fault, "no list");
+                Err(self.unavailable(&fault))
+            }
         }
     }
 
@@ -260,33 +281,27 @@ impl Multipass {
     }
 
     /// The daemon does not do its work.
-    fn unavailable(&self, act: Option<Act<'_>>, fault: &Fault) -> DriverError {
-        let mut reason = fault.to_string();
+    fn unavailable(&self, fault: &Fault) -> DriverError {
         if fault.trouble() == Trouble::Unreachable {
             self.lanes.stumble();
         }
-        if let Some(remedy) = fault.trouble().remedy() {
-            reason = format!("{reason}; {remedy}");
-        } else if let (Trouble::Late, Some(busy)) = (fault.trouble(), self.lanes.busy()) {
-            reason = format!("{reason}; its daemon is busy with `{busy}`");
-        }
-        if let Some(Act(action, instance)) = act {
-            tracing::debug!(action, %instance, reason, "the daemon of Multipass");
-        }
-        DriverError::Unavailable { driver: DriverName::Multipass, reason }
+        DriverError::Unavailable { driver: DriverName::Multipass, reason: self.told(fault) }
     }
 
     /// What a call on an instance failed by.
     fn trouble(&self, act: Act<'_>, fault: &Fault) -> DriverError {
-        match (fault, fault.trouble()) {
-            (_, trouble) if trouble.is_of_daemon() => self.unavailable(Some(act), fault),
-            (Fault::Call(CallError::Spawn { .. }), _) => self.unavailable(Some(act), fault),
-            (Fault::Call(CallError::Late { .. }), _) => {
-                let busy =
-                    self.lanes.busy().map(|busy| format!("; its daemon is busy with `{busy}`")).unwrap_or_default();
-                act.failed(&io::Error::other(format!("{fault}{busy}")))
-            }
-            _ => act.failed(fault),
+        let was_never_made = matches!(fault, Fault::Call(CallError::Spawn { .. }));
+        if was_never_made || fault.trouble().is_of_daemon() {
+            return self.unavailable(fault);
+        }
+        act.failed(&io::Error::other(self.told(fault)))
+    }
+
+    /// What a call failed by, and what kept the daemon from answering it.
+    fn told(&self, fault: &Fault) -> String {
+        match self.lanes.busy() {
+            Some(busy) if fault.is_without_answer() => format!("{}; its daemon is busy with `{busy}`", fault.told()),
+            _ => fault.told(),
         }
     }
 
@@ -503,7 +518,7 @@ impl Driver for Multipass {
             // Calls do. But what a record says was begun is gone on with, and meanwhile shown as what it is.
             calls_outlive_controller: false,
             lanes: self.lanes.steps(),
-            host_address: doctor::host_address(version),
+            host_address: network::host_address(version),
             deadlines: Deadlines {
                 // As long as a list may take, and a second one where the first says that there is nothing.
                 list: Span::from_secs(2 * LIST_LIMIT.as_secs() + 30),
@@ -526,11 +541,11 @@ impl Driver for Multipass {
     }
 
     fn network(&self) -> Option<IpAddr> {
-        doctor::bridge(self.sight.versions().map(|versions| versions.common()))
+        network::bridge(self.sight.versions().map(|versions| versions.common()))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, DriverError> {
-        let seen = self.seen().await.map_err(|fault| self.unavailable(None, &fault))?;
+        let seen = self.seen().await.map_err(|fault| self.unavailable(&fault))?;
         let unreadable = |error: io::Error| DriverError::Unavailable {
             driver: DriverName::Multipass,
             reason: format!("what is remembered of its instances can't be had: {error}"),
@@ -538,7 +553,11 @@ impl Driver for Multipass {
         self.note_the_gone(&seen).await.map_err(unreadable)?;
         let records = self.records.all().map_err(unreadable)?;
         self.audit_sizes(&records);
-        let (snapshots, now) = (self.sight.snapshots(&self.program).await, Timestamp::now());
+        let snapshots = self.sight.snapshots(&self.program).await.unwrap_or_else(|fault| {
+            tracing::warn!(%fault, "the snapshots of Multipass can't be listed");
+            None
+        });
+        let now = Timestamp::now();
         // Names that no instance of ours can have are nobody's business.
         let named = seen.iter().filter_map(|(name, state)| Some((name.parse::<InstanceName>().ok()?, *state)));
         let instance = |(name, state): (InstanceName, State)| {

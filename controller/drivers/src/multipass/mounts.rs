@@ -8,6 +8,7 @@ use vm_agent_schemas::fleet::DriverName;
 use vm_agent_schemas::layout::WORK_DIR;
 use vm_agent_schemas::names::InstanceName;
 
+use super::trouble::Trouble;
 use super::{Held, Multipass, SHORT_LIMIT, answer};
 use crate::{Act, DriverError, Mounts};
 
@@ -63,7 +64,7 @@ impl Multipass {
                 let target = format!("{}:{place}", held.name());
                 let _turn = self.lanes.change(format!("umount {target}")).await;
                 if let Err(fault) = self.call(&["umount", &target], None, SHORT_LIMIT).await
-                    && !fault.to_string().contains("is not mounted")
+                    && fault.trouble() != Trouble::Missing
                 {
                     return Err(self.trouble(held.act, &fault));
                 }
@@ -104,7 +105,7 @@ impl Multipass {
                 self.call(&arguments, None, MOUNT_LIMIT).await
             };
             if let Err(fault) = called
-                && !fault.to_string().contains("is already mounted")
+                && fault.trouble() != Trouble::Exists
             {
                 return Err(self.trouble(held.act, &fault));
             }

@@ -2,7 +2,7 @@
 //! believed than a sick daemon deserves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,10 +34,10 @@ pub(super) type Snapshots = Arc<BTreeMap<String, BTreeSet<SnapshotName>>>;
 pub(super) struct Sight {
     /// What came of the last list, and when it was begun.
     list: tokio::sync::Mutex<Option<(Instant, Listed)>>,
-    /// The last list of snapshots, and when it was begun.
-    snapshots: tokio::sync::Mutex<Option<(Instant, Snapshots)>>,
-    /// Snapshots may have changed since.
-    changed: AtomicBool,
+    /// The last list of snapshots, when it was begun, and after how many changes.
+    snapshots: tokio::sync::Mutex<Option<(Instant, u64, Snapshots)>>,
+    /// How often snapshots may have changed.
+    changes: AtomicU64,
     versions: Mutex<Option<Versions>>,
 }
 
@@ -103,44 +103,39 @@ impl Sight {
 
     /// Notes that snapshots may be others than before.
     pub(super) fn snapshots_changed(&self) {
-        self.changed.store(true, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The snapshots of all instances; nothing where they can't be told. Asked for only when they may be others.
-    pub(super) async fn snapshots(&self, program: &Program) -> Option<Snapshots> {
-        if !self.versions()?.common().has_snapshots() {
-            return None;
+    /// The snapshots of all instances; nothing where there can be none yet. Asked for only when they may be others.
+    pub(super) async fn snapshots(&self, program: &Program) -> Result<Option<Snapshots>, Fault> {
+        if !self.versions().is_some_and(|versions| versions.common().has_snapshots()) {
+            return Ok(None);
         }
         let mut last = self.snapshots.lock().await;
         // Before the look: what changes meanwhile is seen by the next.
-        let changed = self.changed.swap(false, Ordering::AcqRel);
-        if let Some((begun, known)) = last.as_ref().filter(|(begun, _)| !changed && begun.elapsed() < SNAPSHOTS_KEPT) {
+        let changes = self.changes.load(Ordering::Acquire);
+        let is_of_now = |begun: Instant, after: u64| after == changes && begun.elapsed() < SNAPSHOTS_KEPT;
+        if let Some((begun, _, known)) = last.as_ref().filter(|(begun, after, _)| is_of_now(*begun, *after)) {
             tracing::trace!(?begun, "snapshots are known");
-            return Some(Arc::clone(known));
+            return Ok(Some(Arc::clone(known)));
         }
         let begun = Instant::now();
-        let asked = async {
-            let said = program.call(&["list", "--snapshots", "--format", "json"], None, SHORT_LIMIT).await?;
-            match Fault::of(&said) {
-                _ if said.code == Some(0) => Ok(answer::snapshots(&said.stdout)?),
-                // Where there can be none, there are none.
-                fault if fault.trouble() == Trouble::Unsupported => Ok(BTreeMap::new()),
-                fault => Err(fault),
-            }
-        };
-        match asked.await {
-            Ok(found) => {
-                let found = Arc::new(found);
-                *last = Some((begun, Arc::clone(&found)));
-                Some(found)
-            }
-            Err(error) => {
-                let error: Fault = error;
-                tracing::warn!(%error, "the snapshots of Multipass can't be listed");
-                self.snapshots_changed();
-                None
-            }
-        }
+        let found = Arc::new(snapshots(program).await?);
+        *last = Some((begun, changes, Arc::clone(&found)));
+        Ok(Some(found))
+    }
+}
+
+/// Asks for the snapshots.
+async fn snapshots(program: &Program) -> Result<BTreeMap<String, BTreeSet<SnapshotName>>, Fault> {
+    let said = program.call(&["list", "--snapshots", "--format", "json"], None, SHORT_LIMIT).await?;
+    if said.code == Some(0) {
+        return Ok(answer::snapshots(&said.stdout)?);
+    }
+    match Fault::of(&said) {
+        // Where there can be none, there are none.
+        fault if fault.trouble() == Trouble::Unsupported => Ok(BTreeMap::new()),
+        fault => Err(fault),
     }
 }
 

@@ -27,7 +27,8 @@ impl Multipass {
         }
         // One of that name may be among them.
         self.delete_dropped(held).await?;
-        held.record.snapshots.insert(name.clone(), held.record.sizes);
+        // Before it is there: a controller that dies meanwhile could not tell afterwards.
+        let former = held.record.snapshots.insert(name.clone(), held.record.sizes);
         self.remember(held).await?;
         let called = {
             let _turn = self.lanes.change(format!("snapshot {}", held.name())).await;
@@ -35,7 +36,14 @@ impl Multipass {
         };
         self.sight.snapshots_changed();
         match called {
-            Err(fault) if fault.trouble() == Trouble::Exists => Ok(()),
+            Err(fault) if fault.trouble() == Trouble::Exists => {
+                // It was taken before, perhaps by a person, and has the sizes of then.
+                match former {
+                    Some(sizes) => held.record.snapshots.insert(name.clone(), sizes),
+                    None => held.record.snapshots.remove(name),
+                };
+                self.remember(held).await
+            }
             Err(fault) if fault.trouble() == Trouble::Late && self.taken(held).await?.contains(name) => Ok(()),
             Err(fault) => Err(self.trouble(held.act, &fault)),
             Ok(_) => Ok(()),
@@ -111,9 +119,8 @@ impl Multipass {
     /// The snapshots that there are of an instance now.
     pub(super) async fn taken(&self, held: &Held<'_>) -> Result<BTreeSet<SnapshotName>, DriverError> {
         self.sight.snapshots_changed();
-        let known = self.sight.snapshots(&self.program).await;
-        let known = known.ok_or_else(|| held.failed("the snapshots of Multipass can't be listed"))?;
-        let mut taken = known.get(held.name()).cloned().unwrap_or_default();
+        let known = self.sight.snapshots(&self.program).await.map_err(|fault| self.trouble(held.act, &fault))?;
+        let mut taken = known.and_then(|known| known.get(held.name()).cloned()).unwrap_or_default();
         taken.retain(|name| !held.record.dropped.contains(name));
         Ok(taken)
     }

@@ -10,11 +10,11 @@ pub(super) enum Trouble {
     Unreachable,
     /// This user may not speak to the daemon.
     Denied,
-    /// There is no such instance or snapshot.
+    /// There is no such instance, snapshot or mount.
     Missing,
     /// The instance is deleted and keeps its name.
     Deleted,
-    /// There is one of that name already.
+    /// There is one of that name already, or in that place.
     Exists,
     /// The daemon is at work on it.
     Busy,
@@ -63,8 +63,10 @@ const SIGNS: &[(Trouble, &[&str])] = &[
     (Trouble::Missing, &["instance", "does not exist"]),
     (Trouble::Missing, &["no such instance"]),
     (Trouble::Missing, &["no such snapshot"]),
+    (Trouble::Missing, &["is not mounted"]),
     (Trouble::Deleted, &["is deleted"]),
     (Trouble::Exists, &["already exists"]),
+    (Trouble::Exists, &["is already mounted"]),
     (Trouble::Busy, &["is being prepared"]),
     (Trouble::Busy, &["cannot shut down", "while starting"]),
     (Trouble::Busy, &["cannot shut down", "while suspending"]),
