@@ -67,7 +67,6 @@ impl Hold {
     }
 
     /// A hold that keeps nobody else out.
-    #[cfg(test)]
     pub(crate) fn of_nothing() -> Self {
         let guard = Arc::new(tokio::sync::Mutex::new(())).try_lock_owned();
         Self(Arc::new(guard.expect("a new mutex is free")))

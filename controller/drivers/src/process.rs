@@ -1,7 +1,7 @@
-//! The processes of an instance, told by the mark that they carry in their environment.
+//! Processes that are told by the mark that they carry in their environment, such as those of an instance.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -15,6 +15,25 @@ use crate::hold::{Backoff, Hold};
 /// How long marked processes may take to be gone once they are killed. A process that the kernel
 /// lets go of takes milliseconds; one that sits in a dead device may never go.
 const SWEEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What processes carry in their environment: a variable with its value.
+#[derive(Debug, Clone)]
+pub(crate) struct Mark(OsString);
+
+impl Mark {
+    /// That of what has this variable with this value.
+    pub(crate) fn new(variable: &str, value: impl AsRef<OsStr>) -> Self {
+        let mut mark = OsString::from(variable);
+        mark.push("=");
+        mark.push(value);
+        Self(mark)
+    }
+
+    /// That of the processes of an instance.
+    pub(crate) fn of_instance(nonce: &Nonce) -> Self {
+        Self::new(INSTANCE_VARIABLE, nonce.as_str())
+    }
+}
 
 /// A process that can be looked at and then signalled without being mistaken for a later one with
 /// the same id. Where the system has no handles for processes the id has to do.
@@ -55,17 +74,17 @@ impl Process {
     }
 
     /// Whether it carries the mark now.
-    fn is_marked(&self, nonce: &Nonce) -> io::Result<bool> {
+    fn is_marked(&self, mark: &Mark) -> io::Result<bool> {
         let pid = sysinfo::Pid::from_u32(self.pid.as_raw_pid().unsigned_abs());
-        Ok(!marked(ProcessesToUpdate::Some(&[pid]), nonce)?.is_empty())
+        Ok(!marked(ProcessesToUpdate::Some(&[pid]), mark)?.is_empty())
     }
 }
 
 /// Asks a process to end, if it carries the mark and `still` holds once we have hold of it. Says
 /// whether it was asked. A process that was suspended is woken, or it could not act.
-pub(crate) fn ask_to_end(pid: Pid, nonce: &Nonce, still: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+pub(crate) fn ask_to_end(pid: Pid, mark: &Mark, still: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
     let Some(process) = Process::open(pid)? else { return Ok(false) };
-    if !process.is_marked(nonce)? || !still()? {
+    if !process.is_marked(mark)? || !still()? {
         return Ok(false);
     }
     process.signal(Signal::TERM)?;
@@ -77,13 +96,13 @@ pub(crate) fn ask_to_end(pid: Pid, nonce: &Nonce, still: impl FnOnce() -> io::Re
 ///
 /// A process may fork faster than it is killed, and shows no environment while it executes a new
 /// program: so it is over when two looks in succession have found none.
-pub(crate) async fn sweep(hold: &Hold, nonce: &Nonce) -> io::Result<()> {
+pub(crate) async fn sweep(hold: &Hold, mark: &Mark) -> io::Result<()> {
     let deadline = Instant::now() + SWEEP_LIMIT;
     let mut backoff = Backoff::new();
     let mut clean = 0;
     loop {
-        let nonce = nonce.clone();
-        let found = hold.blocking(move || kill_marked(&nonce)).await?;
+        let mark = mark.clone();
+        let found = hold.blocking(move || kill_marked(&mark)).await?;
         clean = if found.is_empty() { clean + 1 } else { 0 };
         if clean == 2 {
             return Ok(());
@@ -96,11 +115,11 @@ pub(crate) async fn sweep(hold: &Hold, nonce: &Nonce) -> io::Result<()> {
     }
 }
 
-fn kill_marked(nonce: &Nonce) -> io::Result<Vec<Pid>> {
-    let found = marked(ProcessesToUpdate::All, nonce)?;
+fn kill_marked(mark: &Mark) -> io::Result<Vec<Pid>> {
+    let found = marked(ProcessesToUpdate::All, mark)?;
     for pid in &found {
         if let Some(process) = Process::open(*pid)?
-            && process.is_marked(nonce)?
+            && process.is_marked(mark)?
         {
             process.signal(Signal::KILL)?;
         }
@@ -109,17 +128,16 @@ fn kill_marked(nonce: &Nonce) -> io::Result<Vec<Pid>> {
 }
 
 /// Those of this user's processes that carry the mark, but for this one itself.
-fn marked(which: ProcessesToUpdate<'_>, nonce: &Nonce) -> io::Result<Vec<Pid>> {
+fn marked(which: ProcessesToUpdate<'_>, mark: &Mark) -> io::Result<Vec<Pid>> {
     let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always).with_user(UpdateKind::Always);
     // A new view each time: one that is refreshed keeps the environment of processes that died.
     let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(which, true, what);
-    let mark = format!("{INSTANCE_VARIABLE}={nonce}");
     let user = rustix::process::geteuid().as_raw();
     let ours = |process: &&sysinfo::Process| {
         process.pid().as_u32() != std::process::id()
             && process.effective_user_id().is_some_and(|id| **id == user)
-            && process.environ().iter().any(|variable| variable.as_bytes() == mark.as_bytes())
+            && process.environ().contains(&mark.0)
     };
     let pids = system.processes().values().filter(ours).map(|process| process.pid().as_u32());
     Ok(pids.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw)).collect())
@@ -139,7 +157,7 @@ mod tests {
             let sleeper = Self(sleeper);
             // Spawning returns before the kernel has put the environment in place.
             let process = Process::open(sleeper.pid()).unwrap().unwrap();
-            while !process.is_marked(nonce).unwrap() {
+            while !process.is_marked(&Mark::of_instance(nonce)).unwrap() {
                 std::thread::yield_now();
             }
             sleeper
@@ -166,7 +184,7 @@ mod tests {
         let (ours, other) = (Nonce::generate(), Nonce::generate());
         let mut swept = [Sleeper::new(&ours), Sleeper::new(&ours)];
         let mut spared = Sleeper::new(&other);
-        sweep(&Hold::of_nothing(), &ours).await.unwrap();
+        sweep(&Hold::of_nothing(), &Mark::of_instance(&ours)).await.unwrap();
         for sleeper in &mut swept {
             assert!(!sleeper.0.wait().unwrap().success());
         }
@@ -177,12 +195,12 @@ mod tests {
     fn only_a_marked_process_is_asked_and_only_if_it_still_holds() {
         let nonce = Nonce::generate();
         let mut sleeper = Sleeper::new(&nonce);
-        let pid = sleeper.pid();
-        assert!(!ask_to_end(pid, &Nonce::generate(), || Ok(true)).unwrap());
-        assert!(!ask_to_end(pid, &nonce, || Ok(false)).unwrap());
+        let (pid, mark) = (sleeper.pid(), Mark::of_instance(&nonce));
+        assert!(!ask_to_end(pid, &Mark::of_instance(&Nonce::generate()), || Ok(true)).unwrap());
+        assert!(!ask_to_end(pid, &mark, || Ok(false)).unwrap());
         assert!(sleeper.runs());
-        assert!(ask_to_end(pid, &nonce, || Ok(true)).unwrap());
+        assert!(ask_to_end(pid, &mark, || Ok(true)).unwrap());
         sleeper.0.wait().unwrap();
-        assert!(!ask_to_end(pid, &nonce, || Ok(true)).unwrap(), "it is gone");
+        assert!(!ask_to_end(pid, &mark, || Ok(true)).unwrap(), "it is gone");
     }
 }

@@ -735,6 +735,32 @@ async fn a_list_that_is_given_up_leaves_no_process_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_controller_left_of_its_calls_is_ended_by_the_next() {
+    let mut ground = Ground::new();
+    let order = ground.created().await;
+    let hangs =
+        |command: &str| Fault { command: command.to_owned(), containing: None, times: 1, after: 0, what: Wrong::Hangs };
+    ground.set(Knobs { faults: vec![hangs("list"), hangs("find")], ..Knobs::default() });
+    ground.double().forget_calls();
+    let former = ground.multipass.clone();
+    let left = tokio::spawn(async move { former.list().await });
+    let mut of_somebody = ground.double().command().arg("find").spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while ["list", "find"].iter().any(|command| ground.double().count(command) == 0) {
+        assert!(Instant::now() < deadline, "both should hang");
+        sleep(Duration::from_millis(20)).await;
+    }
+    ground.another_life();
+    assert_eq!(ground.listed().await[0].nonce.as_ref(), Some(&order.seed.nonce));
+    let error = left.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("a signal ended it"), "{error}");
+    assert_eq!(of_somebody.try_wait().unwrap(), None, "it is not a call of ours");
+    of_somebody.kill().unwrap();
+    of_somebody.wait().unwrap();
+    assert_eq!(ground.state().await, InstanceState::Running, "nor is a machine");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_brings_back_the_sizes_of_its_snapshot() {
     let ground = Ground::new();
     let (order, name) = (ground.created().await, "small".parse().unwrap());

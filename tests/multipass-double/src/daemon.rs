@@ -264,11 +264,16 @@ fn mark(home: &Home, down: bool) {
     write_json(&home.daemon(), &Presence { down }).expect("the state folder can be written");
 }
 
+/// What of its client's environment matters to a daemon that does its work. It is not the client's child, so all else
+/// is nothing to it.
+const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LC_ALL", "TZ", PROGRAM_VARIABLE];
+
 /// This program, to be run in another role, in a process group of its own.
 pub(crate) fn own(home: &Home, role: &str) -> Command {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(program());
-    command.env(DIR_VARIABLE, home.path()).env(ROLE_VARIABLE, role).process_group(0);
+    let kept = KEPT_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.env_clear().envs(kept).env(DIR_VARIABLE, home.path()).env(ROLE_VARIABLE, role).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }

@@ -126,6 +126,7 @@ pub(crate) fn boot(home: &Home, knobs: &Knobs, name: &str, instance: &Instance) 
     expect_io(button.map_err(Into::into), "make a power button");
     let own = daemon::own(home, MACHINE);
     let mut command = Command::new("unshare");
+    command.env_clear();
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }

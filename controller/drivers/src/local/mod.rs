@@ -48,7 +48,8 @@ use self::folder::{FILES, folder, make, pid, write_seed};
 pub use self::launch::RuntimeProgram;
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
-use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target, process};
+use crate::process::{self, Mark};
+use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// How long a runtime that was asked to end may take to end its tasks and write down what they came
 /// to. Then it is killed. The runtime gives its tasks less than this.
@@ -113,7 +114,7 @@ impl Local {
             return Ok(());
         }
         // A runtime that was killed has left the processes of its tasks behind.
-        process::sweep(hold, nonce).await.map_err(|error| act.failed(&error))?;
+        process::sweep(hold, &Mark::of_instance(nonce)).await.map_err(|error| act.failed(&error))?;
         let (mounted, mounts) = (folder.clone(), mounts.clone());
         hold.blocking(move || mounts::apply(&mounted, &mounts)).await.map_err(|error| act.failed(&error))?;
         let launched = launch::launch(hold, &self.program, folder, nonce).await;
@@ -301,7 +302,7 @@ async fn bring_down(hold: &Hold, folder: &Folder, nonce: &Nonce) -> io::Result<(
         move || folder.mark_stopped()
     };
     hold.blocking(mark.clone()).await?;
-    process::sweep(hold, nonce).await?;
+    process::sweep(hold, &Mark::of_instance(nonce)).await?;
     hold.blocking(mark).await?;
     if hold.until(RELEASE_LIMIT, released).await? {
         return Ok(());
@@ -317,7 +318,7 @@ async fn bring_down(hold: &Hold, folder: &Folder, nonce: &Nonce) -> io::Result<(
 /// which process it is has nothing to lose by being killed.
 fn ask_runtime(folder: &Folder, nonce: &Nonce) -> io::Result<bool> {
     match pid(folder) {
-        Some(pid) if folder.is_held()? => process::ask_to_end(pid, nonce, || folder.is_held()),
+        Some(pid) if folder.is_held()? => process::ask_to_end(pid, &Mark::of_instance(nonce), || folder.is_held()),
         _ => Ok(false),
     }
 }

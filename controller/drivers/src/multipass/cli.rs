@@ -23,6 +23,8 @@ const USUAL: [&str; 2] = ["/snap/bin/multipass", "/usr/local/bin/multipass"];
 const OWN_VARIABLES: &str = "MULTIPASS_";
 /// Where the command keeps the certificate that its daemon knows it by, if not below `HOME`.
 const HOME_VARIABLES: [&str; 3] = ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
+/// What tells the calls of a controller that is no more from those of others: the folder of its records.
+pub(super) const CALLS_VARIABLE: &str = "VM_AGENT_CALLS";
 /// How much is kept of what the command writes, in bytes of each stream. A listing takes some 150 for an instance.
 const KEPT: usize = 1024 * 1024;
 /// How long a command that was told to end may take before it is killed.

@@ -47,6 +47,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 use vm_agent_schemas::fleet::{DEFAULT_IMAGE, DriverName, Provision};
 use vm_agent_schemas::guest::{FromGuest, MachineId, ToGuest, Witness};
 use vm_agent_schemas::ids::{Nonce, Secret};
@@ -60,7 +61,7 @@ use vm_agent_schemas::wire::Seed;
 use self::answer::{State, Unreadable};
 pub use self::answer::{Version, Versions};
 pub use self::cli::Program;
-use self::cli::{CallError, Said};
+use self::cli::{CALLS_VARIABLE, CallError, Said};
 pub use self::doctor::{Health, health};
 use self::guest::Guest;
 pub use self::lanes::Lanes;
@@ -70,6 +71,7 @@ use self::sight::{LIST_LIMIT, Seen, Sight};
 use self::sizes::Audit;
 use self::trouble::{Trouble, sentence};
 use crate::hold::{Hold, Holds, blocking};
+use crate::process::{Mark, sweep};
 use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// What is said of an instance in [`answer::State::Other`].
@@ -133,6 +135,8 @@ pub type Kit = Arc<dyn Fn(&Provision) -> io::Result<Vec<u8>> + Send + Sync>;
 #[derive(Clone)]
 pub struct Multipass {
     program: Program,
+    /// Whether those are over that another life of the controller has left behind.
+    former_calls: Arc<OnceCell<()>>,
     kit: Kit,
     records: Arc<Records>,
     sight: Arc<Sight>,
@@ -223,7 +227,8 @@ impl Multipass {
     pub fn new(root: PathBuf, program: Program, kit: Kit) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            program,
+            program: program.with(CALLS_VARIABLE, &root),
+            former_calls: Arc::default(),
             kit,
             records: Arc::new(Records::new(root)),
             sight: Arc::default(),
@@ -260,8 +265,18 @@ impl Multipass {
 
     /// All instances, as Multipass sees them from now on.
     async fn seen(&self) -> Result<Seen, Fault> {
+        self.former_calls.get_or_init(|| self.end_former_calls()).await;
         let expects = || self.records.all().is_ok_and(|all| all.values().any(Record::is_known));
         self.sight.list(&self.program, expects).await
+    }
+
+    /// Ends what a controller that was killed left of its calls. They go on without it: one whose output nobody reads
+    /// any more has been seen to keep a processor busy for ever.
+    async fn end_former_calls(&self) {
+        let mark = Mark::new(CALLS_VARIABLE, self.records.root());
+        if let Err(error) = sweep(&Hold::of_nothing(), &mark).await {
+            tracing::warn!(%error, "calls of Multipass that were begun before this controller are still there");
+        }
     }
 
     /// The same for a call on an instance.

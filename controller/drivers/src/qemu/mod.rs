@@ -70,7 +70,8 @@ use self::warm::Warm;
 use crate::folder::{Folder, Owner, folders, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
 use crate::images::{Images, ignore_progress};
-use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target, process};
+use crate::process::{self, Mark};
+use crate::{Act, Base, CreateOrder, Driver, DriverError, Mounts, Target};
 
 /// Where a machine with QEMU's user-mode network sees its host.
 pub const HOST_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
@@ -176,7 +177,7 @@ impl Qemu {
             // Nobody brings it up any more.
             if let (Some(hold), Some(machine)) = (unheld, machine) {
                 let nonce = machine.nonce.clone();
-                tokio::spawn(async move { process::sweep(&hold, &nonce).await });
+                tokio::spawn(async move { process::sweep(&hold, &Mark::of_instance(&nonce)).await });
             }
             return InstanceState::Starting;
         }
@@ -514,7 +515,7 @@ async fn bring_down(held: &Held<'_>, grace: Duration) -> Result<(), DriverError>
         let released = folder.clone();
         hold.until(RELEASE_LIMIT, move || released.is_free()).await.map_err(failed)?;
     }
-    process::sweep(hold, &held.nonce).await.map_err(failed)?;
+    process::sweep(hold, &Mark::of_instance(&held.nonce)).await.map_err(failed)?;
     let released = folder.clone();
     if hold.until(RELEASE_LIMIT, move || released.is_free()).await.map_err(failed)? {
         return Ok(());

@@ -44,7 +44,8 @@ use super::{Held, Qemu, RELEASE_LIMIT, saved};
 use crate::folder::{Folder, at, leftovers, remove_tree};
 use crate::hold::{Hold, Holds, blocking};
 use crate::images::Image;
-use crate::{Act, CreateOrder, DriverError, process};
+use crate::process::{self, Mark};
+use crate::{Act, CreateOrder, DriverError};
 
 /// How long a warm start that could not be made is not tried again: machines boot meanwhile.
 const FAILED_PAUSE: Duration = Duration::from_secs(600);
@@ -312,7 +313,7 @@ impl Qemu {
             let Some(hold) = self.warm.holds.try_hold(&name) else { continue };
             let folder = machine::folder(&path, &name);
             if let Ok(machine) = Machine::read(&folder)
-                && let Err(error) = process::sweep(&hold, &machine.nonce).await
+                && let Err(error) = process::sweep(&hold, &Mark::of_instance(&machine.nonce)).await
             {
                 tracing::warn!(%name, %error, "what a dead controller was making can't be ended");
                 continue;
